@@ -1,0 +1,41 @@
+# `make demo` and `make test` do everything on a fresh machine: environment, build, run.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+SOURCES := pyproject.toml CMakeLists.txt README.md $(shell find src csrc cmake -type f -not -path '*/__pycache__/*')
+
+.PHONY: demo test test-all lint format clean
+
+demo: $(VENV)/.installed
+	$(BIN)/dwsep demo
+
+test: $(VENV)/.installed lint
+	$(BIN)/python -m pytest
+
+test-all: $(VENV)/.installed lint
+	$(BIN)/python -m pytest --sweep
+
+lint: $(VENV)/.dependencies
+	$(BIN)/ruff check src tests scripts
+	$(BIN)/ruff format --check src tests scripts
+	$(BIN)/clang-format --dry-run -Werror $$(find csrc -name '*.cpp' -o -name '*.h' -o -name '*.inc')
+	$(BIN)/pyright --pythonpath $(BIN)/python src
+
+format: $(VENV)/.dependencies
+	$(BIN)/ruff check --fix src tests scripts
+	$(BIN)/ruff format src tests scripts
+	$(BIN)/clang-format -i $$(find csrc -name '*.cpp' -o -name '*.h' -o -name '*.inc')
+
+clean:
+	rm -rf build $(VENV)/.installed
+
+$(VENV)/.dependencies: constraints.txt pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install -q -c constraints.txt torch torchvision
+	$(BIN)/pip install -q -c constraints.txt -r requirements-dev.txt
+	touch $@
+
+# A real wheel, as users get it; its build folder is kept, so only what changed is compiled again.
+$(VENV)/.installed: $(VENV)/.dependencies $(SOURCES)
+	$(BIN)/pip install -q --no-deps --force-reinstall .
+	touch $@

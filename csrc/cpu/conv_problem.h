@@ -1,0 +1,76 @@
+// What a kernel needs to know of a convolution. Plain data: it crosses from code compiled for the baseline into code
+// compiled for one instruction set, so nothing here may have an inline function that both would emit.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace dwsep {
+
+enum class Activation : int32_t { kNone, kRelu, kRelu6, kSilu, kHardswish, kGelu };
+enum class Residual : int32_t { kNone, kInput, kDepthwise };
+enum class ElementType : int32_t { kFloat32, kBFloat16 };
+
+// A run of output columns for which the same taps along W fall inside the input: [tap_begin, tap_end).
+struct ColumnSegment {
+  int64_t begin;
+  int64_t end;
+  int64_t tap_begin;
+  int64_t tap_end;
+};
+
+// Axes are (D, H, W), the leading ones of size 1 where the convolution has fewer. Activations are channels last.
+struct ConvProblem {
+  int64_t batch;
+  int64_t channels;        // C
+  int64_t multiplier;      // M
+  int64_t inner_channels;  // C * M
+  int64_t out_channels;    // K; unused by depthwise alone
+  int64_t input[3];
+  int64_t output[3];
+  int64_t kernel[3];
+  int64_t stride[3];
+  int64_t dilation[3];
+  int64_t pad_low[3];
+  const ColumnSegment* segments;
+  int64_t segment_count;
+  ElementType element_type;
+};
+
+// Weights in the order in which micro-kernels read them, channels padded with zeros to whole blocks.
+struct PackedWeights {
+  const float* depthwise;       // [inner block][tap][lane]
+  const float* depthwise_bias;  // [inner block][lane]
+  const float* pointwise;       // [K block][inner channel, padded][column]
+  const float* pointwise_bias;  // [K block][column]
+};
+
+struct SeparableOptions {
+  Activation inner_activation;
+  Activation activation;
+  Residual residual;
+};
+
+// A rectangle of the output: rows [row_begin, row_end) of the batch * D * H rows, columns [column_begin, column_end),
+// and for the separable kernel the K blocks [block_begin, block_end).
+struct Tile {
+  int64_t row_begin;
+  int64_t row_end;
+  int64_t column_begin;
+  int64_t column_end;
+  int64_t block_begin;
+  int64_t block_end;
+};
+
+// One instruction set's kernels.
+struct KernelTable {
+  const char* isa;
+  int64_t lanes;         // floats of a vector
+  int64_t tile_columns;  // output channels of a pointwise micro-kernel: one K block
+  int64_t tile_pixels;   // output pixels of a pointwise micro-kernel at most
+  void (*depthwise_tile)(const ConvProblem&, const PackedWeights&, Activation, const void* x, void* out, const Tile&);
+  void (*separable_tile)(const ConvProblem&, const PackedWeights&, const SeparableOptions&, const void* x, void* out,
+                         const Tile&, float* panel);
+};
+
+}  // namespace dwsep

@@ -1,0 +1,83 @@
+#include "cpu/isa.h"
+
+#include <atomic>
+#include <vector>
+
+#include "cpu/simd/tables.h"
+
+namespace dwsep {
+namespace {
+
+struct Entry {
+  const KernelTable* table;
+  bool supported;
+};
+
+#if defined(DWSEP_HAS_AVX2) || defined(DWSEP_HAS_AVX512)
+bool cpu_has_avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
+
+bool cpu_has_avx512() {
+  return cpu_has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+}
+#endif
+
+const std::vector<Entry>& entries() {
+  static const std::vector<Entry> list = [] {
+    std::vector<Entry> all;
+    all.push_back({&portable::table, true});
+#ifdef DWSEP_HAS_AVX2
+    all.push_back({&avx2::table, cpu_has_avx2()});
+#endif
+#ifdef DWSEP_HAS_AVX512
+    all.push_back({&avx512::table, cpu_has_avx512()});
+#endif
+#ifdef DWSEP_HAS_NEON
+    all.push_back({&neon::table, true});  // part of every 64-bit Arm CPU
+#endif
+    return all;
+  }();
+  return list;
+}
+
+const KernelTable* best() {
+  const KernelTable* found = nullptr;
+  for (const Entry& entry : entries()) {
+    if (entry.supported) found = entry.table;
+  }
+  return found;
+}
+
+std::atomic<const KernelTable*>& current() {
+  static std::atomic<const KernelTable*> table{best()};
+  return table;
+}
+
+std::string names(bool only_supported) {
+  std::string joined;
+  for (const Entry& entry : entries()) {
+    if (only_supported && !entry.supported) continue;
+    if (!joined.empty()) joined += ',';
+    joined += entry.table->isa;
+  }
+  return joined;
+}
+
+}  // namespace
+
+std::string compiled_isas() { return names(false); }
+std::string supported_isas() { return names(true); }
+
+bool set_isa(const std::string& name) {
+  for (const Entry& entry : entries()) {
+    if (name == entry.table->isa && entry.supported) {
+      current() = entry.table;
+      return true;
+    }
+  }
+  return false;
+}
+
+const KernelTable& kernels() { return *current(); }
+
+}  // namespace dwsep

@@ -1,0 +1,116 @@
+#include "cpu/packing.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "cpu/parallel.h"
+#include "cpu/scratch.h"
+
+namespace dwsep {
+namespace {
+
+float as_float(float value) { return value; }
+float as_float(uint16_t bfloat16_bits) {
+  const uint32_t bits = static_cast<uint32_t>(bfloat16_bits) << 16;
+  float value;
+  std::memcpy(&value, &bits, sizeof value);
+  return value;
+}
+
+template <class T>
+void pack_bias(float* target, const T* source, int64_t count, int64_t padded) {
+  for (int64_t i = 0; i < padded; ++i) target[i] = source != nullptr && i < count ? as_float(source[i]) : 0.0f;
+}
+
+template <class T>
+void pack_depthwise(float* target, const T* source, int64_t channels, int64_t taps, int64_t lanes) {
+  const int64_t blocks = (channels + lanes - 1) / lanes;
+  for (int64_t block = 0; block < blocks; ++block) {
+    for (int64_t lane = 0; lane < lanes; ++lane) {
+      const int64_t channel = block * lanes + lane;
+      float* out = target + block * taps * lanes + lane;
+      for (int64_t tap = 0; tap < taps; ++tap) {
+        out[tap * lanes] = channel < channels ? as_float(source[channel * taps + tap]) : 0.0f;
+      }
+    }
+  }
+}
+
+// One K block: [inner channel, padded][column]. Strips of 16 inner channels keep the columns' source lines in L1.
+template <class T>
+void pack_pointwise_block(float* target, const T* source, int64_t inner, int64_t padded, int64_t out_channels,
+                          int64_t columns, int64_t block) {
+  const int64_t first = block * columns;
+  const int64_t valid = std::min(columns, out_channels - first);
+  constexpr int64_t kStrip = 16;
+  for (int64_t begin = 0; begin < padded; begin += kStrip) {
+    const int64_t end = std::min(begin + kStrip, padded);
+    const int64_t filled = std::clamp<int64_t>(inner, begin, end);
+    for (int64_t column = 0; column < columns; ++column) {
+      float* out = target + column;
+      const T* row = source + (first + column) * inner;
+      const int64_t stop = column < valid ? filled : begin;
+      for (int64_t d = begin; d < stop; ++d) out[d * columns] = as_float(row[d]);
+      for (int64_t d = stop; d < end; ++d) out[d * columns] = 0.0f;
+    }
+  }
+}
+
+template <class T>
+PackedWeights pack(const ConvProblem& problem, const KernelTable& kernels, const WeightSources& sources) {
+  const int64_t lanes = kernels.lanes, columns = kernels.tile_columns;
+  const int64_t taps = problem.kernel[0] * problem.kernel[1] * problem.kernel[2];
+  const int64_t inner = problem.inner_channels;
+  const int64_t padded = (inner + lanes - 1) / lanes * lanes;
+  const bool has_pointwise = sources.pointwise != nullptr;
+  const int64_t blocks = has_pointwise ? (problem.out_channels + columns - 1) / columns : 0;
+  // Every part starts on a cache line.
+  const auto aligned = [](int64_t count) { return (count + 15) / 16 * 16; };
+  const int64_t sizes[] = {aligned(padded * taps), aligned(padded), aligned(blocks * padded * columns),
+                           aligned(blocks * columns)};
+  float* depthwise = scratch(Scratch::kPack, static_cast<std::size_t>(sizes[0] + sizes[1] + sizes[2] + sizes[3]));
+  float* depthwise_bias = depthwise + sizes[0];
+  float* pointwise = depthwise_bias + sizes[1];
+  float* pointwise_bias = pointwise + sizes[2];
+
+  pack_depthwise(depthwise, static_cast<const T*>(sources.depthwise), inner, taps, lanes);
+  pack_bias(depthwise_bias, static_cast<const T*>(sources.depthwise_bias), inner, padded);
+  if (has_pointwise) {
+    pack_bias(pointwise_bias, static_cast<const T*>(sources.pointwise_bias), problem.out_channels, blocks * columns);
+    const int64_t grain = std::max<int64_t>(1, 32768 / (padded * columns));
+    parallel_for(blocks, grain, [&](int64_t begin, int64_t end) {
+      for (int64_t block = begin; block < end; ++block) {
+        pack_pointwise_block(pointwise + block * padded * columns, static_cast<const T*>(sources.pointwise), inner,
+                             padded, problem.out_channels, columns, block);
+      }
+    });
+  }
+  return {depthwise, depthwise_bias, pointwise, pointwise_bias};
+}
+
+}  // namespace
+
+PackedWeights pack_weights(const ConvProblem& problem, const KernelTable& kernels, const WeightSources& sources) {
+  if (problem.element_type == ElementType::kBFloat16) return pack<uint16_t>(problem, kernels, sources);
+  return pack<float>(problem, kernels, sources);
+}
+
+std::vector<ColumnSegment> column_segments(const ConvProblem& problem) {
+  const int64_t kernel = problem.kernel[2], dilation = problem.dilation[2], size = problem.input[2];
+  std::vector<ColumnSegment> segments;
+  for (int64_t column = 0; column < problem.output[2]; ++column) {
+    const int64_t first = column * problem.stride[2] - problem.pad_low[2];
+    const int64_t begin = std::min(kernel, first >= 0 ? 0 : (-first + dilation - 1) / dilation);
+    const int64_t room = size - 1 - first;
+    const int64_t end = std::max(begin, room < 0 ? 0 : std::min(kernel, room / dilation + 1));
+    const bool same = !segments.empty() && segments.back().tap_begin == begin && segments.back().tap_end == end;
+    if (same) {
+      segments.back().end = column + 1;
+    } else {
+      segments.push_back({column, column + 1, begin, end});
+    }
+  }
+  return segments;
+}
+
+}  // namespace dwsep

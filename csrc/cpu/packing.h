@@ -1,0 +1,23 @@
+// Weights in the order of the micro-kernels.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "cpu/conv_problem.h"
+
+namespace dwsep {
+
+struct WeightSources {
+  const void* depthwise;       // (C * M, taps)
+  const void* depthwise_bias;  // (C * M) or null
+  const void* pointwise;       // (K, C * M) or null
+  const void* pointwise_bias;  // (K) or null
+};
+
+// Packs into this thread's scratch memory: valid until its next packing.
+PackedWeights pack_weights(const ConvProblem& problem, const KernelTable& kernels, const WeightSources& sources);
+
+std::vector<ColumnSegment> column_segments(const ConvProblem& problem);
+
+}  // namespace dwsep

@@ -1,0 +1,13 @@
+#pragma once
+
+#include "cpu/conv_problem.h"
+#include "cpu/packing.h"
+
+namespace dwsep {
+
+// out (N, D, H, W, K) = activation(pointwise(inner_activation(depthwise(x)))), with the depthwise output only ever as a
+// panel in the cache.
+void separable_conv_forward(ConvProblem problem, const WeightSources& weights, const SeparableOptions& options,
+                            const void* x, void* out);
+
+}  // namespace dwsep

@@ -1,0 +1,7 @@
+#define DWSEP_ISA_NAMESPACE avx512
+#define DWSEP_ISA_NAME "avx512"
+#define DWSEP_LANES 16
+#define DWSEP_COLUMN_VECTORS 2
+#define DWSEP_TILE_PIXELS 14
+
+#include "cpu/simd/kernels.inc"

@@ -1,0 +1,30 @@
+// Registration, nothing else: the operators' schemas, fake kernels and derivatives are defined in Python, so that they
+// exist without this library too.
+
+#include <torch/csrc/stable/library.h>
+
+#include "cpu/isa.h"
+#include "ops/depthwise_conv.h"
+#include "ops/separable_conv.h"
+
+STABLE_TORCH_LIBRARY_IMPL(dwsep, CPU, library) {
+  library.impl("depthwise_conv", TORCH_BOX(&dwsep::depthwise_conv));
+  library.impl("separable_conv", TORCH_BOX(&dwsep::separable_conv));
+}
+
+#define DWSEP_EXPORT extern "C" __attribute__((visibility("default")))
+
+DWSEP_EXPORT const char* dwsep_compiled_isas() {
+  static const std::string names = dwsep::compiled_isas();
+  return names.c_str();
+}
+
+DWSEP_EXPORT const char* dwsep_supported_isas() {
+  static const std::string names = dwsep::supported_isas();
+  return names.c_str();
+}
+
+DWSEP_EXPORT const char* dwsep_current_isa() { return dwsep::kernels().isa; }
+
+// 0 where the library was built with that instruction set and the CPU has it.
+DWSEP_EXPORT int dwsep_set_isa(const char* name) { return dwsep::set_isa(name) ? 0 : 1; }

@@ -1,0 +1,145 @@
+#include "ops/arguments.h"
+
+#include <torch/csrc/stable/ops.h>
+
+#include <algorithm>
+
+namespace dwsep {
+namespace {
+
+using torch::headeronly::MemoryFormat;
+using torch::headeronly::ScalarType;
+
+constexpr int64_t kLargest = (int64_t{1} << 31) - 1;
+
+// The rule of ops/_layout.py, on the same strides.
+bool is_channels_last(const Tensor& x) {
+  const auto sizes = x.sizes();
+  const auto strides = x.strides();
+  const int64_t dims = x.dim();
+  if (strides[1] == 0) return false;
+  int64_t smallest = 0;
+  const auto orders = [&](int64_t axis) {
+    if (sizes[axis] == 0 || strides[axis] < smallest) return false;
+    if (axis == 0 && smallest == strides[1]) return false;
+    smallest = strides[axis] * std::max<int64_t>(sizes[axis], 1);
+    return true;
+  };
+  if (!orders(1)) return false;
+  for (int64_t axis = dims - 1; axis >= 2; --axis) {
+    if (!orders(axis)) return false;
+  }
+  return orders(0);
+}
+
+MemoryFormat last_format(int64_t dims) { return dims == 5 ? MemoryFormat::ChannelsLast3d : MemoryFormat::ChannelsLast; }
+
+}  // namespace
+
+void check_like(const char* name, const Tensor& value, const Tensor& x) {
+  STD_TORCH_CHECK(value.is_cpu(), name, " must be on the CPU, as x is");
+  STD_TORCH_CHECK(value.scalar_type() == x.scalar_type(), name, " must have the dtype of x");
+  STD_TORCH_CHECK(value.is_contiguous(), name, " must be contiguous");
+}
+
+void check_vector(const char* name, const std::optional<Tensor>& value, const Tensor& x, int64_t size) {
+  if (!value.has_value()) return;
+  check_like(name, *value, x);
+  STD_TORCH_CHECK(value->dim() == 1 && value->size(0) == size, name, " must have shape (", size, ")");
+}
+
+ConvProblem make_problem(const Tensor& x, const Tensor& weight, const std::vector<int64_t>& stride,
+                         const std::vector<int64_t>& padding, const std::vector<int64_t>& dilation) {
+  STD_TORCH_CHECK(x.is_cpu(), "x must be on the CPU");
+  STD_TORCH_CHECK(x.scalar_type() == ScalarType::Float || x.scalar_type() == ScalarType::BFloat16,
+                  "x must be float32 or bfloat16");
+  const int64_t axes = x.dim() - 2;
+  STD_TORCH_CHECK(axes >= 1 && axes <= 3, "x must have 3 to 5 dimensions, got ", x.dim());
+  STD_TORCH_CHECK(weight.dim() == x.dim() && weight.size(1) == 1,
+                  "depthwise weight must have shape (C * M, 1, *kernel)");
+  check_like("depthwise weight", weight, x);
+  STD_TORCH_CHECK(x.size(1) >= 1 && weight.size(0) >= 1 && weight.size(0) % x.size(1) == 0,
+                  "depthwise weight must have a multiple of x's ", x.size(1), " channels, got ", weight.size(0));
+  const auto count = static_cast<std::size_t>(axes);
+  STD_TORCH_CHECK(stride.size() == count && dilation.size() == count && padding.size() == 2 * count,
+                  "stride and dilation must have ", axes, " entries, padding ", 2 * axes);
+
+  ConvProblem problem = {};
+  problem.batch = x.size(0);
+  problem.channels = x.size(1);
+  problem.inner_channels = weight.size(0);
+  problem.multiplier = problem.inner_channels / problem.channels;
+  problem.element_type = x.scalar_type() == ScalarType::Float ? ElementType::kFloat32 : ElementType::kBFloat16;
+  for (int64_t axis = 0; axis < 3; ++axis) {
+    problem.input[axis] = problem.output[axis] = problem.kernel[axis] = 1;
+    problem.stride[axis] = problem.dilation[axis] = 1;
+    problem.pad_low[axis] = 0;
+  }
+  for (int64_t i = 0; i < axes; ++i) {
+    const int64_t axis = 3 - axes + i;
+    const auto at = static_cast<std::size_t>(i);
+    const int64_t size = x.size(2 + i), kernel = weight.size(2 + i);
+    const int64_t low = padding[2 * at], high = padding[2 * at + 1];
+    STD_TORCH_CHECK(stride[at] >= 1 && stride[at] <= kLargest && dilation[at] >= 1 && dilation[at] <= kLargest,
+                    "stride and dilation must be between 1 and ", kLargest);
+    STD_TORCH_CHECK(low >= -kLargest && low <= kLargest && high >= -kLargest && high <= kLargest,
+                    "padding must be between -", kLargest, " and ", kLargest);
+    STD_TORCH_CHECK(kernel >= 1, "kernel size must be at least 1");
+    STD_TORCH_CHECK(size + std::min<int64_t>(low, 0) + std::min<int64_t>(high, 0) >= 1,
+                    "padding crops the whole input along spatial axis ", i);
+    const int64_t room = size + low + high - dilation[at] * (kernel - 1) - 1;
+    STD_TORCH_CHECK(room >= 0, "output size must be at least 1 along spatial axis ", i);
+    problem.input[axis] = size;
+    problem.output[axis] = room / stride[at] + 1;
+    problem.kernel[axis] = kernel;
+    problem.stride[axis] = stride[at];
+    problem.dilation[axis] = dilation[at];
+    problem.pad_low[axis] = low;
+  }
+  return problem;
+}
+
+Activation parse_activation(const std::string& name) {
+  static constexpr const char* kNames[] = {"none", "relu", "relu6", "silu", "hardswish", "gelu"};
+  for (int32_t i = 0; i < 6; ++i) {
+    if (name == kNames[i]) return static_cast<Activation>(i);
+  }
+  STD_TORCH_CHECK(false, "unknown activation '", name, "'; valid: none, relu, relu6, silu, hardswish, gelu");
+}
+
+Residual parse_residual(const std::string& name) {
+  static constexpr const char* kNames[] = {"none", "input", "depthwise"};
+  for (int32_t i = 0; i < 3; ++i) {
+    if (name == kNames[i]) return static_cast<Residual>(i);
+  }
+  STD_TORCH_CHECK(false, "unknown residual '", name, "'; valid: none, input, depthwise");
+}
+
+Tensor to_channels_last(const Tensor& x) {
+  const Tensor spatial = x.dim() == 3 ? torch::stable::unsqueeze(x, 2) : x;
+  return torch::stable::contiguous(spatial, last_format(spatial.dim()));
+}
+
+Tensor empty_channels_last(const ConvProblem& problem, int64_t channels, const Tensor& x) {
+  const int64_t pixels = problem.output[0] * problem.output[1] * problem.output[2];
+  // Where both layouts are the same memory, only the strides tell which one it is.
+  const bool ambiguous = problem.batch == 0 || channels == 1 || pixels == 1;
+  const MemoryFormat last = last_format(std::max<int64_t>(x.dim(), 4));
+  const MemoryFormat format = ambiguous && !is_channels_last(x) ? MemoryFormat::Contiguous : last;
+  std::vector<int64_t> sizes = {problem.batch, channels};
+  if (x.dim() == 5) sizes.push_back(problem.output[0]);
+  sizes.push_back(problem.output[1]);
+  sizes.push_back(problem.output[2]);
+  return torch::stable::empty(sizes, x.scalar_type(), std::nullopt, std::nullopt, std::nullopt, format);
+}
+
+Tensor in_layout_of(const Tensor& x, Tensor out) {
+  if (!is_channels_last(x)) out = torch::stable::contiguous(out);
+  return x.dim() == 3 ? torch::stable::squeeze(out, 2) : out;
+}
+
+const void* data_or_null(const std::optional<Tensor>& value) {
+  return value.has_value() ? value->const_data_ptr() : nullptr;
+}
+
+}  // namespace dwsep

@@ -1,0 +1,37 @@
+// Checks and conversions which the operators share. Python checks first, with better messages; these keep a direct call
+// of an operator from reading or writing out of bounds.
+#pragma once
+
+#include <torch/csrc/stable/tensor.h>
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "cpu/conv_problem.h"
+
+namespace dwsep {
+
+using torch::stable::Tensor;
+
+// The problem of a depthwise convolution of x with weight; everything but segments and out_channels.
+ConvProblem make_problem(const Tensor& x, const Tensor& weight, const std::vector<int64_t>& stride,
+                         const std::vector<int64_t>& padding, const std::vector<int64_t>& dilation);
+
+void check_vector(const char* name, const std::optional<Tensor>& value, const Tensor& x, int64_t size);
+void check_like(const char* name, const Tensor& value, const Tensor& x);
+
+Activation parse_activation(const std::string& name);
+Residual parse_residual(const std::string& name);
+
+// x in channels last, dense, with 4 or 5 axes: the same memory as x where it is so already.
+Tensor to_channels_last(const Tensor& x);
+// An uninitialised channels-last tensor with `channels` channels and the problem's output size.
+Tensor empty_channels_last(const ConvProblem& problem, int64_t channels, const Tensor& x);
+// A result of empty_channels_last in the rank of x and in its layout.
+Tensor in_layout_of(const Tensor& x, Tensor out);
+
+const void* data_or_null(const std::optional<Tensor>& value);
+
+}  // namespace dwsep

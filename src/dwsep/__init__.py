@@ -1,0 +1,14 @@
+"""dwsep: depthwise separable convolution for PyTorch, as fast as its arithmetic promises."""
+
+from importlib.metadata import PackageNotFoundError, version
+
+from dwsep import functional, networks, nn, ops
+from dwsep.dispatch import backends
+from dwsep.errors import ArgumentError
+
+try:
+    __version__ = version("dwsep")
+except PackageNotFoundError:  # a source folder on the path, not installed
+    __version__ = "0+unknown"
+
+__all__ = ["ArgumentError", "__version__", "backends", "functional", "networks", "nn", "ops"]

@@ -1,0 +1,7 @@
+"""What a network costs: multiply-adds by closed formulas, latency by interleaved measurement, and the page that shows both."""
+
+from dwsep.analysis.cost import LayerCost, ModelCost, count
+from dwsep.analysis.latency import Latency, measure
+from dwsep.analysis.report import write_demo_report
+
+__all__ = ["Latency", "LayerCost", "ModelCost", "count", "measure", "write_demo_report"]

@@ -1,0 +1,44 @@
+"""Where commands print: results to standard output, progress and errors to standard error."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress
+
+
+def output_console() -> Console:
+    """Makes the console for results, which may be piped into a file."""
+    from rich.console import Console
+
+    return Console(highlight=False)
+
+
+def progress_console() -> Console:
+    """Makes the console for everything that is not a result."""
+    from rich.console import Console
+
+    return Console(stderr=True, highlight=False)
+
+
+def make_progress(console: Console) -> Progress:
+    """Makes a progress display: what is being done, a bar, a note on the current state, and the time so far.
+
+    Args:
+        console: Console to draw on. Where it is no terminal, only the finished bars are printed.
+
+    Returns:
+        A display whose tasks carry a ``note`` field.
+    """
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[note]}"),
+        TimeElapsedColumn(),
+        console=console,
+    )

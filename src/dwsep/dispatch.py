@@ -1,0 +1,138 @@
+"""Which kernel runs a problem, and why the others cannot: one set of predicates selects and explains."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any
+
+import torch
+
+from dwsep.errors import unknown_name
+from dwsep.geometry import ConvGeometry
+from dwsep.kernels import reference
+from dwsep.ops import native_status
+
+CPU_DTYPES = (torch.float32, torch.bfloat16)
+BACKENDS = ("auto", "cpu", "triton", "reference")
+
+
+@dataclass(frozen=True)
+class BackendStatus:
+    """Whether a backend can run on this machine at all, and why not."""
+
+    name: str
+    available: bool
+    reasons: tuple[str, ...] = ()
+    details: dict[str, Any] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        state = "available" if self.available else "not available: " + "; ".join(self.reasons)
+        extra = ", ".join(f"{key}={value}" for key, value in self.details.items())
+        return f"<{self.name}: {state}{' (' + extra + ')' if extra else ''}>"
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The kernel chosen for a problem, and for each backend passed over the reasons."""
+
+    backend: str
+    kernel: Callable[..., torch.Tensor]
+    refused: MappingProxyType[str, tuple[str, ...]]
+
+
+def _cpu_status() -> BackendStatus:
+    status = native_status()
+    if not status.loaded:
+        return BackendStatus("cpu", False, (f"native library: {status.reason}",))
+    details = {"isa": status.isa, "supported_isas": status.supported_isas, "compiled_isas": status.compiled_isas}
+    return BackendStatus("cpu", True, (), details)
+
+
+def _triton_status() -> BackendStatus:
+    reasons = ["dwsep has no Triton kernels yet"]
+    if importlib.util.find_spec("triton") is None:
+        reasons.append("the package triton is not installed")
+    if not torch.cuda.is_available():
+        reasons.append("torch sees no CUDA device")
+    return BackendStatus("triton", False, tuple(reasons))
+
+
+def backends() -> dict[str, BackendStatus]:
+    """What runs on this machine and why not: the reference, the native CPU library, Triton.
+
+    Returns:
+        A status per backend name, with ``available``, ``reasons`` and ``details``.
+
+    Example:
+        >>> import dwsep
+        >>> dwsep.backends()["reference"].available
+        True
+    """
+    reference_status = BackendStatus("reference", True, (), {"torch": torch.__version__})
+    return {"cpu": _cpu_status(), "triton": _triton_status(), "reference": reference_status}
+
+
+def _cpu_reasons(op: str, geometry: ConvGeometry, dtype: torch.dtype, device: str) -> list[str]:
+    reasons = list(_cpu_status().reasons)
+    if device != "cpu":
+        reasons.append(f"tensors are on {device!r}, the kernel runs on 'cpu'")
+    if dtype not in CPU_DTYPES:
+        reasons.append(f"dtype is {dtype}, the kernels take {' and '.join(map(str, CPU_DTYPES))}")
+    return reasons
+
+
+def _decide(op: str, geometry: ConvGeometry, dtype: torch.dtype, device: str, backend: str) -> Selection:
+    if backend not in BACKENDS:
+        if not isinstance(backend, str):
+            raise TypeError(f"backend must be a name, got {backend!r} of type {type(backend).__name__}")
+        raise unknown_name("backend", backend, BACKENDS)
+    refused = {"cpu": tuple(_cpu_reasons(op, geometry, dtype, device)), "triton": _triton_status().reasons}
+    if refused.get(backend):
+        raise NotImplementedError(f"backend {backend!r} cannot run {op}: " + "; ".join(refused[backend]))
+    if backend == "cpu" or (backend == "auto" and not refused["cpu"]):
+        return Selection("cpu", getattr(torch.ops.dwsep, op).default, MappingProxyType({"triton": refused["triton"]}))
+    if backend == "reference":
+        refused = {}
+    return Selection("reference", getattr(reference, op), MappingProxyType(refused))
+
+
+_cache: dict[tuple[Any, ...], Selection] = {}
+
+
+def select(op: str, geometry: ConvGeometry, dtype: torch.dtype, device: str, backend: str = "auto") -> Selection:
+    """Choose the kernel for a problem; the choice is made once per argument combination and remembered.
+
+    Args:
+        op: operator name, ``"depthwise_conv"`` or ``"separable_conv"``.
+        geometry: kernel, stride, padding and dilation.
+        dtype: of the tensors (autocast's, where it is on).
+        device: device type, such as ``"cpu"``.
+        backend: ``"auto"``, or the name of the one that must run.
+
+    Returns:
+        The kernel with its backend's name; ``refused`` tells why each backend before it cannot run.
+
+    Raises:
+        ArgumentError: an unknown backend name.
+        NotImplementedError: the named backend cannot run this problem; the message gives its reasons.
+
+    Example:
+        >>> import torch
+        >>> geometry = ConvGeometry.make(2, 3, padding="same")
+        >>> select("separable_conv", geometry, torch.float64, "cpu").backend
+        'reference'
+    """
+    if torch.compiler.is_compiling():
+        return _decide(op, geometry, dtype, device, backend)
+    key = (op, geometry, dtype, device, backend)
+    try:
+        return _cache[key]
+    except (KeyError, TypeError):
+        selection = _decide(op, geometry, dtype, device, backend)
+        if len(_cache) >= 4096:
+            _cache.clear()
+        _cache[key] = selection
+        return selection

@@ -1,0 +1,110 @@
+"""Labelled images held in memory as one uint8 tensor."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class ImageDataset:
+    """Labelled images of one size, held in memory.
+
+    Args:
+        images: Pixels of shape (N, C, H, W), dtype uint8.
+        labels: Class indices of shape (N,), dtype int64, each in [0, len(class_names)).
+        class_names: One name per class.
+        name: What the data is called in logs and reports.
+
+    Raises:
+        TypeError: If images is not uint8 or labels is not int64.
+        ValueError: If the shapes do not fit together, the data set is empty, or a label is out of range.
+
+    Example:
+        >>> import torch
+        >>> pixels = torch.zeros(4, 1, 8, 8, dtype=torch.uint8)
+        >>> data = ImageDataset(pixels, torch.tensor([0, 1, 0, 1]), ("cat", "dog"), "toy")
+        >>> len(data), data.num_classes, data.in_channels, data.image_size
+        (4, 2, 1, (8, 8))
+    """
+
+    images: Tensor
+    labels: Tensor
+    class_names: tuple[str, ...]
+    name: str
+
+    def __post_init__(self) -> None:
+        if self.images.dtype != torch.uint8:
+            raise TypeError(f"images must be uint8, got {self.images.dtype}")
+        if self.labels.dtype != torch.int64:
+            raise TypeError(f"labels must be int64, got {self.labels.dtype}")
+        if self.images.dim() != 4:
+            raise ValueError(f"images must have shape (N, C, H, W), got {tuple(self.images.shape)}")
+        if self.labels.dim() != 1 or len(self.labels) != len(self.images):
+            raise ValueError(
+                f"{self.name}: {len(self.images)} images need labels of shape ({len(self.images)},), "
+                f"got {tuple(self.labels.shape)}"
+            )
+        if self.images.numel() == 0:
+            raise ValueError(f"{self.name}: the data set is empty, shape {tuple(self.images.shape)}")
+        bad = (self.labels < 0) | (self.labels >= len(self.class_names))
+        if bool(bad.any()):
+            index = int(bad.nonzero()[0])
+            raise ValueError(
+                f"{self.name}: label {int(self.labels[index])} at index {index} is outside "
+                f"[0, {len(self.class_names)}), the range for {len(self.class_names)} classes"
+            )
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes, whether or not each of them occurs."""
+        return len(self.class_names)
+
+    @property
+    def in_channels(self) -> int:
+        """Number of image channels: 1 for grey, 3 for colour."""
+        return self.images.shape[1]
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """Height and width in pixels."""
+        return self.images.shape[2], self.images.shape[3]
+
+
+def channel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Compute the mean and standard deviation of each channel on the scale 0 to 1.
+
+    The sums are integer sums, so the result is the same for any number of threads.
+
+    Args:
+        images: Pixels of shape (N, C, H, W), dtype uint8.
+
+    Returns:
+        Two tuples of C floats, the mean and the (population) standard deviation. A constant channel gets
+        standard deviation 1, so that normalising by it stays finite.
+
+    Raises:
+        TypeError: If images is not uint8.
+
+    Example:
+        >>> channel_statistics(torch.tensor([0, 255], dtype=torch.uint8).reshape(2, 1, 1, 1))
+        ((0.5,), (0.5,))
+    """
+    if images.dtype != torch.uint8:
+        raise TypeError(f"images must be uint8, got {images.dtype}")
+    means: list[float] = []
+    deviations: list[float] = []
+    for channel in images.unbind(1):
+        counts = torch.bincount(channel.flatten(), minlength=256)
+        values = torch.arange(256)
+        total = int(counts.sum())
+        mean = int((counts * values).sum()) / total
+        variance = int((counts * values * values).sum()) / total - mean * mean
+        means.append(mean / 255)
+        deviations.append(max(variance, 0.0) ** 0.5 / 255 if variance > 1e-9 else 1.0)
+    return tuple(means), tuple(deviations)

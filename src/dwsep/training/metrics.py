@@ -1,0 +1,121 @@
+"""What an evaluation finds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class EvaluationResult:
+    """Result of an evaluation.
+
+    Args:
+        accuracy: Share of images classified rightly, 0 to 1.
+        loss: Mean cross-entropy in nats.
+        confusion: Counts of shape (K, K), int64; rows are true classes, columns are predictions.
+    """
+
+    accuracy: float
+    loss: float
+    confusion: Tensor
+
+
+@dataclass(frozen=True)
+class ClassScore:
+    """How one class fared.
+
+    Args:
+        images: Images of the class.
+        recall: Share of them that were found, 0 to 1; NaN if there is none.
+        precision: Share of the images given this class that have it, 0 to 1; NaN if there is none.
+        f1: Harmonic mean of the two; NaN if undefined.
+        mistaken_for: The wrong class most often given to its images, or None if it was never mistaken.
+    """
+
+    images: int
+    recall: float
+    precision: float
+    f1: float
+    mistaken_for: int | None
+
+
+def class_scores(confusion: Tensor) -> list[ClassScore]:
+    """Break a confusion matrix down by class.
+
+    Args:
+        confusion: Counts of shape (K, K); rows are true classes, columns are predictions.
+
+    Returns:
+        One score per class.
+
+    Example:
+        >>> class_scores(torch.tensor([[3, 1], [0, 4]]))[0]
+        ClassScore(images=4, recall=0.75, precision=1.0, f1=0.8571428571428571, mistaken_for=1)
+    """
+    scores = []
+    for index, row in enumerate(confusion.tolist()):
+        right, images = row[index], sum(row)
+        predicted = int(confusion[:, index].sum())
+        wrong = [count if other != index else 0 for other, count in enumerate(row)]
+        scores.append(
+            ClassScore(
+                images=images,
+                recall=_ratio(right, images),
+                precision=_ratio(right, predicted),
+                f1=_ratio(2 * right, images + predicted),
+                mistaken_for=wrong.index(max(wrong)) if max(wrong) > 0 else None,
+            )
+        )
+    return scores
+
+
+class Evaluator:
+    """Accumulates loss, accuracy and confusion over batches.
+
+    Args:
+        num_classes: Number of classes.
+
+    Raises:
+        ImportError: If torchmetrics is not installed.
+    """
+
+    def __init__(self, num_classes: int) -> None:
+        metrics = _import()
+        # torchmetrics refuses to count the confusion of a single class.
+        self._confusion = metrics.classification.MulticlassConfusionMatrix(max(2, num_classes), validate_args=False)
+        self._loss = metrics.MeanMetric()
+        self._num_classes = num_classes
+
+    def update(self, logits: Tensor, labels: Tensor) -> None:
+        """Add one batch.
+
+        Args:
+            logits: Shape (N, K), floating point.
+            labels: Shape (N,), int64.
+        """
+        logits, labels = logits.detach().float().cpu(), labels.cpu()
+        self._confusion.update(logits.argmax(1), labels)
+        self._loss.update(torch.nn.functional.cross_entropy(logits, labels), weight=len(labels))
+
+    def compute(self) -> EvaluationResult:
+        """Summarise the batches so far."""
+        confusion = self._confusion.compute()[: self._num_classes, : self._num_classes].to(torch.int64)
+        right, total = int(confusion.diagonal().sum()), int(confusion.sum())
+        return EvaluationResult(_ratio(right, total), float(self._loss.compute()), confusion)
+
+
+def _ratio(part: int, whole: int) -> float:
+    return part / whole if whole else float("nan")
+
+
+def _import() -> Any:
+    try:
+        import torchmetrics
+        import torchmetrics.classification
+    except ImportError as error:
+        raise ImportError('training needs torchmetrics; install it with: pip install "dwsep[train]"') from error
+    return torchmetrics

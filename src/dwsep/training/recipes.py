@@ -1,0 +1,37 @@
+"""Settings that train well, found by measuring."""
+
+from __future__ import annotations
+
+from typing import Any
+
+# What `dwsep train` and TrainConfig start from.
+DEFAULTS: dict[str, Any] = {
+    "epochs": 10,
+    "batch_size": 64,
+    "optimizer": "adamw",
+    "learning_rate": 0.01,
+    "weight_decay": 0.05,
+    "warmup_epochs": 0.5,
+    "label_smoothing": 0.05,
+    "augment": False,
+}
+
+_DEFAULT_WIDTH = 0.25
+# Below this, the stem and the strides of the ImageNet network would leave a feature map of one pixel or two.
+_SMALL_IMAGE = 64
+
+
+def default_network_options(image_size: tuple[int, int]) -> dict[str, Any]:
+    """Choose the options of a MobileNetV1 by the size of the images.
+
+    Args:
+        image_size: Height and width in pixels.
+
+    Returns:
+        Options for ``networks.create``.
+
+    Example:
+        >>> default_network_options((28, 28))
+        {'width_multiplier': 0.25, 'stem': 'small'}
+    """
+    return {"width_multiplier": _DEFAULT_WIDTH, "stem": "small" if min(image_size) <= _SMALL_IMAGE else "imagenet"}
