@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from dwsep import _functorch
 from dwsep.errors import unknown_name
 from dwsep.geometry import ConvGeometry
 from dwsep.kernels import reference
@@ -75,8 +76,10 @@ def backends() -> dict[str, BackendStatus]:
     return {"cpu": _cpu_status(), "triton": _triton_status(), "reference": reference_status}
 
 
-def _cpu_reasons(op: str, geometry: ConvGeometry, dtype: torch.dtype, device: str) -> list[str]:
+def _cpu_reasons(op: str, geometry: ConvGeometry, dtype: torch.dtype, device: str, functorch: bool) -> list[str]:
     reasons = list(_cpu_status().reasons)
+    if functorch:
+        reasons.append("a torch.func transform differentiates, which sees through plain PyTorch only")
     if device != "cpu":
         reasons.append(f"tensors are on {device!r}, the kernel runs on 'cpu'")
     if dtype not in CPU_DTYPES:
@@ -84,12 +87,14 @@ def _cpu_reasons(op: str, geometry: ConvGeometry, dtype: torch.dtype, device: st
     return reasons
 
 
-def _decide(op: str, geometry: ConvGeometry, dtype: torch.dtype, device: str, backend: str) -> Selection:
+def _decide(
+    op: str, geometry: ConvGeometry, dtype: torch.dtype, device: str, backend: str, functorch: bool = False
+) -> Selection:
     if backend not in BACKENDS:
         if not isinstance(backend, str):
             raise TypeError(f"backend must be a name, got {backend!r} of type {type(backend).__name__}")
         raise unknown_name("backend", backend, BACKENDS)
-    refused = {"cpu": tuple(_cpu_reasons(op, geometry, dtype, device)), "triton": _triton_status().reasons}
+    refused = {"cpu": tuple(_cpu_reasons(op, geometry, dtype, device, functorch)), "triton": _triton_status().reasons}
     if refused.get(backend):
         raise NotImplementedError(f"backend {backend!r} cannot run {op}: " + "; ".join(refused[backend]))
     if backend == "cpu" or (backend == "auto" and not refused["cpu"]):
@@ -127,11 +132,12 @@ def select(op: str, geometry: ConvGeometry, dtype: torch.dtype, device: str, bac
     """
     if torch.compiler.is_compiling():
         return _decide(op, geometry, dtype, device, backend)
-    key = (op, geometry, dtype, device, backend)
+    functorch = _functorch.differentiates()
+    key = (op, geometry, dtype, device, backend, functorch)
     try:
         return _cache[key]
     except (KeyError, TypeError):
-        selection = _decide(op, geometry, dtype, device, backend)
+        selection = _decide(op, geometry, dtype, device, backend, functorch)
         if len(_cache) >= 4096:
             _cache.clear()
         _cache[key] = selection

@@ -58,7 +58,10 @@ def _check_input(x: object, weight: object, ndim: int) -> tuple[Tensor, bool, bo
         x = x.unsqueeze(0)
     if x.shape[1] < 1:
         raise ArgumentError(f"x must have at least 1 channel, got shape {tuple(x.shape)}")
-    return x, batched, torch.is_autocast_enabled(x.device.type)
+    device = x.device.type
+    # Asking for autocast on a device which has none (meta) is an error in torch.
+    known = device in ("cpu", "cuda") or torch.amp.is_autocast_available(device)
+    return x, batched, known and torch.is_autocast_enabled(device)
 
 
 def _check_depthwise_weight(argument: str, weight: Tensor, x: Tensor, ndim: int, autocast: bool) -> None:
@@ -359,7 +362,8 @@ def depthwise_separable_conv2d(
         stride: step of the depthwise window per axis, in elements.
         padding: of the depthwise factor, as :meth:`dwsep.geometry.ConvGeometry.make` takes it.
         dilation: distance of neighbouring taps per axis, in elements.
-        inner_activation: between the factors: ``"relu"``, ``"relu6"``, ``"silu"``, ``"hardswish"``, ``"gelu"``, ``None``.
+        inner_activation: between the factors: ``"relu"``, ``"relu6"``, ``"silu"``, ``"hardswish"``, ``"gelu"`` or
+            ``None``.
         activation: after the pointwise factor, one of the same.
         residual: ``None``, ``"input"`` (needs C == K and an output of x's size) or ``"depthwise"`` (needs C * M == K).
         backend: ``"auto"`` or a name from :func:`dwsep.backends`.

@@ -39,7 +39,8 @@ def _per_axis(argument: str, value: int | Sequence[int], ndim: int) -> tuple[int
 
 def _explicit_padding(padding: Padding, ndim: int) -> tuple[Pair, ...]:
     if hasattr(padding, "__index__"):
-        return ((check_int("padding", padding, low=0),) * 2,) * ndim
+        both = check_int("padding", padding, low=0)
+        return ((both, both),) * ndim
     if not isinstance(padding, Sequence):
         raise TypeError(f"padding must be a name, an integer, or one entry per axis, got {padding!r}")
     entries = tuple(padding)
@@ -54,10 +55,10 @@ def _explicit_padding(padding: Padding, ndim: int) -> tuple[Pair, ...]:
         if isinstance(entry, Sequence) and not isinstance(entry, (str, bytes)):
             if len(entry) != 2:
                 raise ArgumentError(f"padding: an axis takes an integer or a (low, high) pair, got {entry!r}")
-            low, high = (check_int("padding", side, low=-LARGEST) for side in entry)
-            pairs.append((low, high))
+            pairs.append((check_int("padding", entry[0], low=-LARGEST), check_int("padding", entry[1], low=-LARGEST)))
         elif isinstance(entry, int) or hasattr(entry, "__index__"):
-            pairs.append((check_int("padding", entry, low=0),) * 2)
+            both = check_int("padding", entry, low=0)
+            pairs.append((both, both))
         else:
             raise TypeError(f"padding: an axis takes an integer or a (low, high) pair, got {entry!r}")
     return tuple(pairs)

@@ -12,6 +12,14 @@ from dwsep.errors import unknown_name
 
 aten = torch.ops.aten
 
+
+def _silu_backward(grad: Tensor, x: Tensor) -> Tensor:
+    if not torch.is_grad_enabled():
+        return aten.silu_backward(grad, x)
+    sigmoid = torch.sigmoid(x)  # aten's own has no derivative
+    return grad * sigmoid * (1 + x * (1 - sigmoid))
+
+
 FORWARD: dict[str, Callable[[Tensor], Tensor]] = {
     "none": lambda x: x,
     "relu": F.relu,
@@ -24,7 +32,7 @@ BACKWARD: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "none": lambda grad, x: grad,
     "relu": lambda grad, x: aten.threshold_backward(grad, x, 0),
     "relu6": lambda grad, x: aten.hardtanh_backward(grad, x, 0.0, 6.0),
-    "silu": lambda grad, x: aten.silu_backward(grad, x),
+    "silu": _silu_backward,
     "hardswish": lambda grad, x: aten.hardswish_backward(grad, x),
     "gelu": lambda grad, x: aten.gelu_backward(grad, x),
 }

@@ -61,7 +61,7 @@ def depthwise_conv_backward(
     activation: str,
     output_mask: Sequence[bool],
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """Gradients of :func:`depthwise_conv` with respect to ``x``, ``weight`` and ``bias``, where ``output_mask`` asks."""
+    """Gradients of :func:`depthwise_conv` for ``x``, ``weight`` and ``bias``, where ``output_mask`` asks."""
     if activation != "none":
         raw = depthwise_conv(x, weight, bias, stride, padding, dilation, "none")
         grad = BACKWARD[activation](grad, raw)

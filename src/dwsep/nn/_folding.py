@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from dwsep import _functorch
 from dwsep.nn import _depthwise, _parts
 
 if TYPE_CHECKING:
@@ -119,11 +120,7 @@ def _folded(layer: Any, weights: Weights, inner_norm: Any, norm: Any) -> Weights
 
 def _has_version(tensor: Tensor) -> bool:
     """Whether a change of the tensor can be told by its version counter: not inside ``vmap``, not when fake."""
-    return (
-        type(tensor) in (Tensor, nn.Parameter)
-        and not tensor.is_inference()
-        and not torch._C._functorch.is_functorch_wrapped_tensor(tensor)
-    )
+    return type(tensor) in (Tensor, nn.Parameter) and not tensor.is_inference() and not _functorch.is_wrapped(tensor)
 
 
 def _affine(norm: Any) -> tuple[Tensor, Tensor]:

@@ -71,12 +71,13 @@ def make_activation(argument: str, activation: Any) -> nn.Module | None:
         return _ACTIVATIONS[activation]()
     if isinstance(activation, nn.Module):
         return activation
-    base = activation.func if isinstance(activation, functools.partial) else activation
+    base: Any = activation.func if isinstance(activation, functools.partial) else activation
     if isinstance(base, type) and issubclass(base, nn.Module):
         return activation()
     if not callable(activation):
         raise TypeError(f"{argument} must be None, a name, a module, its class or a function, got {activation!r}")
-    return FunctionActivation(activation)
+    function: Any = activation
+    return FunctionActivation(function)
 
 
 def fused_name(module: nn.Module | None) -> str | None:

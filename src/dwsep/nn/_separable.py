@@ -15,7 +15,7 @@ from dwsep.nn import _depthwise, _folding, _parts
 ORDERS = ("depthwise_first", "pointwise_first")
 IntOrInts = functional.IntOrInts
 
-_POINTWISE: dict[int, type[nn.Module]] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+_POINTWISE: dict[int, type[nn.Conv1d] | type[nn.Conv2d] | type[nn.Conv3d]] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 _DEPTHWISE: dict[int, type[_depthwise._DepthwiseConv]] = {
     1: _depthwise.DepthwiseConv1d,
     2: _depthwise.DepthwiseConv2d,

@@ -29,7 +29,9 @@ def register_autocast(name: str, tensors: int) -> None:
         def cast(*args: Any, device: str = device.lower(), key: Any = key) -> Any:
             dtype = torch.get_autocast_dtype(device)
             casted = [
-                arg.to(dtype) if isinstance(arg, Tensor) and arg.is_floating_point() and arg.dtype != torch.float64 else arg
+                arg.to(dtype)
+                if isinstance(arg, Tensor) and arg.is_floating_point() and arg.dtype != torch.float64
+                else arg
                 for arg in args[:tensors]
             ]
             with torch._C._ExcludeDispatchKeyGuard(torch._C.DispatchKeySet(key)):
@@ -41,14 +43,15 @@ def register_autocast(name: str, tensors: int) -> None:
 def register_vmap(name: str, reference: Callable[..., Any]) -> None:
     """vmap over the input alone folds into the batch axis; over weights it maps the reference, a slice at a time."""
 
-    def rule(info: Any, in_dims: Sequence[int | None], *args: Any) -> tuple[Tensor, int]:
-        x, x_dim = args[0], in_dims[0]
-        if x_dim is not None and all(dim is None for dim in in_dims[1:]):
-            x = x.movedim(x_dim, 0)
+    def rule(info: Any, in_dims: Sequence[Any], *args: Any) -> tuple[Tensor, int]:
+        # Only tensors are mapped; for the lists of the geometry torch passes lists of None.
+        dims = [dim if isinstance(arg, Tensor) else None for arg, dim in zip(args, in_dims, strict=True)]
+        if dims[0] is not None and all(dim is None for dim in dims[1:]):
+            x = args[0].movedim(dims[0], 0)
             out = getattr(torch.ops.dwsep, name)(x.flatten(0, 1), *args[1:])
-            return out.unflatten(0, (info.batch_size, -1 if info.batch_size else x.shape[1])), 0
+            return out.unflatten(0, x.shape[:2]), 0
         slices = [
-            reference(*(arg if dim is None else arg.select(dim, i) for arg, dim in zip(args, in_dims, strict=True)))
+            reference(*(arg if dim is None else arg.select(dim, i) for arg, dim in zip(args, dims, strict=True)))
             for i in range(info.batch_size)
         ]
         return torch.stack(slices), 0

@@ -14,9 +14,7 @@ from dwsep.ops._library import LIBRARY
 from dwsep.ops.depthwise_conv import fill_masked, output_spatial
 
 NAME = "separable_conv"
-_TENSORS = (
-    "Tensor x, Tensor depthwise_weight, Tensor pointwise_weight, Tensor? depthwise_bias, Tensor? pointwise_bias"
-)
+_TENSORS = "Tensor x, Tensor depthwise_weight, Tensor pointwise_weight, Tensor? depthwise_bias, Tensor? pointwise_bias"
 _GEOMETRY = "int[] stride, int[] padding, int[] dilation, str inner_activation, str activation, str residual"
 LIBRARY.define(f"{NAME}({_TENSORS}, {_GEOMETRY}) -> Tensor")
 LIBRARY.define(

@@ -1,0 +1,30 @@
+"""Uninitialised memory is NaN in every test, so that a kernel which forgets to write an element is found out."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--sweep", action="store_true", help="also run the long sweeps, which make test-all does")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("--sweep"):
+        return
+    skip = pytest.mark.skip(reason="a long sweep: run by make test-all")
+    for item in items:
+        if "sweep" in item.keywords:
+            item.add_marker(skip)
+
+
+@pytest.fixture(autouse=True)
+def _uninitialised_memory_is_nan():
+    before = torch.are_deterministic_algorithms_enabled()
+    # torch fills torch.empty, and at::empty inside the native library, with NaN in this mode.
+    torch.use_deterministic_algorithms(True)
+    assert torch.utils.deterministic.fill_uninitialized_memory
+    torch.manual_seed(0)
+    yield
+    torch.use_deterministic_algorithms(before)

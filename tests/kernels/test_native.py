@@ -1,0 +1,235 @@
+"""The native kernels against the float64 reference: bit for bit on integers, within the rounding bound on floats."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import dwsep
+from dwsep.kernels import reference
+from tests import problems
+
+pytestmark = pytest.mark.skipif(
+    not dwsep.ops.native_status().loaded, reason=f"native library: {dwsep.ops.native_status().reason}"
+)
+ops = torch.ops.dwsep
+PLAIN = ("none", "none", "none")
+
+
+def _check_exact(problem: problems.Problem, generator: torch.Generator, channels_last: bool) -> None:
+    x, depthwise, pointwise, bias, pointwise_bias = problem.tensors(problems.small_integers(generator), channels_last)
+    tensors = (x, depthwise, pointwise, bias, pointwise_bias)
+    out = ops.separable_conv(*tensors, *problem.geometry, "relu", "relu6", "none")
+    expected = reference.separable_conv(*problems.double(tensors), *problem.geometry, "relu", "relu6", "none")
+    assert torch.equal(out.double(), expected), f"separable: {problem}"
+    out = ops.separable_conv(*tensors, *problem.geometry, *PLAIN)
+    expected = reference.separable_conv(*problems.double(tensors), *problem.geometry, *PLAIN)
+    assert torch.equal(out.double(), expected), f"separable, bare: {problem}"
+    out = ops.depthwise_conv(x, depthwise, bias, *problem.geometry, "none")
+    expected = reference.depthwise_conv(*problems.double((x, depthwise, bias)), *problem.geometry, "none")
+    assert torch.equal(out.double(), expected), f"depthwise: {problem}"
+
+
+def check_recorded_exact(chosen: list[problems.Problem]) -> None:
+    """Every problem in both layouts by turns, on the instruction set in use."""
+    generator = torch.Generator().manual_seed(1)
+    for index, problem in enumerate(chosen):
+        _check_exact(problem, generator, channels_last=index % 3 != 0)
+
+
+@pytest.mark.parametrize("isa", dwsep.ops.native_status().supported_isas)
+def test_recorded_shapes_exact_on_integers(isa):
+    # The path is fixed when the library is loaded, so each is a process of its own.
+    script = "from tests import problems; from tests.kernels import test_native as t; "
+    script += "t.check_recorded_exact(problems.sample(500, seed=7)); import dwsep; print(dwsep.ops.native_status().isa)"
+    result = subprocess.run(
+        [sys.executable, "-c", script], env={**os.environ, "DWSEP_ISA": isa}, capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert result.stdout.strip() == isa
+
+
+@pytest.mark.sweep
+@pytest.mark.timeout(3000)
+@pytest.mark.parametrize("isa", dwsep.ops.native_status().supported_isas)
+def test_all_recorded_shapes_exact_on_integers(isa):
+    script = "from tests import problems; from tests.kernels import test_native as t; "
+    script += "t.check_recorded_exact(list(problems.recorded()))"
+    result = subprocess.run(
+        [sys.executable, "-c", script], env={**os.environ, "DWSEP_ISA": isa}, capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
+
+
+def test_recorded_shapes_within_the_bound_on_floats():
+    generator = torch.Generator().manual_seed(2)
+    for problem in problems.sample(500, seed=11):
+        tensors = problem.tensors(problems.normal(generator), channels_last=True)
+        out = ops.separable_conv(*tensors, *problem.geometry, *PLAIN).double()
+        expected = reference.separable_conv(*problems.double(tensors), *problem.geometry, *PLAIN)
+        magnitudes = tuple(tensor.abs() for tensor in problems.double(tensors))
+        scale = reference.separable_conv(*magnitudes, *problem.geometry, *PLAIN)
+        taps = tensors[1][0].numel()
+        bound = (taps + tensors[1].shape[0] + 2) * 2**-24 * scale
+        assert ((out - expected).abs() <= bound).all(), problem
+
+
+@st.composite
+def geometries(draw):
+    axes = draw(st.integers(1, 3))
+    per_axis = []
+    for _ in range(axes):
+        kernel, dilation = draw(st.integers(1, 5)), draw(st.integers(1, 4))
+        size = draw(st.integers(1, 12))
+        low, high = draw(st.integers(-3, 6)), draw(st.integers(-3, 6))
+        low, high = max(low, -(size - 1)), high
+        high = max(high, -(size - 1 + min(low, 0)))
+        missing = dilation * (kernel - 1) + 1 - (size + low + high)
+        high += max(0, missing)
+        per_axis.append((size, kernel, draw(st.integers(1, 4)), dilation, low, high))
+    sizes, kernels, strides, dilations = (tuple(axis[i] for axis in per_axis) for i in range(4))
+    padding = tuple(side for axis in per_axis for side in axis[4:])
+    channels, multiplier = draw(st.integers(1, 35)), draw(st.integers(1, 3))
+    out_channels = draw(st.integers(1, 40))
+    problem = problems.Problem(
+        "drawn",
+        draw(st.integers(0, 3)),
+        channels,
+        multiplier,
+        out_channels,
+        sizes,
+        kernels,
+        strides,
+        dilations,
+        padding,
+    )
+    return problem, draw(st.booleans()), draw(st.integers(0, 2**31))
+
+
+@settings(max_examples=300, deadline=None, derandomize=True)
+@given(geometries())
+def test_drawn_geometries_exact_on_integers(drawn):
+    problem, channels_last, seed = drawn
+    _check_exact(problem, torch.Generator().manual_seed(seed), channels_last)
+
+
+@pytest.mark.parametrize("residual", ["depthwise", "input"])
+@pytest.mark.parametrize("channels", [5, 16, 24, 40])
+def test_residual_exact_on_integers(residual, channels):
+    generator = torch.Generator().manual_seed(3)
+    problem = problems.Problem("", 2, channels, 1, channels, (9, 7), (3, 3), (1, 1), (2, 1), (2, 2, 1, 1))
+    tensors = problem.tensors(problems.small_integers(generator), channels_last=True)
+    arguments = (*problem.geometry, "relu", "relu6", residual)
+    expected = reference.separable_conv(*problems.double(tensors), *arguments)
+    assert torch.equal(ops.separable_conv(*tensors, *arguments).double(), expected)
+
+
+@pytest.mark.parametrize("activation", ["relu", "relu6", "silu", "hardswish", "gelu"])
+def test_activation_matches_float64(activation):
+    x = torch.cat([torch.linspace(-20, 20, 9999), torch.tensor([float("inf")])]).view(1, 1, 100, 100)
+    one = torch.ones(1, 1, 1, 1)
+    out = ops.depthwise_conv(x, one, None, [1, 1], [0] * 4, [1, 1], activation)
+    expected = reference.FORWARD[activation](x.double())
+    torch.testing.assert_close(out.double(), expected, rtol=4e-7, atol=1e-6)
+
+
+@pytest.mark.parametrize("activation", ["none", "relu", "relu6", "silu", "hardswish", "gelu"])
+@pytest.mark.parametrize("channels", [3, 32])
+def test_nan_passes_through(activation, channels):
+    x = torch.randn(1, channels, 6, 6).to(memory_format=torch.channels_last)
+    x[0, 1, 2, 2] = float("nan")
+    depthwise, pointwise = torch.ones(channels, 1, 1, 1), torch.ones(20, channels, 1, 1)
+    out = ops.separable_conv(x, depthwise, pointwise, None, None, [1, 1], [0] * 4, [1, 1], activation, "none", "none")
+    nan = torch.zeros(6, 6, dtype=torch.bool)
+    nan[2, 2] = True
+    assert torch.equal(out[0].isnan(), nan.expand(20, 6, 6))
+
+
+def test_bfloat16_accumulates_in_float32_and_rounds_once():
+    generator = torch.Generator().manual_seed(4)
+    for channels_last, channels in ((True, 24), (False, 19)):
+        problem = problems.Problem("", 2, channels, 1, 21, (9, 9), (3, 3), (1, 1), (1, 1), (1, 1, 1, 1))
+        tensors = tuple(t.bfloat16() for t in problem.tensors(problems.normal(generator), channels_last))
+        arguments = (*problem.geometry, "none", "none", "none")
+        out = ops.separable_conv(*tensors, *arguments)
+        exact = reference.separable_conv(*problems.double(tensors), *arguments)
+        assert out.dtype == torch.bfloat16
+        # One rounding of a sum which float32 has within a few of its own units.
+        assert ((out.double() - exact).abs() <= 2.0**-8 * exact.abs() * 1.01 + 1e-5).all()
+        integers = tuple(t.bfloat16() for t in problem.tensors(problems.small_integers(generator), channels_last))
+        exact = reference.separable_conv(*problems.double(integers), *arguments)
+        assert torch.equal(ops.separable_conv(*integers, *arguments), exact.float().bfloat16())
+
+
+@pytest.mark.parametrize("shape", [(1, 32, 40, 40), (1, 24, 7, 7), (3, 16, 15, 9)])
+def test_threads_do_not_change_a_bit(shape):
+    x = torch.randn(shape).to(memory_format=torch.channels_last)
+    channels = shape[1]
+    depthwise, pointwise = torch.randn(channels, 1, 3, 3), torch.randn(50, channels, 1, 1)
+    arguments = (x, depthwise, pointwise, None, None, [1, 1], [1] * 4, [1, 1], "silu", "gelu", "none")
+    before = torch.get_num_threads()
+    try:
+        results = []
+        for threads in (1, 2, 3, 5):
+            torch.set_num_threads(threads)
+            results += [ops.separable_conv(*arguments) for _ in range(10)]
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(results[0], result) for result in results)
+
+
+def test_forced_isa_which_the_cpu_lacks_is_refused():
+    status = dwsep.ops.native_status()
+    missing = next((isa for isa in status.compiled_isas if isa not in status.supported_isas), "avx9000")
+    result = subprocess.run(
+        [sys.executable, "-c", "import dwsep"],
+        env={**os.environ, "DWSEP_ISA": missing},
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 1
+    assert f"RuntimeError: DWSEP_ISA={missing!r}" in result.stderr
+    assert f"supported here: {', '.join(status.supported_isas)}" in result.stderr
+
+
+def _refused(*arguments):
+    try:
+        ops.separable_conv(*arguments)
+    except RuntimeError as error:
+        return str(error)
+    return None
+
+
+def test_operator_called_directly_refuses_what_it_cannot_run():
+    x, depthwise, pointwise = torch.ones(1, 4, 5, 5), torch.ones(4, 1, 3, 3), torch.ones(6, 4, 1, 1)
+    good = [x, depthwise, pointwise, None, None, [1, 1], [1] * 4, [1, 1], "none", "none", "none"]
+    assert _refused(*good) is None
+    for position, value, words in (
+        (0, torch.ones(1, 4, 5, 5, dtype=torch.float64), "float32"),
+        (0, torch.ones(4, 5), "3 to 5 dimensions"),
+        (1, torch.ones(3, 1, 3, 3), "multiple of x's 4 channels"),
+        (1, torch.ones(4, 2, 3, 3), "shape"),
+        (2, torch.ones(6, 5, 1, 1), "shape (K, 4"),
+        (3, torch.ones(5), "shape (4)"),
+        (5, [0, 1], "between 1"),
+        (5, [1], "entries"),
+        (6, [2**40, 0, 0, 0], "padding must be"),
+        (6, [-5, 0, 0, 0], "crops"),
+        (6, [0, -3, 0, 0], "output size"),
+        (7, [1, 2**33], "between 1"),
+        (8, "tanh", "unknown activation"),
+        (10, "sum", "unknown residual"),
+        (10, "depthwise", "channels"),
+        (10, "input", "same shape"),
+    ):
+        arguments = list(good)
+        arguments[position] = value
+        message = _refused(*arguments)
+        assert message is not None, words
+        assert words in message

@@ -1,0 +1,76 @@
+"""The choice of kernels and its explanations."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import dwsep
+from dwsep import dispatch
+from dwsep.geometry import ConvGeometry
+
+GEOMETRY = ConvGeometry.make(2, 3, padding="same")
+
+
+def test_select_reports_why_each_backend_was_passed_over():
+    selection = dispatch.select("separable_conv", GEOMETRY, torch.float64, "cpu")
+    assert selection.backend == "reference"
+    assert any("torch.float64" in reason for reason in selection.refused["cpu"])
+    assert selection.refused["triton"]
+
+
+def test_select_remembers_its_choice():
+    first = dispatch.select("separable_conv", GEOMETRY, torch.float32, "cpu")
+    assert dispatch.select("separable_conv", ConvGeometry.make(2, 3, padding=1), torch.float32, "cpu") is first
+
+
+def test_named_backend_which_cannot_run_raises_its_reasons():
+    x, depthwise, pointwise = torch.ones(1, 2, 4, 4), torch.ones(2, 1, 3, 3), torch.ones(3, 2, 1, 1)
+    with pytest.raises(NotImplementedError, match="no Triton kernels yet"):
+        dwsep.functional.depthwise_separable_conv2d(x, depthwise, pointwise, backend="triton")
+    with pytest.raises(NotImplementedError, match="float64"):
+        dwsep.functional.depthwise_separable_conv2d(x.double(), depthwise.double(), pointwise.double(), backend="cpu")
+
+
+@pytest.mark.skipif(not dwsep.ops.native_status().loaded, reason="compares with the native kernel")
+def test_named_backends_agree():
+    x, depthwise, pointwise = torch.randn(1, 8, 6, 6), torch.randn(8, 1, 3, 3), torch.randn(5, 8, 1, 1)
+    native, plain = (
+        dwsep.functional.depthwise_separable_conv2d(x, depthwise, pointwise, activation="relu", backend=name)
+        for name in ("cpu", "reference")
+    )
+    torch.testing.assert_close(native, plain)
+    assert dispatch.select("separable_conv", GEOMETRY, torch.float32, "cpu").backend == "cpu"
+
+
+def test_backends_lists_all_with_reasons():
+    status = dwsep.backends()
+    assert set(status) == {"cpu", "triton", "reference"}
+    assert status["reference"].available
+    assert all(entry.available or entry.reasons for entry in status.values())
+    assert "available" in repr(status["cpu"])
+
+
+def test_native_library_can_be_switched_off():
+    script = (
+        "import dwsep, torch; s = dwsep.backends()['cpu']; assert not s.available; print(s.reasons[0]);"
+        "layer = dwsep.nn.DepthwiseSeparableConv2d(4, 6); x = torch.ones(1, 4, 5, 5); print(tuple(layer(x).shape));"
+        "y = torch.ops.dwsep.depthwise_conv(x, torch.ones(4, 1, 3, 3), None, [1, 1], [1] * 4, [1, 1], 'relu');"
+        "print(y[0, 0, 0, 0].item())"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", script],
+        env={**os.environ, "DWSEP_DISABLE_NATIVE": "1"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert result.stdout.splitlines() == [
+        "native library: switched off by the environment variable DWSEP_DISABLE_NATIVE",
+        "(1, 6, 5, 5)",
+        "4.0",
+    ]
