@@ -9,7 +9,9 @@
 
 STABLE_TORCH_LIBRARY_IMPL(dwsep, CPU, library) {
   library.impl("depthwise_conv", TORCH_BOX(&dwsep::depthwise_conv));
+  library.impl("pack_separable_weights", TORCH_BOX(&dwsep::pack_separable_weights));
   library.impl("separable_conv", TORCH_BOX(&dwsep::separable_conv));
+  library.impl("separable_conv_packed", TORCH_BOX(&dwsep::separable_conv_packed));
 }
 
 #define DWSEP_EXPORT extern "C" __attribute__((visibility("default")))
@@ -28,3 +30,7 @@ DWSEP_EXPORT const char* dwsep_current_isa() { return dwsep::kernels().isa; }
 
 // 0 where the library was built with that instruction set and the CPU has it.
 DWSEP_EXPORT int dwsep_set_isa(const char* name) { return dwsep::set_isa(name) ? 0 : 1; }
+
+DWSEP_EXPORT int64_t dwsep_packed_separable_size(int64_t inner_channels, int64_t taps, int64_t out_channels) {
+  return dwsep::packed_separable_size(inner_channels, taps, out_channels);
+}

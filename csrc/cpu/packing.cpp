@@ -56,43 +56,76 @@ void pack_pointwise_block(float* target, const T* source, int64_t inner, int64_t
   }
 }
 
-template <class T>
-PackedWeights pack(const ConvProblem& problem, const KernelTable& kernels, const WeightSources& sources) {
-  const int64_t lanes = kernels.lanes, columns = kernels.tile_columns;
-  const int64_t taps = problem.kernel[0] * problem.kernel[1] * problem.kernel[2];
-  const int64_t inner = problem.inner_channels;
-  const int64_t padded = (inner + lanes - 1) / lanes * lanes;
-  const bool has_pointwise = sources.pointwise != nullptr;
-  const int64_t blocks = has_pointwise ? (problem.out_channels + columns - 1) / columns : 0;
-  // Every part starts on a cache line.
-  const auto aligned = [](int64_t count) { return (count + 15) / 16 * 16; };
-  const int64_t sizes[] = {aligned(padded * taps), aligned(padded), aligned(blocks * padded * columns),
-                           aligned(blocks * columns)};
-  float* depthwise = scratch(Scratch::kPack, static_cast<std::size_t>(sizes[0] + sizes[1] + sizes[2] + sizes[3]));
-  float* depthwise_bias = depthwise + sizes[0];
-  float* pointwise = depthwise_bias + sizes[1];
-  float* pointwise_bias = pointwise + sizes[2];
+// Sizes of the four parts in floats, each of whole cache lines.
+struct PartSizes {
+  int64_t depthwise, depthwise_bias, pointwise, pointwise_bias;
+};
 
-  pack_depthwise(depthwise, static_cast<const T*>(sources.depthwise), inner, taps, lanes);
+struct Layout {
+  int64_t taps, padded, blocks;
+  PartSizes sizes;
+};
+
+Layout layout_of(const ConvProblem& problem, const KernelTable& kernels) {
+  const auto whole_lines = [](int64_t count) { return (count + 15) / 16 * 16; };
+  const int64_t taps = problem.kernel[0] * problem.kernel[1] * problem.kernel[2];
+  const int64_t padded = (problem.inner_channels + kernels.lanes - 1) / kernels.lanes * kernels.lanes;
+  const int64_t columns = kernels.tile_columns;
+  const int64_t blocks = (problem.out_channels + columns - 1) / columns;
+  return {taps,
+          padded,
+          blocks,
+          {whole_lines(padded * taps), whole_lines(padded), whole_lines(blocks * padded * columns),
+           whole_lines(blocks * columns)}};
+}
+
+template <class T>
+void pack(const ConvProblem& problem, const KernelTable& kernels, const WeightSources& sources, float* memory) {
+  const Layout layout = layout_of(problem, kernels);
+  const int64_t columns = kernels.tile_columns, inner = problem.inner_channels, padded = layout.padded;
+  float* depthwise_bias = memory + layout.sizes.depthwise;
+  float* pointwise = depthwise_bias + layout.sizes.depthwise_bias;
+  float* pointwise_bias = pointwise + layout.sizes.pointwise;
+  pack_depthwise(memory, static_cast<const T*>(sources.depthwise), inner, layout.taps, kernels.lanes);
   pack_bias(depthwise_bias, static_cast<const T*>(sources.depthwise_bias), inner, padded);
-  if (has_pointwise) {
-    pack_bias(pointwise_bias, static_cast<const T*>(sources.pointwise_bias), problem.out_channels, blocks * columns);
-    const int64_t grain = std::max<int64_t>(1, 32768 / (padded * columns));
-    parallel_for(blocks, grain, [&](int64_t begin, int64_t end) {
-      for (int64_t block = begin; block < end; ++block) {
-        pack_pointwise_block(pointwise + block * padded * columns, static_cast<const T*>(sources.pointwise), inner,
-                             padded, problem.out_channels, columns, block);
-      }
-    });
-  }
-  return {depthwise, depthwise_bias, pointwise, pointwise_bias};
+  if (layout.blocks == 0) return;
+  pack_bias(pointwise_bias, static_cast<const T*>(sources.pointwise_bias), problem.out_channels,
+            layout.blocks * columns);
+  const int64_t grain = std::max<int64_t>(1, 32768 / (padded * columns));
+  parallel_for(layout.blocks, grain, [&](int64_t begin, int64_t end) {
+    for (int64_t block = begin; block < end; ++block) {
+      pack_pointwise_block(pointwise + block * padded * columns, static_cast<const T*>(sources.pointwise), inner,
+                           padded, problem.out_channels, columns, block);
+    }
+  });
 }
 
 }  // namespace
 
+int64_t packed_size(const ConvProblem& problem, const KernelTable& kernels) {
+  const PartSizes sizes = layout_of(problem, kernels).sizes;
+  return sizes.depthwise + sizes.depthwise_bias + sizes.pointwise + sizes.pointwise_bias;
+}
+
+PackedWeights packed_parts(const ConvProblem& problem, const KernelTable& kernels, const float* memory) {
+  const PartSizes sizes = layout_of(problem, kernels).sizes;
+  const float* depthwise_bias = memory + sizes.depthwise;
+  const float* pointwise = depthwise_bias + sizes.depthwise_bias;
+  return {memory, depthwise_bias, pointwise, pointwise + sizes.pointwise};
+}
+
+void pack_weights(const ConvProblem& problem, const KernelTable& kernels, const WeightSources& sources, float* memory) {
+  if (problem.element_type == ElementType::kBFloat16) {
+    pack<uint16_t>(problem, kernels, sources, memory);
+  } else {
+    pack<float>(problem, kernels, sources, memory);
+  }
+}
+
 PackedWeights pack_weights(const ConvProblem& problem, const KernelTable& kernels, const WeightSources& sources) {
-  if (problem.element_type == ElementType::kBFloat16) return pack<uint16_t>(problem, kernels, sources);
-  return pack<float>(problem, kernels, sources);
+  float* memory = scratch(Scratch::kPack, static_cast<std::size_t>(packed_size(problem, kernels)));
+  pack_weights(problem, kernels, sources, memory);
+  return packed_parts(problem, kernels, memory);
 }
 
 std::vector<ColumnSegment> column_segments(const ConvProblem& problem) {

@@ -15,6 +15,14 @@ struct WeightSources {
   const void* pointwise_bias;  // (K) or null
 };
 
+// Floats that the packed weights of a problem take.
+int64_t packed_size(const ConvProblem& problem, const KernelTable& kernels);
+
+// Where each part is in `memory`, which holds packed_size floats and is aligned to a cache line.
+PackedWeights packed_parts(const ConvProblem& problem, const KernelTable& kernels, const float* memory);
+
+void pack_weights(const ConvProblem& problem, const KernelTable& kernels, const WeightSources& sources, float* memory);
+
 // Packs into this thread's scratch memory: valid until its next packing.
 PackedWeights pack_weights(const ConvProblem& problem, const KernelTable& kernels, const WeightSources& sources);
 

@@ -26,7 +26,7 @@ int64_t panel_pixels(const ConvProblem& problem, const KernelTable& kernels, int
 
 }  // namespace
 
-void separable_conv_forward(ConvProblem problem, const WeightSources& weights, const SeparableOptions& options,
+void separable_conv_forward(ConvProblem problem, const PackedWeights& weights, const SeparableOptions& options,
                             const void* x, void* out) {
   const KernelTable& table = kernels();
   const std::vector<ColumnSegment> segments = column_segments(problem);
@@ -43,10 +43,9 @@ void separable_conv_forward(ConvProblem problem, const WeightSources& weights, c
   const int64_t splits = whole >= 2 * thread_count() ? 1 : ceil_div(2 * thread_count(), whole);
   const Tiling tiling(problem, pixels, blocks, thread_count() > 1 ? splits : 1);
 
-  const PackedWeights packed = pack_weights(problem, table, weights);
   parallel_for(tiling.count(), 1, [&](int64_t begin, int64_t end) {
     float* panel = scratch(Scratch::kPanel, static_cast<std::size_t>(tiling.pixels() * padded));
-    for (int64_t i = begin; i < end; ++i) table.separable_tile(problem, packed, options, x, out, tiling[i], panel);
+    for (int64_t i = begin; i < end; ++i) table.separable_tile(problem, weights, options, x, out, tiling[i], panel);
   });
 }
 

@@ -50,24 +50,35 @@ void check_vector(const char* name, const std::optional<Tensor>& value, const Te
 
 ConvProblem make_problem(const Tensor& x, const Tensor& weight, const std::vector<int64_t>& stride,
                          const std::vector<int64_t>& padding, const std::vector<int64_t>& dilation) {
+  STD_TORCH_CHECK(x.dim() >= 3 && x.dim() <= 5, "x must have 3 to 5 dimensions, got ", x.dim());
+  STD_TORCH_CHECK(weight.dim() == x.dim() && weight.size(1) == 1,
+                  "depthwise weight must have shape (C * M, 1, *kernel)");
+  std::vector<int64_t> kernel_size;
+  for (int64_t axis = 2; axis < weight.dim(); ++axis) kernel_size.push_back(weight.size(axis));
+  const ConvProblem problem = make_problem(x, weight.size(0), kernel_size, stride, padding, dilation);
+  check_like("depthwise weight", weight, x);
+  return problem;
+}
+
+ConvProblem make_problem(const Tensor& x, int64_t inner_channels, const std::vector<int64_t>& kernel_size,
+                         const std::vector<int64_t>& stride, const std::vector<int64_t>& padding,
+                         const std::vector<int64_t>& dilation) {
   STD_TORCH_CHECK(x.is_cpu(), "x must be on the CPU");
   STD_TORCH_CHECK(x.scalar_type() == ScalarType::Float || x.scalar_type() == ScalarType::BFloat16,
                   "x must be float32 or bfloat16");
   const int64_t axes = x.dim() - 2;
   STD_TORCH_CHECK(axes >= 1 && axes <= 3, "x must have 3 to 5 dimensions, got ", x.dim());
-  STD_TORCH_CHECK(weight.dim() == x.dim() && weight.size(1) == 1,
-                  "depthwise weight must have shape (C * M, 1, *kernel)");
-  check_like("depthwise weight", weight, x);
-  STD_TORCH_CHECK(x.size(1) >= 1 && weight.size(0) >= 1 && weight.size(0) % x.size(1) == 0,
-                  "depthwise weight must have a multiple of x's ", x.size(1), " channels, got ", weight.size(0));
+  STD_TORCH_CHECK(x.size(1) >= 1 && inner_channels >= 1 && inner_channels % x.size(1) == 0,
+                  "depthwise weight must have a multiple of x's ", x.size(1), " channels, got ", inner_channels);
   const auto count = static_cast<std::size_t>(axes);
-  STD_TORCH_CHECK(stride.size() == count && dilation.size() == count && padding.size() == 2 * count,
-                  "stride and dilation must have ", axes, " entries, padding ", 2 * axes);
+  STD_TORCH_CHECK(
+      kernel_size.size() == count && stride.size() == count && dilation.size() == count && padding.size() == 2 * count,
+      "kernel size, stride and dilation must have ", axes, " entries, padding ", 2 * axes);
 
   ConvProblem problem = {};
   problem.batch = x.size(0);
   problem.channels = x.size(1);
-  problem.inner_channels = weight.size(0);
+  problem.inner_channels = inner_channels;
   problem.multiplier = problem.inner_channels / problem.channels;
   problem.element_type = x.scalar_type() == ScalarType::Float ? ElementType::kFloat32 : ElementType::kBFloat16;
   for (int64_t axis = 0; axis < 3; ++axis) {
@@ -78,13 +89,13 @@ ConvProblem make_problem(const Tensor& x, const Tensor& weight, const std::vecto
   for (int64_t i = 0; i < axes; ++i) {
     const int64_t axis = 3 - axes + i;
     const auto at = static_cast<std::size_t>(i);
-    const int64_t size = x.size(2 + i), kernel = weight.size(2 + i);
+    const int64_t size = x.size(2 + i), kernel = kernel_size[at];
     const int64_t low = padding[2 * at], high = padding[2 * at + 1];
     STD_TORCH_CHECK(stride[at] >= 1 && stride[at] <= kLargest && dilation[at] >= 1 && dilation[at] <= kLargest,
                     "stride and dilation must be between 1 and ", kLargest);
     STD_TORCH_CHECK(low >= -kLargest && low <= kLargest && high >= -kLargest && high <= kLargest,
                     "padding must be between -", kLargest, " and ", kLargest);
-    STD_TORCH_CHECK(kernel >= 1, "kernel size must be at least 1");
+    STD_TORCH_CHECK(kernel >= 1 && kernel <= kLargest, "kernel size must be between 1 and ", kLargest);
     STD_TORCH_CHECK(size + std::min<int64_t>(low, 0) + std::min<int64_t>(high, 0) >= 1,
                     "padding crops the whole input along spatial axis ", i);
     const int64_t room = size + low + high - dilation[at] * (kernel - 1) - 1;

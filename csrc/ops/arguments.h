@@ -15,7 +15,11 @@ namespace dwsep {
 
 using torch::stable::Tensor;
 
-// The problem of a depthwise convolution of x with weight; everything but segments and out_channels.
+// The problem of a depthwise convolution of x; everything but segments and out_channels.
+ConvProblem make_problem(const Tensor& x, int64_t inner_channels, const std::vector<int64_t>& kernel_size,
+                         const std::vector<int64_t>& stride, const std::vector<int64_t>& padding,
+                         const std::vector<int64_t>& dilation);
+// The same with a weight (C * M, 1, *kernel), which is checked.
 ConvProblem make_problem(const Tensor& x, const Tensor& weight, const std::vector<int64_t>& stride,
                          const std::vector<int64_t>& padding, const std::vector<int64_t>& dilation);
 

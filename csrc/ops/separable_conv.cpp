@@ -2,6 +2,7 @@
 
 #include <torch/csrc/stable/ops.h>
 
+#include "cpu/isa.h"
 #include "cpu/separable_conv_kernel.h"
 #include "ops/arguments.h"
 
@@ -21,6 +22,38 @@ void check_residual(Residual residual, const ConvProblem& problem) {
   }
 }
 
+SeparableOptions make_options(const ConvProblem& problem, const std::string& inner_activation,
+                              const std::string& activation, const std::string& residual) {
+  const SeparableOptions options = {parse_activation(inner_activation), parse_activation(activation),
+                                    parse_residual(residual)};
+  check_residual(options.residual, problem);
+  return options;
+}
+
+Tensor run(const Tensor& x, const ConvProblem& problem, const PackedWeights& weights, const SeparableOptions& options) {
+  const Tensor input = to_channels_last(x);
+  const Tensor out = empty_channels_last(problem, problem.out_channels, x);
+  separable_conv_forward(problem, weights, options, input.const_data_ptr(), out.mutable_data_ptr());
+  return in_layout_of(x, out);
+}
+
+void check_pointwise(const Tensor& pointwise, const Tensor& like, int64_t inner_channels) {
+  check_like("pointwise weight", pointwise, like);
+  STD_TORCH_CHECK(pointwise.dim() == like.dim() && pointwise.size(0) >= 1 &&
+                      pointwise.numel() == pointwise.size(0) * inner_channels,
+                  "pointwise weight must have shape (K, ", inner_channels, ", 1, ...)");
+}
+
+// The part of a problem that the packing of its weights depends on.
+ConvProblem weights_problem(int64_t inner_channels, int64_t taps, int64_t out_channels) {
+  ConvProblem problem = {};
+  problem.inner_channels = inner_channels;
+  problem.out_channels = out_channels;
+  problem.kernel[0] = problem.kernel[1] = 1;
+  problem.kernel[2] = taps;
+  return problem;
+}
+
 }  // namespace
 
 Tensor separable_conv(const Tensor& x, const Tensor& depthwise_weight, const Tensor& pointwise_weight,
@@ -31,23 +64,59 @@ Tensor separable_conv(const Tensor& x, const Tensor& depthwise_weight, const Ten
   const Tensor depthwise = torch::stable::contiguous(depthwise_weight);
   const Tensor pointwise = torch::stable::contiguous(pointwise_weight);
   ConvProblem problem = make_problem(x, depthwise, stride, padding, dilation);
-  check_like("pointwise weight", pointwise, x);
+  check_pointwise(pointwise, x, problem.inner_channels);
   problem.out_channels = pointwise.size(0);
-  STD_TORCH_CHECK(pointwise.dim() == x.dim() && problem.out_channels >= 1 &&
-                      pointwise.numel() == problem.out_channels * problem.inner_channels,
-                  "pointwise weight must have shape (K, ", problem.inner_channels, ", 1, ...)");
   check_vector("depthwise bias", depthwise_bias, x, problem.inner_channels);
   check_vector("pointwise bias", pointwise_bias, x, problem.out_channels);
-  const SeparableOptions options = {parse_activation(inner_activation), parse_activation(activation),
-                                    parse_residual(residual)};
-  check_residual(options.residual, problem);
-
-  const Tensor input = to_channels_last(x);
-  const Tensor out = empty_channels_last(problem, problem.out_channels, x);
+  const SeparableOptions options = make_options(problem, inner_activation, activation, residual);
   const WeightSources sources = {depthwise.const_data_ptr(), data_or_null(depthwise_bias), pointwise.const_data_ptr(),
                                  data_or_null(pointwise_bias)};
-  separable_conv_forward(problem, sources, options, input.const_data_ptr(), out.mutable_data_ptr());
-  return in_layout_of(x, out);
+  return run(x, problem, pack_weights(problem, kernels(), sources), options);
+}
+
+Tensor pack_separable_weights(const Tensor& depthwise_weight, const Tensor& pointwise_weight,
+                              const std::optional<Tensor>& depthwise_bias,
+                              const std::optional<Tensor>& pointwise_bias) {
+  using torch::headeronly::ScalarType;
+  const Tensor depthwise = torch::stable::contiguous(depthwise_weight);
+  const Tensor pointwise = torch::stable::contiguous(pointwise_weight);
+  STD_TORCH_CHECK(depthwise.scalar_type() == ScalarType::Float || depthwise.scalar_type() == ScalarType::BFloat16,
+                  "weights must be float32 or bfloat16");
+  check_like("depthwise weight", depthwise, depthwise);
+  STD_TORCH_CHECK(depthwise.dim() >= 3 && depthwise.size(1) == 1 && depthwise.numel() >= 1,
+                  "depthwise weight must have shape (C * M, 1, *kernel)");
+  const int64_t inner = depthwise.size(0);
+  check_pointwise(pointwise, depthwise, inner);
+  check_vector("depthwise bias", depthwise_bias, depthwise, inner);
+  check_vector("pointwise bias", pointwise_bias, depthwise, pointwise.size(0));
+  ConvProblem problem = weights_problem(inner, depthwise.numel() / inner, pointwise.size(0));
+  problem.element_type = depthwise.scalar_type() == ScalarType::Float ? ElementType::kFloat32 : ElementType::kBFloat16;
+  const WeightSources sources = {depthwise.const_data_ptr(), data_or_null(depthwise_bias), pointwise.const_data_ptr(),
+                                 data_or_null(pointwise_bias)};
+  const int64_t size = packed_size(problem, kernels());
+  const Tensor packed = torch::stable::empty({size}, ScalarType::Float);
+  pack_weights(problem, kernels(), sources, static_cast<float*>(packed.mutable_data_ptr()));
+  return packed;
+}
+
+Tensor separable_conv_packed(const Tensor& x, const Tensor& packed, int64_t inner_channels, int64_t out_channels,
+                             const std::vector<int64_t>& kernel_size, const std::vector<int64_t>& stride,
+                             const std::vector<int64_t>& padding, const std::vector<int64_t>& dilation,
+                             const std::string& inner_activation, const std::string& activation,
+                             const std::string& residual) {
+  ConvProblem problem = make_problem(x, inner_channels, kernel_size, stride, padding, dilation);
+  STD_TORCH_CHECK(out_channels >= 1, "out_channels must be at least 1, got ", out_channels);
+  problem.out_channels = out_channels;
+  STD_TORCH_CHECK(packed.is_cpu() && packed.scalar_type() == torch::headeronly::ScalarType::Float &&
+                      packed.is_contiguous() && packed.numel() == packed_size(problem, kernels()),
+                  "packed must be what pack_separable_weights returned for these sizes");
+  const SeparableOptions options = make_options(problem, inner_activation, activation, residual);
+  const auto* memory = static_cast<const float*>(packed.const_data_ptr());
+  return run(x, problem, packed_parts(problem, kernels(), memory), options);
+}
+
+int64_t packed_separable_size(int64_t inner_channels, int64_t taps, int64_t out_channels) {
+  return packed_size(weights_problem(inner_channels, taps, out_channels), kernels());
 }
 
 }  // namespace dwsep

@@ -16,4 +16,21 @@ torch::stable::Tensor separable_conv(const torch::stable::Tensor& x, const torch
                                      const std::vector<int64_t>& dilation, const std::string& inner_activation,
                                      const std::string& activation, const std::string& residual);
 
+// The weights of a separable convolution in the order of the kernels in use, float32, for separable_conv_packed.
+torch::stable::Tensor pack_separable_weights(const torch::stable::Tensor& depthwise_weight,
+                                             const torch::stable::Tensor& pointwise_weight,
+                                             const std::optional<torch::stable::Tensor>& depthwise_bias,
+                                             const std::optional<torch::stable::Tensor>& pointwise_bias);
+
+// separable_conv with weights packed before: for inference, where they stay the same from call to call.
+torch::stable::Tensor separable_conv_packed(const torch::stable::Tensor& x, const torch::stable::Tensor& packed,
+                                            int64_t inner_channels, int64_t out_channels,
+                                            const std::vector<int64_t>& kernel_size, const std::vector<int64_t>& stride,
+                                            const std::vector<int64_t>& padding, const std::vector<int64_t>& dilation,
+                                            const std::string& inner_activation, const std::string& activation,
+                                            const std::string& residual);
+
+// Elements of what pack_separable_weights returns.
+int64_t packed_separable_size(int64_t inner_channels, int64_t taps, int64_t out_channels);
+
 }  // namespace dwsep

@@ -1,4 +1,4 @@
-"""The two questions about ``torch.func`` transforms which torch answers in private only."""
+"""The questions about ``torch.func`` transforms which torch answers in private only."""
 
 from __future__ import annotations
 
@@ -6,9 +6,14 @@ from torch import Tensor
 from torch._C import _functorch  # pyright: ignore[reportAttributeAccessIssue]
 
 
+def is_active() -> bool:
+    """Whether any ``torch.func`` transform is at work."""
+    return _functorch.peek_interpreter_stack() is not None
+
+
 def differentiates() -> bool:
     """Whether ``torch.func.grad`` or its kin is at work: custom operators' derivatives are out of its sight."""
-    if _functorch.peek_interpreter_stack() is None:  # no transform is active, which is nearly always
+    if not is_active():
         return False
     return any(entry.key().name in ("Grad", "Jvp") for entry in _functorch.get_interpreter_stack())
 

@@ -172,3 +172,19 @@ def test_autocast_computes_and_returns_bfloat16():
     through.sum().backward()
     assert depthwise.grad is not None
     assert depthwise.grad.dtype == torch.float32
+
+
+@pytest.mark.skipif(not dwsep.ops.native_status().loaded, reason="packed weights are the native library's")
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_packed_weights_give_the_same_bits(layout, dtype):
+    x = make((2, 6, 7, 9), layout, dtype=dtype, grad=False)
+    weights = [make(s, "", dtype=dtype, grad=False) for s in ((12, 1, 3, 2), (21, 12, 1, 1), (12,), (21,))]
+    opcheck(ops.pack_separable_weights, tuple(weights))
+    packed = ops.pack_separable_weights(*weights)
+    rest = (*GEOMETRY_2D, "relu", "silu", "none")
+    arguments = (x, packed, 12, 21, [3, 2], *rest)
+    opcheck(ops.separable_conv_packed, arguments)
+    assert torch.equal(ops.separable_conv_packed(*arguments), ops.separable_conv(x, *weights, *rest))
+    with pytest.raises(RuntimeError, match="packed must be what"):
+        ops.separable_conv_packed(x, packed[1:], 12, 21, [3, 2], *rest)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from dwsep import _functorch
+from dwsep import _functorch, functional
 from dwsep.nn import _depthwise, _parts
 
 if TYPE_CHECKING:
@@ -19,14 +19,18 @@ _POINTWISE_FORWARDS = (nn.Conv1d.forward, nn.Conv2d.forward, nn.Conv3d.forward)
 
 
 class Fused(NamedTuple):
-    """Arguments of the fused operator: depthwise and pointwise weight and bias; activations and residual."""
+    """Arguments of the fused operator: depthwise and pointwise weight and bias; activations and residual.
+
+    ``packed`` has the same weights in the native kernels' order, where they could be prepared ahead.
+    """
 
     weights: Weights
     options: tuple[str, str, str]
+    packed: Tensor | None
 
 
 class FoldedWeights:
-    """Weights with batch norms folded in, remembered until one of the tensors behind them changes.
+    """Weights with batch norms folded in and packed, remembered until one of the tensors behind them changes.
 
     A change is seen by the tensors' version counters; writes through ``parameter.data`` bypass these, so switching
     between training and evaluation also forgets. Not part of the layer's state: copies and pickles start empty.
@@ -34,7 +38,9 @@ class FoldedWeights:
 
     def __init__(self) -> None:
         self.key: tuple[Any, ...] | None = None
-        self.value: Weights | None = None
+        self.value: tuple[Weights, Tensor | None] | None = None
+        # Keeps the tensors behind the key alive, so that no other can take their place in memory.
+        self.sources: tuple[Tensor, ...] = ()
 
     def __deepcopy__(self, memo: Any) -> FoldedWeights:
         return FoldedWeights()
@@ -45,6 +51,7 @@ class FoldedWeights:
     def clear(self) -> None:
         """Forget the weights."""
         self.key = self.value = None
+        self.sources = ()
 
 
 def _has_hooks(module: nn.Module) -> bool:
@@ -84,13 +91,14 @@ def fused_arguments(layer: _DepthwiseSeparableConv) -> Fused | None:
             return None
     options = (inner_activation, activation, layer.residual or "none")
     weights = (depthwise.weight, pointwise.weight, depthwise.bias, pointwise.bias)
+    wants_gradient = torch.is_grad_enabled() and _wants_gradient(weights, inner_norm, norm)
     if inner_norm is None and norm is None:
-        return Fused(weights, options)
-    if layer.residual == "depthwise" and norm is not None:
-        return None  # the norm scales D as well, which folding into the pointwise weights does not
-    if torch.is_grad_enabled() and _wants_gradient(weights, inner_norm, norm):
-        return None
-    return Fused(_folded(layer, weights, inner_norm, norm), options)
+        if wants_gradient:
+            return Fused(weights, options, None)
+    elif wants_gradient or (layer.residual == "depthwise" and norm is not None):
+        return None  # in the latter case the norm scales D as well, which pointwise weights alone cannot
+    weights, packed = _prepared(layer, weights, inner_norm, norm)
+    return Fused(weights, options, packed)
 
 
 def _wants_gradient(weights: Weights, *norms: nn.Module | None) -> bool:
@@ -98,9 +106,10 @@ def _wants_gradient(weights: Weights, *norms: nn.Module | None) -> bool:
     return any(tensor is not None and tensor.requires_grad for tensor in tensors)
 
 
-def _folded(layer: Any, weights: Weights, inner_norm: Any, norm: Any) -> Weights:
+def _prepared(layer: Any, weights: Weights, inner_norm: Any, norm: Any) -> tuple[Weights, Tensor | None]:
+    """Folded and packed weights, from the layer's memory where nothing behind them changed."""
     if torch.compiler.is_compiling():
-        return _fold(weights, inner_norm, norm)
+        return _fold(weights, inner_norm, norm), None
     sources = [tensor for tensor in weights if tensor is not None]
     scalars: list[float] = []
     for batch_norm in (inner_norm, norm):
@@ -109,13 +118,21 @@ def _folded(layer: Any, weights: Weights, inner_norm: Any, norm: Any) -> Weights
             sources += [tensor for tensor in tensors if tensor is not None]
             scalars.append(batch_norm.eps)
     if not all(map(_has_version, sources)):
-        return _fold(weights, inner_norm, norm)
-    key = (*((tensor.data_ptr(), tensor._version, tensor.dtype, id(tensor)) for tensor in sources), *scalars)
+        return _fold(weights, inner_norm, norm), None
+    key = (*[(tensor.data_ptr(), tensor._version, tensor.dtype) for tensor in sources], *scalars)
     cache: FoldedWeights = layer._folded
     if cache.key != key or cache.value is None:
-        cache.value = _fold(weights, inner_norm, norm)
-        cache.key = key
+        folded = _fold(weights, inner_norm, norm)
+        cache.value = folded, _packed(folded)
+        cache.key, cache.sources = key, tuple(sources)
     return cache.value
+
+
+def _packed(weights: Weights) -> Tensor | None:
+    if not functional.packs(weights[0]):
+        return None
+    detached = (None if tensor is None else tensor.detach() for tensor in weights)
+    return torch.ops.dwsep.pack_separable_weights(*detached)
 
 
 def _has_version(tensor: Tensor) -> bool:

@@ -169,7 +169,9 @@ class _DepthwiseSeparableConv(nn.Module):
             fused = _folding.fused_arguments(self)
             if fused is not None:
                 x, geometry = self.depthwise.padded(x) if self.padding_mode != "zeros" else (x, self.depthwise.geometry)
-                return functional.depthwise_separable_conv(x, *fused.weights, geometry, *fused.options, "auto")
+                return functional.depthwise_separable_conv(
+                    x, *fused.weights, geometry, *fused.options, "auto", fused.packed
+                )
         return self._composed(x)
 
     def _composed(self, x: Tensor) -> Tensor:

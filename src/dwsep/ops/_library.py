@@ -53,7 +53,8 @@ def _load() -> NativeStatus:
 
 
 def _choose_isa(path: Path) -> NativeStatus:
-    native = ctypes.CDLL(str(path))
+    global _native
+    _native = native = ctypes.CDLL(str(path))
     for name in ("dwsep_compiled_isas", "dwsep_supported_isas", "dwsep_current_isa"):
         getattr(native, name).restype = ctypes.c_char_p
     native.dwsep_set_isa.argtypes = [ctypes.c_char_p]
@@ -67,6 +68,16 @@ def _choose_isa(path: Path) -> NativeStatus:
 
 
 _status: NativeStatus | None = None
+_native: ctypes.CDLL | None = None
+
+
+def packed_separable_size(inner_channels: int, taps: int, out_channels: int) -> int:
+    """Floats that ``dwsep::pack_separable_weights`` returns, which the kernels in use decide."""
+    if _native is None:
+        raise NotImplementedError(f"packed weights need the native library: {native_status().reason}")
+    size = _native.dwsep_packed_separable_size
+    size.argtypes, size.restype = [ctypes.c_int64] * 3, ctypes.c_int64
+    return size(inner_channels, taps, out_channels)
 
 
 def native_status() -> NativeStatus:

@@ -22,11 +22,13 @@ LIBRARY.define(
 )
 
 
-def output_spatial(x: Tensor, weight: Tensor, stride: list[int], padding: list[int], dilation: list[int]) -> list[int]:
+def output_spatial(
+    x: Tensor, kernel_size: Sequence[int], stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int]
+) -> list[int]:
     """Spatial output size, with sizes which may be symbolic."""
     return [
         (n + padding[2 * axis] + padding[2 * axis + 1] - dilation[axis] * (k - 1) - 1) // stride[axis] + 1
-        for axis, (n, k) in enumerate(zip(x.shape[2:], weight.shape[2:], strict=True))
+        for axis, (n, k) in enumerate(zip(x.shape[2:], kernel_size, strict=True))
     ]
 
 
@@ -66,7 +68,9 @@ LIBRARY.impl(f"{NAME}_backward", _backward, "CompositeExplicitAutograd")
 
 @torch.library.register_fake(f"dwsep::{NAME}", lib=LIBRARY)
 def _(x, weight, bias, stride, padding, dilation, activation):
-    return empty_output(x, (x.shape[0], weight.shape[0], *output_spatial(x, weight, stride, padding, dilation)))
+    return empty_output(
+        x, (x.shape[0], weight.shape[0], *output_spatial(x, weight.shape[2:], stride, padding, dilation))
+    )
 
 
 @torch.library.register_fake(f"dwsep::{NAME}_backward", lib=LIBRARY)

@@ -37,7 +37,7 @@ LIBRARY.impl(f"{NAME}_backward", _backward, "CompositeExplicitAutograd")
 
 @torch.library.register_fake(f"dwsep::{NAME}", lib=LIBRARY)
 def _(x, depthwise_weight, pointwise_weight, depthwise_bias, pointwise_bias, stride, padding, dilation, *rest):
-    spatial = output_spatial(x, depthwise_weight, stride, padding, dilation)
+    spatial = output_spatial(x, depthwise_weight.shape[2:], stride, padding, dilation)
     return empty_output(x, (x.shape[0], pointwise_weight.shape[0], *spatial))
 
 

@@ -1,0 +1,38 @@
+"""``dwsep::pack_separable_weights`` and ``dwsep::separable_conv_packed``: inference with weights packed once.
+
+The native library's alone: there is no reference of them, and nothing to differentiate. Their result is that of
+``dwsep::separable_conv`` bit for bit.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from dwsep.ops._layout import empty_output
+from dwsep.ops._library import LIBRARY, packed_separable_size
+from dwsep.ops.depthwise_conv import output_spatial
+
+LIBRARY.define(
+    "pack_separable_weights(Tensor depthwise_weight, Tensor pointwise_weight, Tensor? depthwise_bias, "
+    "Tensor? pointwise_bias) -> Tensor"
+)
+LIBRARY.define(
+    "separable_conv_packed(Tensor x, Tensor packed, int inner_channels, int out_channels, int[] kernel_size, "
+    "int[] stride, int[] padding, int[] dilation, str inner_activation, str activation, str residual) -> Tensor"
+)
+
+
+@torch.library.register_fake("dwsep::pack_separable_weights", lib=LIBRARY)
+def _(depthwise_weight, pointwise_weight, depthwise_bias, pointwise_bias):
+    inner, _, *kernel = depthwise_weight.shape
+    taps = 1
+    for size in kernel:
+        taps *= size
+    size = packed_separable_size(inner, taps, pointwise_weight.shape[0])
+    return depthwise_weight.new_empty(size, dtype=torch.float32)
+
+
+@torch.library.register_fake("dwsep::separable_conv_packed", lib=LIBRARY)
+def _(x, packed, inner_channels, out_channels, kernel_size, stride, padding, dilation, *rest):
+    spatial = output_spatial(x, kernel_size, stride, padding, dilation)
+    return empty_output(x, (x.shape[0], out_channels, *spatial))
