@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from dwsep import _functorch, dispatch, ops
+from dwsep import dispatch, ops
 from dwsep.errors import ArgumentError, unknown_name
 from dwsep.geometry import ConvGeometry, Padding
 from dwsep.kernels.activations import activation_name
@@ -109,12 +109,8 @@ def depthwise_separable_conv(
     activation: str,
     residual: str,
     backend: str,
-    packed: Tensor | None = None,
 ) -> Tensor:
-    """Separable convolution with its arguments normalised: what the functions and modules of every rank call.
-
-    ``packed`` has the same weights as ``dwsep::pack_separable_weights`` gives them, for the calls which can use it.
-    """
+    """Separable convolution with its arguments normalised: what the functions and modules of every rank call."""
     ndim = geometry.ndim
     x, batched, autocast = _check_input(x, depthwise_weight, ndim)
     _check_depthwise_weight("depthwise_weight", depthwise_weight, x, ndim, autocast)
@@ -127,23 +123,8 @@ def depthwise_separable_conv(
     spatial = x.shape[2:]
     out_spatial = geometry.output_size(spatial)
     if residual != "none":
-        _check_residual(residual, x, inner_channels, pointwise_weight.shape[0], out_spatial)
+        check_residual(residual, x, inner_channels, pointwise_weight.shape[0], out_spatial)
     selection = dispatch.select("separable_conv", geometry, _effective_dtype(x, autocast), x.device.type, backend)
-    if packed is not None and selection.backend == "cpu" and not autocast and not _differentiated(x):
-        out = torch.ops.dwsep.separable_conv_packed(
-            x,
-            packed,
-            inner_channels,
-            pointwise_weight.shape[0],
-            geometry.kernel_size,
-            geometry.stride,
-            _flat(geometry.pads(spatial)),
-            geometry.dilation,
-            inner_activation,
-            activation,
-            residual,
-        )
-        return out if batched else out.squeeze(0)
     out = selection.kernel(
         x,
         depthwise_weight,
@@ -165,12 +146,8 @@ def packs(weight: Tensor) -> bool:
     return weight.device.type == "cpu" and weight.dtype in dispatch.CPU_DTYPES and ops.native_status().loaded
 
 
-def _differentiated(x: Tensor) -> bool:
-    """Whether something looks at how the output comes from x: autograd or a ``torch.func`` transform."""
-    return (x.requires_grad and torch.is_grad_enabled()) or _functorch.is_active()
-
-
-def _check_residual(residual: str, x: Tensor, inner: int, out: int, out_spatial: tuple[int, ...]) -> None:
+def check_residual(residual: str, x: Tensor, inner: int, out: int, out_spatial: tuple[int, ...]) -> None:
+    """Raise where what a residual adds does not fit the output."""
     if residual == "depthwise" and inner != out:
         raise ArgumentError(
             f"residual='depthwise' adds the depthwise output, so its channels must equal the output's, got {inner} and "

@@ -31,21 +31,43 @@ def both(layer):
 
 
 def test_folds_in_evaluation_without_gradients_only(layer):
+    def can(which):
+        return (_folding.fused_arguments(which) is not None, which._plan.current(which) is not None)
+
     with torch.no_grad():
-        assert _folding.fused_arguments(layer) is not None
-        assert _folding.fused_arguments(layer.train()) is None
-    assert _folding.fused_arguments(layer.eval()) is None
+        assert can(layer) == (True, True)
+        assert can(layer.train()) == (False, False)
+    assert can(layer.eval()) == (False, False)
     for parameter in layer.parameters():
         parameter.requires_grad_(False)
-    assert _folding.fused_arguments(layer) is not None
+    assert can(layer) == (True, True)
 
 
-def test_weights_are_folded_once(layer):
+def test_weights_are_prepared_once(layer):
     with torch.no_grad():
         layer(X)
-        first = layer._folded.value
+        first = layer._plan.plan
         layer(X)
-        assert layer._folded.value is first
+        assert layer._plan.plan is first
+
+
+def test_input_which_wants_a_gradient_gets_it_from_frozen_weights(layer):
+    for parameter in layer.parameters():
+        parameter.requires_grad_(False)
+    x = X.clone().requires_grad_()
+    layer(x).sum().backward()
+    y = X.clone().requires_grad_()
+    layer._composed(y).sum().backward()
+    torch.testing.assert_close(x.grad, y.grad, rtol=1e-5, atol=1e-5)
+
+
+def test_plan_checks_every_new_input(layer):
+    strict = dwsep.nn.DepthwiseSeparableConv2d(4, 4, padding=0, residual="depthwise").eval()
+    with torch.no_grad():
+        strict(X)
+        for bad in (X[..., :2], X[:, :3], X.double(), X[0, 0]):
+            with pytest.raises(dwsep.ArgumentError):
+                strict(bad)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from dwsep import functional
 from dwsep.errors import ArgumentError, unknown_name
 from dwsep.geometry import Padding, check_int
-from dwsep.nn import _depthwise, _folding, _parts
+from dwsep.nn import _depthwise, _folding, _parts, _plan
 
 ORDERS = ("depthwise_first", "pointwise_first")
 IntOrInts = functional.IntOrInts
@@ -95,7 +95,7 @@ class _DepthwiseSeparableConv(nn.Module):
         self.activation = _parts.make_activation("activation", activation)
         self._check_residual()
         self._init_pointwise()
-        self._folded = _folding.FoldedWeights()
+        self._plan = _plan.PlanMemory()
 
     def _check_residual(self) -> None:
         g = self.depthwise.geometry
@@ -146,8 +146,8 @@ class _DepthwiseSeparableConv(nn.Module):
         return self.depthwise.padding_mode
 
     def train(self, mode: bool = True) -> _DepthwiseSeparableConv:
-        """Switch between training and evaluation, and forget folded weights."""
-        self._folded.clear()
+        """Switch between training and evaluation, and forget the weights prepared for inference."""
+        self._plan.plan = None
         return super().train(mode)
 
     def _init_pointwise(self) -> None:
@@ -166,12 +166,13 @@ class _DepthwiseSeparableConv(nn.Module):
         if x.dim() == self.ndim + 1:
             return self.forward(x.unsqueeze(0)).squeeze(0)  # batch norms take no unbatched input
         if self.order == "depthwise_first":
+            plan = None if torch.compiler.is_compiling() else self._plan.current(self)
+            if plan is not None:
+                return plan.run(self, x)
             fused = _folding.fused_arguments(self)
             if fused is not None:
-                x, geometry = self.depthwise.padded(x) if self.padding_mode != "zeros" else (x, self.depthwise.geometry)
-                return functional.depthwise_separable_conv(
-                    x, *fused.weights, geometry, *fused.options, "auto", fused.packed
-                )
+                x, geometry = self.depthwise.padded(x)
+                return functional.depthwise_separable_conv(x, *fused.weights, geometry, *fused.options, "auto")
         return self._composed(x)
 
     def _composed(self, x: Tensor) -> Tensor:
