@@ -45,13 +45,15 @@ def test_measure_repeats_short_calls_until_they_fill_the_turn():
     latencies = measure(cases, rounds=2, min_seconds=1.0, warmup_seconds=0, timer=clock)
     assert (latencies["short"].calls_per_round, latencies["long"].calls_per_round) == (4, 1)
     assert (latencies["short"].median, latencies["long"].median) == (0.25, 8.0)
-    assert clock.calls.count("short") == 1 + 2 * 5 and clock.calls.count("long") == 1 + 2 * 2
+    assert clock.calls.count("short") == 1 + 2 * 5
+    assert clock.calls.count("long") == 1 + 2 * 2
 
 
 def test_measure_bounds_the_calls_of_one_below_the_resolution_of_the_clock():
     clock = Clock()
     latency = measure({"a": clock.case("a", 0.0)}, rounds=1, min_seconds=1.0, warmup_seconds=0, timer=clock)["a"]
-    assert latency.median == 0 and latency.calls_per_round == 100_000
+    assert latency.median == 0
+    assert latency.calls_per_round == 100_000
 
 
 def test_measure_warms_up_every_case_before_the_first_turn():

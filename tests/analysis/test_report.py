@@ -19,7 +19,9 @@ ROWS = (
     ("eager_channels_last", "eager", "separable, PyTorch NHWC", 4.0, 20.0, 3.0),
     ("dwsep", "dwsep", "separable, dwsep", 2.0, 5.0, 1.5),
 )
-PIXEL = "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGNgAAAAAgABSK+kcQAAAABJRU5ErkJggg=="
+PIXEL = (
+    "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGNgAAAAAgABSK+kcQAAAABJRU5ErkJggg=="
+)
 
 
 def make_row(key, group, label, epoch_seconds, batch_1, batch_64):
@@ -50,7 +52,7 @@ def results():
     return {
         "command": "dwsep demo --epochs 3",
         "created": "2025-01-02T03:04:05+00:00",
-        "config": {"epochs": 3, "seed": 0},
+        "config": {"epochs": 3, "seed": 0, "network_options": {"stem": "small"}, "quick": False},
         "machine": {
             "cpu": "Example CPU",
             "architecture": "x86_64",
@@ -81,11 +83,23 @@ def test_write_demo_report_shows_every_row_and_number(results, tmp_path):
     for row in results["rows"]:
         assert page.count(row["label"]) >= 1
         assert f"{row['epoch_seconds']:.2f}" in page
-    assert "28.3 M" in page and "3.22 M" in page
-    assert "9.0 times fewer multiply-adds" in page and "11.0 times fewer" in page
-    assert "10,000 images" in page and "2 min 14 s" in page and "Example CPU" in page
+    assert "28.3 M" in page
+    assert "3.22 M" in page
+    assert "9.0 times fewer multiply-adds" in page
+    assert "11.0 times fewer" in page
+    assert "10,000 images" in page
+    assert "2 min 14 s" in page
+    assert "Example CPU" in page
+    assert "2025-01-02 03:04 UTC" in page
+    assert "stem=small" in page
     assert page.count("<svg") == 2
     assert [file.name for file in path.parent.iterdir()] == ["report.html"]
+
+
+def test_render_demo_report_says_that_a_quick_run_shows_nothing(results):
+    assert "A quick run" not in render_demo_report(results)
+    results["config"]["quick"] = True
+    assert "A quick run" in render_demo_report(results)
 
 
 def test_write_demo_report_needs_only_the_json_file(results, tmp_path):
@@ -96,9 +110,12 @@ def test_write_demo_report_needs_only_the_json_file(results, tmp_path):
 
 def test_render_demo_report_makes_no_request(results):
     page = render_demo_report(results)
-    assert "http:" not in page and "https:" not in page and "//" not in re.sub(r"base64,[^\"]*", "", page)
+    assert "http:" not in page
+    assert "https:" not in page
+    assert "//" not in re.sub(r"base64,[^\"]*", "", page)
     sources = re.findall(r'(?:src|href)="([^"]*)"', page)
-    assert sources and all(source.startswith(("data:", "#")) for source in sources)
+    assert sources
+    assert all(source.startswith(("data:", "#")) for source in sources)
 
 
 def test_render_demo_report_has_unique_ids_that_all_references_meet(results):
@@ -110,7 +127,8 @@ def test_render_demo_report_has_unique_ids_that_all_references_meet(results):
 
 def test_render_demo_report_leaves_chart_colours_to_the_page(results):
     charts = "".join(re.findall(r"<svg.*?</svg>", render_demo_report(results), re.DOTALL))
-    assert "currentColor" in charts and "var(--series-4)" in charts
+    assert "currentColor" in charts
+    assert "var(--series-4)" in charts
     assert re.findall(r"#[0-9a-f]{6}\b", charts) == []
 
 
@@ -137,9 +155,11 @@ def test_write_demo_report_names_the_extra_where_a_package_is_missing(results, t
 def test_summarise_promise_compares_with_the_best_layout():
     promise = summarise_promise([make_row(*row) for row in ROWS])
     eager, dwsep = promise["speedups"]
-    assert promise["macs_ratio"] == 9 and promise["macs_ratio_spatial"] == 11
+    assert promise["macs_ratio"] == 9
+    assert promise["macs_ratio_spatial"] == 11
     assert (eager["training"], eager["batch_1"], eager["batch_64"]) == pytest.approx((2, 4, 3))
-    assert eager["best"]["training"].endswith("NHWC") and eager["best"]["batch_1"].endswith("NCHW")
+    assert eager["best"]["training"].endswith("NHWC")
+    assert eager["best"]["batch_1"].endswith("NCHW")
     assert (dwsep["training"], dwsep["batch_1"], dwsep["batch_64"]) == pytest.approx((4, 8, 6))
 
 

@@ -30,7 +30,9 @@ def failing_app(error):
 
 def test_main_runs_as_a_module():
     finished = run_module("--version")
-    assert finished.returncode == 0 and finished.stdout == f"dwsep {dwsep.__version__}\n" and finished.stderr == ""
+    assert finished.returncode == 0
+    assert finished.stdout == f"dwsep {dwsep.__version__}\n"
+    assert finished.stderr == ""
 
 
 def test_main_lists_the_commands():
@@ -42,7 +44,8 @@ def test_main_lists_the_commands():
 @pytest.mark.parametrize("command", ["demo", "train", "evaluate", "doctor"])
 def test_main_explains_every_command(command):
     finished = CliRunner().invoke(app, [command, "--help"])
-    assert finished.exit_code == 0 and "--help" in finished.stdout
+    assert finished.exit_code == 0
+    assert "--help" in finished.stdout
 
 
 def test_main_imports_nothing_heavy_by_itself():
@@ -71,7 +74,8 @@ def test_main_imports_nothing_heavy_by_itself():
 def test_main_shows_an_error_on_one_line(error, line):
     finished = CliRunner().invoke(failing_app(error), ["fail"])
     assert finished.exit_code == 2
-    assert finished.stderr == line and finished.stdout == ""
+    assert finished.stderr == line
+    assert finished.stdout == ""
 
 
 def test_main_names_every_field_that_a_configuration_gets_wrong():
@@ -93,7 +97,8 @@ def test_main_names_every_field_that_a_configuration_gets_wrong():
 def test_main_shows_the_traceback_on_request(debug):
     finished = CliRunner().invoke(failing_app(ValueError("broken")), **debug)
     assert finished.exit_code == 2
-    assert finished.stderr.startswith("Traceback") and finished.stderr.endswith("ValueError: broken\n")
+    assert finished.stderr.startswith("Traceback")
+    assert finished.stderr.endswith("ValueError: broken\n")
 
 
 def test_main_lets_a_programming_error_through():
@@ -107,12 +112,14 @@ def test_main_keeps_the_exit_code_of_a_command():
 
 def test_main_exits_with_130_where_interrupted():
     finished = CliRunner().invoke(failing_app(KeyboardInterrupt()), ["fail"])
-    assert finished.exit_code == 130 and finished.stderr == "interrupted\n"
+    assert finished.exit_code == 130
+    assert finished.stderr == "interrupted\n"
 
 
 def test_main_refuses_an_unknown_command():
     finished = CliRunner().invoke(app, ["dmeo"])
-    assert finished.exit_code == 2 and "dmeo" in finished.stderr
+    assert finished.exit_code == 2
+    assert "dmeo" in finished.stderr
 
 
 @pytest.mark.parametrize("package", ["typer", "rich"])
@@ -121,4 +128,6 @@ def test_main_names_what_to_install(package):
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     finished = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
     last = finished.stderr.strip().splitlines()[-1]
-    assert finished.returncode == 1 and last.startswith("ImportError: ") and "pip install typer rich" in last
+    assert finished.returncode == 1
+    assert last.startswith("ImportError: ")
+    assert "pip install typer rich" in last

@@ -1,4 +1,4 @@
-"""What a network costs: multiply-adds by closed formulas, latency by interleaved measurement, and the page that shows both."""
+"""What a network costs: multiply-adds by formula, latency by measurement, and the page that shows both."""
 
 from dwsep.analysis.cost import LayerCost, ModelCost, count
 from dwsep.analysis.latency import Latency, measure

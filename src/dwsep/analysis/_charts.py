@@ -69,7 +69,8 @@ def speedup_chart(promise: Mapping[str, Any]) -> str:
     """
     figure, axes = _figure("speedup")
     groups = {"training": "training\nepoch", "batch_1": "inference\nbatch 1", "batch_64": "inference\nbatch 64"}
-    series = [("promised by macs", _PROMISE, dict.fromkeys(groups, promise["macs_ratio"]))]
+    promised_everywhere: dict[str, Any] = dict.fromkeys(groups, promise["macs_ratio"])
+    series: list[tuple[str, str, Mapping[str, Any]]] = [("promised by macs", _PROMISE, promised_everywhere)]
     for entry, colour in zip(promise["speedups"], (_SERIES[2], _SERIES[3]), strict=True):
         series.append((entry["label"], colour, entry))
     width = 0.8 / len(series)
@@ -85,7 +86,7 @@ def speedup_chart(promise: Mapping[str, Any]) -> str:
             linewidth=1.2,
             hatch="///" if promised else None,
         )
-        axes.bar_label(bars, fmt="%.1f×", padding=2, fontsize=8.5, color=_TEXT)
+        axes.bar_label(bars, fmt=_times, padding=2, fontsize=8.5, color=_TEXT)
     axes.axhline(1, color=_TEXT, linewidth=0.9, linestyle=":")
     axes.set_xticks(range(len(groups)), list(groups.values()))
     axes.tick_params(axis="x", length=0)
@@ -93,6 +94,10 @@ def speedup_chart(promise: Mapping[str, Any]) -> str:
     axes.margins(y=0.12)
     _legend(axes, columns=2)
     return _svg(figure, "speedup")
+
+
+def _times(factor: float) -> str:
+    return f"{factor:.{1 if factor >= 1 else 2}f}\N{MULTIPLICATION SIGN}"
 
 
 def _figure(salt: str) -> tuple[Figure, Axes]:

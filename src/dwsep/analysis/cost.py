@@ -1,8 +1,8 @@
 """Multiply-adds and parameters of a network by closed formulas, layer by layer.
 
 A convolution does one multiply-add per weight and output position, a transposed one per weight and input position, a
-linear layer one per weight and row. Nothing is timed: one forward pass only finds out the shapes, so that tensors on the
-"meta" device, which hold no data, do as well as real ones.
+linear layer one per weight and row. Nothing is timed: one forward pass only finds out the shapes, so that tensors on
+the "meta" device, which hold no data, do as well as real ones.
 """
 
 from __future__ import annotations
@@ -231,7 +231,7 @@ def _own_parameters(module: nn.Module) -> int:
 
 
 def _mark_spatial(layers: Sequence[LayerCost]) -> tuple[LayerCost, ...]:
-    """Marks the layers of plain networks that :attr:`ModelCost.macs_spatial` counts; separable ones are marked already."""
+    """Marks what :attr:`ModelCost.macs_spatial` counts in plain layers; separable layers are marked already."""
     marked: list[LayerCost] = []
     waiting: LayerCost | None = None  # a depthwise layer whose pointwise partner has not run yet
     stem_seen = False

@@ -20,7 +20,7 @@ def print_results(results: dict[str, Any], console: Console) -> None:
     from rich import box
     from rich.table import Table
 
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=0)  # fits a terminal of 80 columns
     table.add_column("network", no_wrap=True)
     for heading in ("parameters", "macs", "test\naccuracy", "s per\nepoch", "ms at\nbatch 1", "ms at\nbatch 64"):
         table.add_column(heading, justify="right", no_wrap=True)

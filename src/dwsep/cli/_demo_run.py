@@ -18,7 +18,7 @@ from dwsep.analysis.machine import describe_machine, describe_versions
 from dwsep.analysis.promise import summarise_promise
 from dwsep.analysis.report import require_report_packages, write_demo_report
 from dwsep.cli._console import make_progress
-from dwsep.cli._demo_rows import ROWS, Row, as_plain, build, torch_format, verify
+from dwsep.cli._demo_rows import ROWS, Row, as_plain, torch_format, verify
 from dwsep.cli._demo_state import UnfinishedRun
 from dwsep.cli._demo_training import TrainedRow, train_rows
 
@@ -97,7 +97,7 @@ def _run(settings: Settings, console: Console) -> dict[str, Any]:
             "machine": machine,
             "versions": versions,
             "data": {
-                "name": data["test"].name,
+                "name": config["data"],
                 "train_images": len(data["train"]),
                 "test_images": len(data["test"]),
                 "class_names": list(data["test"].class_names),
@@ -132,7 +132,13 @@ def _plan(settings: Settings) -> tuple[dict[str, Any], dict[str, ImageDataset]]:
     from dwsep.training.data import load_fashion_mnist_subset
     from dwsep.training.recipes import DEMO
 
-    config = {**DEMO, "seed": settings.seed, "threads": torch.get_num_threads(), "quick": settings.quick}
+    config = {
+        **DEMO,
+        "data": "fashion-mnist-subset",
+        "seed": settings.seed,
+        "threads": torch.get_num_threads(),
+        "quick": settings.quick,
+    }
     data = {split: load_fashion_mnist_subset(split) for split in ("train", "test")}
     if settings.quick:
         config["network_options"] = {**config["network_options"], "width_multiplier": _QUICK["width_multiplier"]}

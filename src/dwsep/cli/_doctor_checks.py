@@ -105,7 +105,7 @@ def _check_selftest(backend: str, isa: str | None) -> Check:
         return Check(name, "failed", " ".join(str(error).split()))
     failures = outcome["failures"]
     if failures:
-        return Check(name, "failed", f"{len(failures)} of {outcome['problems']} problems are wrong, first: {failures[0]}")
+        return Check(name, "failed", f"{len(failures)} comparisons are wrong, first: {failures[0]}")
     if isa is not None and outcome["isa"] != isa:
         return Check(name, "failed", f"DWSEP_ISA={isa} was asked for, {outcome['isa']} was used")
     return Check(

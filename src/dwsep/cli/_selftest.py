@@ -93,9 +93,7 @@ def run(backend: str) -> dict[str, Any]:
             if not torch.equal(actual.double(), expected):
                 wrong = int((actual.double() != expected).sum())
                 failures.append(f"{problem}: {wrong} of {expected.numel()} integer results differ")
-            actual, expected, bound = _compute(
-                problem, backend, lambda *s, g=generator: torch.randn(*s, generator=g)
-            )
+            actual, expected, bound = _compute(problem, backend, lambda *s, g=generator: torch.randn(*s, generator=g))
             error = (actual.double() - expected).abs()
             if not bool((error <= bound).all()):  # also where a result is NaN
                 failures.append(f"{problem}: float error {float(error.max()):.3g} is more than rounding explains")

@@ -70,7 +70,10 @@ def _facts_table(machine: dict[str, Any], versions: dict[str, str], backends: di
     rows = [
         ("versions", ", ".join(f"{name} {version}" for name, version in versions.items())),
         ("system", f"{machine['system']} {machine['architecture']}, glibc {machine['glibc'] or 'not used'}"),
-        ("processor", f"{machine['cpu']}, {machine['usable_cores']} of {machine['logical_cores']} logical cores usable"),
+        (
+            "processor",
+            f"{machine['cpu']}, {machine['usable_cores']} of {machine['logical_cores']} logical cores usable",
+        ),
         ("caches", ", ".join(f"{name} {size}" for name, size in machine["caches"].items()) or "unknown"),
         ("flags", " ".join(machine["flags"]) or "unknown"),
         ("threads", f"{machine['torch_threads']} in PyTorch, whose own kernels use {machine['torch_cpu_capability']}"),

@@ -34,8 +34,8 @@ class _Group(TyperGroup):
             return super().invoke(ctx)
         except (typer.Exit, typer.Abort, BrokenPipeError):
             raise
-        except KeyboardInterrupt:
-            print("interrupted", file=sys.stderr)
+        except KeyboardInterrupt as interrupt:
+            print(str(interrupt) or "interrupted", file=sys.stderr)  # commands say how to go on
             raise typer.Exit(130) from None
         except _USER_ERRORS as error:
             if ctx.params.get("debug"):
