@@ -1,0 +1,74 @@
+"""Every snippet and command of the README runs."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", (ROOT / "README.md").read_text(), re.DOTALL | re.MULTILINE)
+SNIPPETS = [text for language, text in BLOCKS if language == "python"]
+COMMANDS = [
+    line.removeprefix("$ ")
+    for language, text in BLOCKS
+    if language == "console"
+    for line in text.splitlines()
+    if line.startswith("$ ")
+]
+
+
+def test_readme_has_snippets_and_commands():
+    assert SNIPPETS
+    assert COMMANDS
+    assert {language for language, _ in BLOCKS} <= {"python", "console", "text"}
+
+
+@pytest.mark.parametrize("snippet", SNIPPETS)
+def test_snippet_runs(snippet, tmp_path):
+    result = subprocess.run([sys.executable, "-c", snippet], capture_output=True, text=True, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    expected = re.findall(r"#> (.*)", snippet)
+    assert result.stdout.splitlines() == expected
+
+
+@pytest.mark.parametrize("command", [command for command in COMMANDS if command.startswith("dwsep ")])
+def test_dwsep_command_runs(command, tmp_path_factory):
+    words = shlex.split(command)
+    if words[:2] == ["dwsep", "demo"]:
+        words.append("--quick")  # the whole takes minutes; make test-all runs it from a clone
+    folder = tmp_path_factory.getbasetemp() / "readme"  # shared: a later command uses what an earlier one wrote
+    folder.mkdir(exist_ok=True)
+    result = subprocess.run([sys.executable, "-m", "dwsep.cli", *words[1:]], capture_output=True, text=True, cwd=folder)
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+@pytest.mark.parametrize("command", [command for command in COMMANDS if not command.startswith("dwsep ")])
+def test_other_command_names_what_exists(command):
+    words = shlex.split(command)
+    if words[0] == "make":
+        subprocess.run(["make", "--dry-run", *words[1:]], check=True, capture_output=True, cwd=ROOT)
+    elif words[:2] == ["git", "clone"]:
+        assert len(words) == 3
+    else:
+        assert command in (
+            "cd dwsep",
+            "pip install torch",
+            "pip install '.[train,report]'",
+            "DWSEP_NO_NATIVE=1 pip install .",
+        )
+
+
+@pytest.mark.sweep
+@pytest.mark.timeout(3000)
+def test_make_demo_from_a_clone(tmp_path):
+    subprocess.run(["git", "clone", "-q", str(ROOT), str(tmp_path / "dwsep")], check=True)
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("DWSEP_")}
+    subprocess.run(["make", "demo"], check=True, cwd=tmp_path / "dwsep", env=environment)
+    for name in ("results.json", "report.html"):
+        assert (tmp_path / "dwsep" / "runs" / "demo" / name).stat().st_size > 1000
