@@ -53,4 +53,4 @@ def print_results(results: dict[str, Any], console: Console) -> None:
         f"checked before timing: dwsep and plain PyTorch agree on the same weights to "
         f"{verification['max_abs_difference']:.1e} (allowed {verification['tolerance']:.1e})"
     )
-    console.print(f"{format_duration(results['wall_seconds'])} in all, {results['machine']['torch_threads']} threads")
+    console.print(f"{format_duration(results['wall_seconds'])} in all; threads: {results['machine']['torch_threads']}")

@@ -20,7 +20,7 @@ from dwsep.analysis.report import require_report_packages, write_demo_report
 from dwsep.cli._console import make_progress
 from dwsep.cli._demo_rows import ROWS, Row, as_plain, torch_format, verify
 from dwsep.cli._demo_state import UnfinishedRun
-from dwsep.cli._demo_training import TrainedRow, train_rows
+from dwsep.cli._demo_training import TrainedRow, train_rows, training_settings
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -78,6 +78,7 @@ def run(settings: Settings, console: Console) -> dict[str, Any]:
 
 def _run(settings: Settings, console: Console) -> dict[str, Any]:
     config, data = _plan(settings)
+    training_settings(ROWS[0], config, settings.output_dir)  # a bad option fails here, before anything is written
     machine, versions = _describe_machine(), describe_versions()
     unfinished = UnfinishedRun(
         settings.output_dir, {"config": config, "machine": machine, "versions": versions}, settings.fresh

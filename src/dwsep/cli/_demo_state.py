@@ -25,9 +25,9 @@ class UnfinishedRun:
 
     def __init__(self, output_dir: Path, fingerprint: dict[str, Any], fresh: bool = False) -> None:
         self.folder = output_dir / _FOLDER
-        self._fingerprint = fingerprint
+        self._fingerprint = json.loads(json.dumps(fingerprint))  # as it will be read: a tuple becomes a list
         state = self._read()
-        self.continued = not fresh and state is not None and state["fingerprint"] == fingerprint
+        self.continued = not fresh and state is not None and state["fingerprint"] == self._fingerprint
         self._seconds_before = state["seconds"] if self.continued and state is not None else 0.0
         self._started = time.monotonic()
         if state is not None and not self.continued:

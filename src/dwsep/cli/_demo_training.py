@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dwsep.cli._console import make_progress
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from dwsep.training.checkpoint import EpochRecord
+    from dwsep.training.config import TrainConfig
     from dwsep.training.data import ImageDataset
 
 
@@ -92,6 +94,27 @@ def train_rows(
     return trained
 
 
+def training_settings(row: Row, config: dict[str, Any], folder: Path) -> TrainConfig:
+    """The settings of a row's training.
+
+    Args:
+        row: Which row.
+        config: Settings of training, the same for all rows.
+        folder: Where the loop keeps its checkpoint.
+
+    Returns:
+        The settings.
+
+    Raises:
+        ValueError: A setting is out of range.
+    """
+    from dwsep.training.config import TrainConfig
+
+    fields = {name: value for name, value in config.items() if name in TrainConfig.model_fields}
+    own = {"network": row.network, "memory_format": row.memory_format, "output_dir": folder}
+    return TrainConfig(**{**fields, **own})
+
+
 def _build(row: Row, config: dict[str, Any], data: ImageDataset) -> nn.Module:
     return build(
         row,
@@ -106,14 +129,10 @@ def _train_epoch(
     row: Row, model: nn.Module, config: dict[str, Any], data: dict[str, ImageDataset], unfinished: UnfinishedRun
 ) -> TrainedRow | EpochRecord:
     """Trains one epoch; the last one gives the finished row."""
-    from dwsep.training.config import TrainConfig
     from dwsep.training.loop import CHECKPOINT_FILE, train
 
     folder = unfinished.row_folder(row.key)
-    fields = {name: value for name, value in config.items() if name in TrainConfig.model_fields}
-    settings = TrainConfig(
-        **{**fields, "network": row.network, "memory_format": row.memory_format, "output_dir": folder}
-    )
+    settings = training_settings(row, config, folder)
     last: list[EpochRecord] = []
 
     def pause(record: EpochRecord) -> None:

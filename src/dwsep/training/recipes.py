@@ -16,6 +16,13 @@ DEFAULTS: dict[str, Any] = {
     "augment": False,
 }
 
+# What `dwsep demo` trains each of its networks with: a few minutes for all of them on two cores.
+DEMO: dict[str, Any] = {
+    **DEFAULTS,
+    "network_options": {"width_multiplier": 0.1875, "stem": "small"},
+    "epochs": 4,
+}
+
 _DEFAULT_WIDTH = 0.25
 # Below this, the stem and the strides of the ImageNet network would leave a feature map of one pixel or two.
 _SMALL_IMAGE = 64
