@@ -105,11 +105,12 @@ def make_subset(
 
 def readme_text(counts: dict[str, int], seed: int) -> str:
     """Describe the subset in a few lines of Markdown."""
+    train, test = counts["train"], counts["test"]
     return f"""# Fashion-MNIST, balanced subset
 
-{counts["train"] * 10:,} training and {counts["test"] * 10:,} test images of Fashion-MNIST (Zalando SE, MIT licence, see LICENSE): 28x28 pixels, grey,
-10 classes, {counts["train"]:,} and {counts["test"]:,} images of each. Training images come from the original training set, test images from
-the original test set. Gzipped IDX files, as the original.
+{train * 10:,} training and {test * 10:,} test images of Fashion-MNIST (Zalando SE, MIT licence, see LICENSE): 28x28
+pixels, grey, 10 classes, {train:,} and {test:,} images of each. Training images come from the original training set,
+test images from the original test set. Gzipped IDX files, as the original.
 
 Made by `python scripts/make_fashion_mnist_subset.py --seed {seed}` from the Debian package dataset-fashion-mnist.
 Source: https://github.com/zalandoresearch/fashion-mnist, described in Xiao, Rasul and Vollgraf,

@@ -152,23 +152,6 @@ def test_write_demo_report_names_the_extra_where_a_package_is_missing(results, t
         write_demo_report(results, tmp_path / "report.html")
 
 
-def test_summarise_promise_compares_with_the_best_layout():
-    promise = summarise_promise([make_row(*row) for row in ROWS])
-    eager, dwsep = promise["speedups"]
-    assert promise["macs_ratio"] == 9
-    assert promise["macs_ratio_spatial"] == 11
-    assert (eager["training"], eager["batch_1"], eager["batch_64"]) == pytest.approx((2, 4, 3))
-    assert eager["best"]["training"].endswith("NHWC")
-    assert eager["best"]["batch_1"].endswith("NCHW")
-    assert (dwsep["training"], dwsep["batch_1"], dwsep["batch_64"]) == pytest.approx((4, 8, 6))
-
-
-@pytest.mark.parametrize("keep", [slice(1, None), slice(0, 1)])
-def test_summarise_promise_needs_dense_and_separable(keep):
-    with pytest.raises(ValueError, match="one dense row"):
-        summarise_promise([make_row(*row) for row in ROWS[keep]])
-
-
 @pytest.mark.parametrize(
     ("text", "expected"),
     [

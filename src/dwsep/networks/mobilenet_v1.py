@@ -128,9 +128,9 @@ def separable_block(in_channels: int, out_channels: int, stride: int) -> nn.Modu
 class MobileNetV1(nn.Module):
     """MobileNetV1 image classifier, or a network of the same outline with another block.
 
-    The ``"imagenet"`` stem is a 3x3 convolution with stride 2, and blocks 2, 4, 6 and 12 (counted from 1) have stride 2:
-    the final feature map is 1/32 of the image. The ``"small"`` stem, for images such as 28x28 and 32x32, keeps stride 1
-    in the stem and in block 12; blocks 2, 4 and 6 still have stride 2: 28x28 goes 28, 14, 7, 4.
+    The ``"imagenet"`` stem is a 3x3 convolution with stride 2, and blocks 2, 4, 6 and 12 (counted from 1) have stride
+    2: the final feature map is 1/32 of the image. The ``"small"`` stem, for images such as 28x28 and 32x32, keeps
+    stride 1 in the stem and in block 12; blocks 2, 4 and 6 still have stride 2: 28x28 goes 28, 14, 7, 4.
 
     Args:
         num_classes: Number of logits.

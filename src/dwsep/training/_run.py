@@ -220,6 +220,6 @@ class Run:
 
 def _digest(data: ImageDataset) -> str:
     content = hashlib.sha256(repr(tuple(data.images.shape)).encode())
-    content.update(memoryview(data.images.contiguous().numpy()))
-    content.update(memoryview(data.labels.contiguous().numpy()))
+    content.update(data.images.contiguous().numpy().tobytes())
+    content.update(data.labels.contiguous().numpy().tobytes())
     return content.hexdigest()
