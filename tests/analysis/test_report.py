@@ -63,6 +63,7 @@ def results():
             "torch_cpu_capability": "AVX2",
             "glibc": "2.36",
             "allocator": "glibc",
+            "malloc_variables": {},
             "dwsep_isa": "avx2",
             "dwsep_native": "loaded",
         },
@@ -71,6 +72,8 @@ def results():
         "rows": rows,
         "promise": summarise_promise(rows),
         "verification": {"max_abs_difference": 1.5e-6, "tolerance": 1e-3},
+        "other_processes_cores": 0.1,
+        "disturbance": None,
         "strip": [{"index": 0, "label": "Bag", "image": PIXEL, "predictions": predictions}],
         "wall_seconds": 134.2,
     }
@@ -100,6 +103,18 @@ def test_render_demo_report_says_that_a_quick_run_shows_nothing(results):
     assert "A quick run" not in render_demo_report(results)
     results["config"]["quick"] = True
     assert "A quick run" in render_demo_report(results)
+
+
+def test_render_demo_report_tells_what_disturbed_the_measurement(results):
+    assert "Note:" not in render_demo_report(results)
+    results["disturbance"] = "somebody compiled <meanwhile>"
+    assert "Note: somebody compiled &lt;meanwhile&gt;." in render_demo_report(results)
+
+
+def test_render_demo_report_tells_the_allocator_and_its_variables(results):
+    assert "<dd>glibc, its defaults</dd>" in render_demo_report(results)
+    results["machine"]["malloc_variables"] = {"MALLOC_ARENA_MAX": "2", "LD_PRELOAD": "libx.so"}
+    assert "<dd>glibc, MALLOC_ARENA_MAX=2, LD_PRELOAD=libx.so</dd>" in render_demo_report(results)
 
 
 def test_write_demo_report_needs_only_the_json_file(results, tmp_path):

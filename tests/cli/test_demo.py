@@ -76,6 +76,8 @@ def test_demo_tells_machine_versions_and_command(quick):
     _, _, results = quick
     assert results["command"] == "dwsep demo --epochs 1 --seed 0 --threads 1 --quick"
     assert results["machine"]["torch_threads"] == 1
+    assert results["machine"]["allocator"]
+    assert results["machine"]["malloc_variables"] is not None
     assert results["versions"]["torch"]
     assert results["config"]["network_options"]["width_multiplier"] == 0.25
     assert torch.get_num_threads() > 1 or torch.get_num_threads() == results["machine"]["usable_cores"]
@@ -97,6 +99,9 @@ def test_demo_table_fits_eighty_columns_and_shows_the_results(quick):
     for row in results["rows"]:
         (line,) = [line for line in text.splitlines() if f"{row['epoch_seconds']:.2f}" in line and row["label"] in line]
         assert f"{100 * row['test_accuracy']:.1f} %" in line
+    machine = results["machine"]
+    assert f"allocator {machine['allocator']}" in " ".join(text.split())
+    assert "note:" not in text or results["disturbance"]
     assert re.search(rf"promised by macs, whole network( +{results['promise']['macs_ratio']:.1f}){{3}}", text)
 
 

@@ -99,8 +99,10 @@ def test_train_reads_a_folder_of_images(tmp_path):
             Image.new("L", (12, 12), colour + index).save(tmp_path / "pictures" / name / f"{index}.png")
     finished = CliRunner().invoke(
         app,
-        ["train", "--data", "folder", "--data-dir", str(tmp_path / "pictures"), "--image-size", "12", "--grey"]
-        + ["--output-dir", str(tmp_path / "run"), *QUICK, "--batch-size", "4"],
+        [
+            *["train", "--data", "folder", "--data-dir", str(tmp_path / "pictures"), "--image-size", "12", "--grey"],
+            *["--output-dir", str(tmp_path / "run"), *QUICK, "--batch-size", "4"],
+        ],
     )
     assert finished.exit_code == 0, finished.stderr
     _, info = read_model(tmp_path / "run" / MODEL_FILE)

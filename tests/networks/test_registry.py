@@ -110,7 +110,7 @@ def test_load_state_leaves_the_model_alone_when_it_refuses(saved):
     del state["classifier.bias"]
     state["surplus"] = torch.ones(1)
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    with pytest.raises(ValueError, match="classifier.bias is missing; surplus is unexpected"):
+    with pytest.raises(ValueError, match=r"classifier\.bias is missing; surplus is unexpected"):
         load_state(model, state, path)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 

@@ -68,7 +68,5 @@ def test_evaluate_refuses_a_network_of_other_classes():
 
 def test_evaluate_calls_between_batches():
     calls = []
-    evaluate(
-        make_model(), DATA, normalisation=NORMALISATION, batch_size=10, between_batches=lambda: calls.append(None)
-    )
+    evaluate(make_model(), DATA, normalisation=NORMALISATION, batch_size=10, between_batches=lambda: calls.append(None))
     assert len(calls) == 4

@@ -154,7 +154,7 @@ def test_train_resumes_bit_for_bit_after_an_interrupt(tmp_path, make, step):
     straight = make()
     expected = fit(straight, make_config())
     config = make_config(output_dir=tmp_path)
-    with pytest.raises(TrainingInterrupted, match="continue from .*checkpoint.safetensors") as caught:
+    with pytest.raises(TrainingInterrupted, match=r"continue from .*checkpoint\.safetensors") as caught:
         fit(StopAtStep(make(), step), config)
     assert caught.value.signal_number == signal.SIGINT
     state = checkpoint.load(tmp_path / CHECKPOINT_FILE).state
@@ -212,12 +212,12 @@ def test_train_refuses_to_resume_another_run(tmp_path):
     with pytest.raises(ValueError, match="made with other training data than toy"):
         other = make_data(100, seed=7)
         train(make_model(), other, TEST, make_config(epochs=2, output_dir=tmp_path), resume=True, show_progress=False)
-    with pytest.raises(ValueError, match="does not fit|optimiser"):
+    with pytest.raises(ValueError, match=r"does not fit|optimiser"):
         fit(make_separable(), make_config(epochs=2, output_dir=tmp_path), resume=True)
 
 
 def test_train_refuses_to_resume_what_is_not_there(tmp_path):
-    with pytest.raises(FileNotFoundError, match="checkpoint.safetensors does not exist"):
+    with pytest.raises(FileNotFoundError, match=r"checkpoint\.safetensors does not exist"):
         fit(make_model(), make_config(output_dir=tmp_path), resume=True)
     with pytest.raises(ValueError, match=r"resume needs config\.output_dir"):
         fit(make_model(), make_config(), resume=True)
@@ -235,7 +235,9 @@ def test_train_refuses_data_that_do_not_match():
 def test_train_refuses_a_network_of_other_classes():
     model = make_model()
     model[6] = nn.Linear(384, 4)
-    with pytest.raises(ValueError, match=r"toy has 3 classes, so the network must return \(N, 3\) logits, got \(16, 4\)"):
+    with pytest.raises(
+        ValueError, match=r"toy has 3 classes, so the network must return \(N, 3\) logits, got \(16, 4\)"
+    ):
         fit(model, make_config())
 
 

@@ -105,5 +105,7 @@ def test_main_makes_the_files_in_the_package(script, tmp_path):
     kept = {path.name: path.read_bytes() for path in ASSETS.iterdir()}
     assert made.keys() == kept.keys()
     for name, content in made.items():
-        same = gzip.decompress(content) == gzip.decompress(kept[name]) if name.endswith(".gz") else content == kept[name]
+        same = (
+            gzip.decompress(content) == gzip.decompress(kept[name]) if name.endswith(".gz") else content == kept[name]
+        )
         assert same, name

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import torch
 
@@ -35,7 +37,7 @@ def test_learning_rate_at_warms_up_and_falls():
     rates = [learning_rate_at(step, 100, 10, 0.5) for step in range(100)]
     assert rates[:10] == pytest.approx([0.05 * (step + 1) for step in range(10)])
     assert max(rates) == rates[10] == 0.5
-    assert all(a > b > 0 for a, b in zip(rates[10:], rates[11:], strict=False))
+    assert all(a > b > 0 for a, b in pairwise(rates[10:]))
     assert rates[55] == pytest.approx(0.25)
 
 

@@ -44,5 +44,14 @@ def make_separable(seed: int = 0) -> nn.Module:
 
 def make_config(**changes) -> TrainConfig:
     """Four short epochs."""
-    values = {"epochs": 4, "batch_size": 16, "learning_rate": 0.01, "warmup_epochs": 1.0, "augment": True, "seed": 1}
+    values = {
+        "epochs": 4,
+        "batch_size": 16,
+        "warmup_epochs": 1.0,
+        "augment": True,
+        "seed": 1,
+        "optimizer": "adamw",
+        "learning_rate": 0.01,
+        "weight_decay": 0.05,
+    }
     return TrainConfig(**{**values, **changes})

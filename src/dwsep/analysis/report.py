@@ -40,7 +40,11 @@ def render_demo_report(results: Mapping[str, Any]) -> str:
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters.update(
-        count=format_count, percent=format_percent, milliseconds=format_milliseconds, duration=format_duration
+        count=format_count,
+        percent=format_percent,
+        milliseconds=format_milliseconds,
+        duration=format_duration,
+        allocator=format_allocator,
     )
     try:
         return environment.from_string(source).render(
@@ -95,3 +99,9 @@ def format_duration(seconds: float) -> str:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes} min {rest} s"
+
+
+def format_allocator(machine: Mapping[str, Any]) -> str:
+    """Formats the memory allocator and the variables that steer it: "glibc, its defaults"."""
+    variables = ", ".join(f"{name}={value}" for name, value in machine["malloc_variables"].items())
+    return f"{machine['allocator']}, {variables or 'its defaults'}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from dwsep.analysis.report import format_count, format_duration, format_milliseconds, format_percent
+from dwsep.analysis.report import format_allocator, format_count, format_duration, format_milliseconds, format_percent
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -53,4 +53,13 @@ def print_results(results: dict[str, Any], console: Console) -> None:
         f"checked before timing: dwsep and plain PyTorch agree on the same weights to "
         f"{verification['max_abs_difference']:.1e} (allowed {verification['tolerance']:.1e})"
     )
-    console.print(f"{format_duration(results['wall_seconds'])} in all; threads: {results['machine']['torch_threads']}")
+    machine, versions = results["machine"], results["versions"]
+    console.print(
+        f"{machine['cpu']}, {machine['torch_threads']} of {machine['usable_cores']} usable cores; dwsep on "
+        f"{machine['dwsep_isa'] or 'its reference kernels'}; PyTorch {versions['torch']} on "
+        f"{machine['torch_cpu_capability']}; allocator {format_allocator(machine)}",
+        markup=False,
+    )
+    if results["disturbance"]:
+        console.print(f"note: {results['disturbance']}", style="yellow")
+    console.print(f"{format_duration(results['wall_seconds'])} in all")

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dwsep.analysis._files import write_text_atomically
+from dwsep.analysis._load import OtherProcesses, describe_disturbance
 from dwsep.analysis.cost import count
 from dwsep.analysis.latency import measure
 from dwsep.analysis.machine import describe_machine, describe_versions
@@ -83,6 +84,7 @@ def _run(settings: Settings, console: Console) -> dict[str, Any]:
     unfinished = UnfinishedRun(
         settings.output_dir, {"config": config, "machine": machine, "versions": versions}, settings.fresh
     )
+    others = OtherProcesses()
     if unfinished.continued:
         console.print("going on from the run that was interrupted")
     with _keeping(unfinished):
@@ -90,6 +92,7 @@ def _run(settings: Settings, console: Console) -> dict[str, Any]:
         with make_progress(console) as progress:
             verification = _verify(config, data, trained)
             latencies = _time(trained, data["test"], settings.quick, progress)
+        other_cores = others.cores()
         rows = [_summarise(row, trained[row.key], latencies) for row in ROWS]
         results = {
             "command": _command(settings, config),
@@ -106,6 +109,8 @@ def _run(settings: Settings, console: Console) -> dict[str, Any]:
             "rows": rows,
             "promise": summarise_promise(rows),
             "verification": verification,
+            "other_processes_cores": other_cores,
+            "disturbance": describe_disturbance(other_cores, config["threads"], machine["logical_cores"]),
             "strip": _strip(trained, data["test"]),
             "wall_seconds": unfinished.seconds,
         }

@@ -9,6 +9,8 @@ from __future__ import annotations
 import json
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -141,11 +143,26 @@ def _compute(problem: Problem, backend: str, draw: Any) -> tuple[Tensor, Tensor,
             activation=problem.activation,
             backend=backend,
         )
-        expected = _in_float64(problem, x, weights, biases, problem.inner_activation, problem.activation)
-        magnitudes = [tensor if tensor is None else tensor.abs() for tensor in (x, *weights, *biases)]
-        total = _in_float64(problem, magnitudes[0], magnitudes[1:3], magnitudes[3:], None, None)
+        with _one_thread():
+            expected = _in_float64(problem, x, weights, biases, problem.inner_activation, problem.activation)
+            magnitudes = [tensor if tensor is None else tensor.abs() for tensor in (x, *weights, *biases)]
+            total = _in_float64(problem, magnitudes[0], magnitudes[1:3], magnitudes[3:], None, None)
     terms = problem.kernel_size[0] * problem.kernel_size[1] + inner_channels
     return actual, expected, terms * _UNIT_ROUNDOFF * total
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    # PyTorch takes the groups of a float64 convolution one at a time and shares each out between threads: on a busy
+    # machine, waiting for one another would take most of a minute.
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _in_float64(

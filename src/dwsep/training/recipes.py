@@ -8,9 +8,9 @@ from typing import Any
 DEFAULTS: dict[str, Any] = {
     "epochs": 10,
     "batch_size": 64,
-    "optimizer": "adamw",
-    "learning_rate": 0.01,
-    "weight_decay": 0.05,
+    "optimizer": "sgd",
+    "learning_rate": 0.1,
+    "weight_decay": 5e-4,
     "warmup_epochs": 0.5,
     "label_smoothing": 0.05,
     "augment": False,
@@ -20,7 +20,7 @@ DEFAULTS: dict[str, Any] = {
 DEMO: dict[str, Any] = {
     **DEFAULTS,
     "network_options": {"width_multiplier": 0.1875, "stem": "small"},
-    "epochs": 4,
+    "epochs": 6,
 }
 
 _DEFAULT_WIDTH = 0.25

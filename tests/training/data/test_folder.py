@@ -136,7 +136,7 @@ def test_load_image_folder_refuses_splits_that_do_not_match(tmp_path):
     with pytest.raises(FileNotFoundError, match="no sub-folder for the test split, named test or val"):
         load_image_folder(tmp_path, "train", image_size=8)
     draw(tmp_path / "test" / "b" / "x.png")
-    with pytest.raises(ValueError, match="test has the classes b but .*train has a"):
+    with pytest.raises(ValueError, match=r"test has the classes b but .*train has a"):
         load_image_folder(tmp_path, "test", image_size=8)
 
 
