@@ -47,6 +47,23 @@ def test_named_backends_agree():
     assert dispatch.select("separable_conv", GEOMETRY, torch.float32, "cpu").backend == "cpu"
 
 
+@pytest.mark.skipif(not dwsep.ops.native_status().loaded, reason="compares with the native kernel")
+def test_gradient_is_left_to_pytorch_unless_the_native_kernel_is_named():
+    selection = dispatch.select("separable_conv", GEOMETRY, torch.float32, "cpu", gradient=True)
+    assert selection.backend == "reference"
+    assert "no backward yet" in selection.refused["cpu"][0]
+    assert dispatch.select("separable_conv", GEOMETRY, torch.float32, "cpu", "cpu", gradient=True).backend == "cpu"
+    x = torch.randn(1, 2, 4, 4, requires_grad=True)
+    weights = torch.randn(2, 1, 3, 3), torch.randn(3, 2, 1, 1)
+    grads = [
+        torch.autograd.grad(
+            dwsep.functional.depthwise_separable_conv2d(x, *weights, activation="silu", backend=name).sum(), x
+        )[0]
+        for name in ("cpu", "auto")
+    ]
+    torch.testing.assert_close(*grads)
+
+
 def test_backends_lists_all_with_reasons():
     status = dwsep.backends()
     assert set(status) == {"cpu", "triton", "reference"}

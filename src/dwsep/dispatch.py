@@ -76,7 +76,7 @@ def backends() -> dict[str, BackendStatus]:
     return {"cpu": _cpu_status(), "triton": _triton_status(), "reference": reference_status}
 
 
-def _cpu_reasons(op: str, geometry: ConvGeometry, dtype: torch.dtype, device: str, functorch: bool) -> list[str]:
+def _cpu_reasons(dtype: torch.dtype, device: str, functorch: bool) -> list[str]:
     reasons = list(_cpu_status().reasons)
     if functorch:
         reasons.append("a torch.func transform differentiates, which sees through plain PyTorch only")
@@ -88,15 +88,18 @@ def _cpu_reasons(op: str, geometry: ConvGeometry, dtype: torch.dtype, device: st
 
 
 def _decide(
-    op: str, geometry: ConvGeometry, dtype: torch.dtype, device: str, backend: str, functorch: bool = False
+    op: str, dtype: torch.dtype, device: str, backend: str, gradient: bool, functorch: bool = False
 ) -> Selection:
     if backend not in BACKENDS:
         if not isinstance(backend, str):
             raise TypeError(f"backend must be a name, got {backend!r} of type {type(backend).__name__}")
         raise unknown_name("backend", backend, BACKENDS)
-    refused = {"cpu": tuple(_cpu_reasons(op, geometry, dtype, device, functorch)), "triton": _triton_status().reasons}
+    refused = {"cpu": tuple(_cpu_reasons(dtype, device, functorch)), "triton": _triton_status().reasons}
     if refused.get(backend):
         raise NotImplementedError(f"backend {backend!r} cannot run {op}: " + "; ".join(refused[backend]))
+    if backend == "auto" and gradient and not refused["cpu"]:
+        # A native forward does not pay for a backward which recomputes it in PyTorch's kernels.
+        refused["cpu"] = ("a gradient is wanted, and the native library has no backward yet",)
     if backend == "cpu" or (backend == "auto" and not refused["cpu"]):
         return Selection("cpu", getattr(torch.ops.dwsep, op).default, MappingProxyType({"triton": refused["triton"]}))
     if backend == "reference":
@@ -107,7 +110,15 @@ def _decide(
 _cache: dict[tuple[Any, ...], Selection] = {}
 
 
-def select(op: str, geometry: ConvGeometry, dtype: torch.dtype, device: str, backend: str = "auto") -> Selection:
+def select(
+    op: str,
+    geometry: ConvGeometry,
+    dtype: torch.dtype,
+    device: str,
+    backend: str = "auto",
+    *,
+    gradient: bool = False,
+) -> Selection:
     """Choose the kernel for a problem; the choice is made once per argument combination and remembered.
 
     Args:
@@ -116,6 +127,7 @@ def select(op: str, geometry: ConvGeometry, dtype: torch.dtype, device: str, bac
         dtype: of the tensors (autocast's, where it is on).
         device: device type, such as ``"cpu"``.
         backend: ``"auto"``, or the name of the one that must run.
+        gradient: whether autograd will differentiate the result.
 
     Returns:
         The kernel with its backend's name; ``refused`` tells why each backend before it cannot run.
@@ -131,13 +143,13 @@ def select(op: str, geometry: ConvGeometry, dtype: torch.dtype, device: str, bac
         'reference'
     """
     if torch.compiler.is_compiling():
-        return _decide(op, geometry, dtype, device, backend)
+        return _decide(op, dtype, device, backend, gradient)
     functorch = _functorch.differentiates()
-    key = (op, geometry, dtype, device, backend, functorch)
+    key = (op, geometry, dtype, device, backend, gradient, functorch)
     try:
         return _cache[key]
     except (KeyError, TypeError):
-        selection = _decide(op, geometry, dtype, device, backend, functorch)
+        selection = _decide(op, dtype, device, backend, gradient, functorch)
         if len(_cache) >= 4096:
             _cache.clear()
         _cache[key] = selection

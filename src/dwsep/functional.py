@@ -76,6 +76,10 @@ def _effective_dtype(x: Tensor, autocast: bool) -> torch.dtype:
     return torch.get_autocast_dtype(x.device.type) if autocast and x.dtype != torch.float64 else x.dtype
 
 
+def _wants_gradient(*tensors: Tensor | None) -> bool:
+    return torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
+
+
 def _flat(pairs: Sequence[tuple[int, int]]) -> list[int]:
     return [side for pair in pairs for side in pair]
 
@@ -91,7 +95,14 @@ def depthwise_conv(
         _check_tensor("bias", bias, x, (weight.shape[0],), autocast)
     spatial = x.shape[2:]
     geometry.output_size(spatial)
-    selection = dispatch.select("depthwise_conv", geometry, _effective_dtype(x, autocast), x.device.type, backend)
+    selection = dispatch.select(
+        "depthwise_conv",
+        geometry,
+        _effective_dtype(x, autocast),
+        x.device.type,
+        backend,
+        gradient=_wants_gradient(x, weight, bias),
+    )
     out = selection.kernel(
         x, weight, bias, geometry.stride, _flat(geometry.pads(spatial)), geometry.dilation, activation
     )
@@ -124,7 +135,14 @@ def depthwise_separable_conv(
     out_spatial = geometry.output_size(spatial)
     if residual != "none":
         check_residual(residual, x, inner_channels, pointwise_weight.shape[0], out_spatial)
-    selection = dispatch.select("separable_conv", geometry, _effective_dtype(x, autocast), x.device.type, backend)
+    selection = dispatch.select(
+        "separable_conv",
+        geometry,
+        _effective_dtype(x, autocast),
+        x.device.type,
+        backend,
+        gradient=_wants_gradient(x, depthwise_weight, pointwise_weight, depthwise_bias, pointwise_bias),
+    )
     out = selection.kernel(
         x,
         depthwise_weight,

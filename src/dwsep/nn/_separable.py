@@ -165,7 +165,7 @@ class _DepthwiseSeparableConv(nn.Module):
         """(N, in_channels, *spatial), or unbatched, to (N, out_channels, *out spatial)."""
         if x.dim() == self.ndim + 1:
             return self.forward(x.unsqueeze(0)).squeeze(0)  # batch norms take no unbatched input
-        if self.order == "depthwise_first":
+        if self.order == "depthwise_first" and not self._normalises_by_batch():
             plan = None if torch.compiler.is_compiling() else self._plan.current(self)
             if plan is not None:
                 return plan.run(self, x)
@@ -174,6 +174,11 @@ class _DepthwiseSeparableConv(nn.Module):
                 x, geometry = self.depthwise.padded(x)
                 return functional.depthwise_separable_conv(x, *fused.weights, geometry, *fused.options, "auto")
         return self._composed(x)
+
+    def _normalises_by_batch(self) -> bool:
+        """Whether a norm is in training, so that nothing can be folded: asked first, since training asks it always."""
+        inner_norm, norm = self.inner_norm, self.norm
+        return (inner_norm is not None and inner_norm.training) or (norm is not None and norm.training)
 
     def _composed(self, x: Tensor) -> Tensor:
         """The layer as the sequence of its submodules: any norm, any activation, any hook."""
