@@ -101,7 +101,7 @@ def test_demo_table_fits_eighty_columns_and_shows_the_results(quick):
         assert f"{100 * row['test_accuracy']:.1f} %" in line
     machine = results["machine"]
     assert f"allocator {machine['allocator']}" in " ".join(text.split())
-    assert "note:" not in text or results["disturbance"]
+    assert ("note:" in text) == bool(results["disturbance"])
     assert re.search(rf"promised by macs, whole network( +{results['promise']['macs_ratio']:.1f}){{3}}", text)
 
 
