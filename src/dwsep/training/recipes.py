@@ -16,11 +16,15 @@ DEFAULTS: dict[str, Any] = {
     "augment": False,
 }
 
-# What `dwsep demo` trains each of its networks with: a few minutes for all of them on two cores.
+# What `dwsep demo` trains each of its networks with: under five minutes for all of them on two cores. Chosen among widths
+# and schedules by the separable network's accuracy, which the higher learning rate and the longer warm-up raise most.
 DEMO: dict[str, Any] = {
     **DEFAULTS,
-    "network_options": {"width_multiplier": 0.1875, "stem": "small"},
-    "epochs": 6,
+    "network_options": {"width_multiplier": 0.25, "stem": "small"},
+    "epochs": 5,
+    "learning_rate": 0.2,
+    "weight_decay": 1e-3,
+    "warmup_epochs": 1.5,
 }
 
 _DEFAULT_WIDTH = 0.25
