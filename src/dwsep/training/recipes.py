@@ -16,8 +16,9 @@ DEFAULTS: dict[str, Any] = {
     "augment": False,
 }
 
-# What `dwsep demo` trains each of its networks with: under five minutes for all of them on two cores. Chosen among widths
-# and schedules by the separable network's accuracy, which the higher learning rate and the longer warm-up raise most.
+# What `dwsep demo` trains each of its networks with: under five minutes for all of them on two cores. Chosen among
+# widths and schedules by the separable network's accuracy, which the higher learning rate and the longer warm-up raise
+# most.
 DEMO: dict[str, Any] = {
     **DEFAULTS,
     "network_options": {"width_multiplier": 0.25, "stem": "small"},
