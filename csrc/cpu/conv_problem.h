@@ -62,15 +62,4 @@ struct Tile {
   int64_t block_end;
 };
 
-// One instruction set's kernels.
-struct KernelTable {
-  const char* isa;
-  int64_t lanes;         // floats of a vector
-  int64_t tile_columns;  // output channels of a pointwise micro-kernel: one K block
-  int64_t tile_pixels;   // output pixels of a pointwise micro-kernel at most
-  void (*depthwise_tile)(const ConvProblem&, const PackedWeights&, Activation, const void* x, void* out, const Tile&);
-  void (*separable_tile)(const ConvProblem&, const PackedWeights&, const SeparableOptions&, const void* x, void* out,
-                         const Tile&, float* panel);
-};
-
 }  // namespace dwsep

@@ -4,6 +4,7 @@
 #include <string>
 
 #include "cpu/conv_problem.h"
+#include "cpu/kernel_table.h"
 
 namespace dwsep {
 

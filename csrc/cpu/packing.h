@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "cpu/conv_problem.h"
+#include "cpu/kernel_table.h"
 
 namespace dwsep {
 

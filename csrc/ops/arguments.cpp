@@ -48,6 +48,20 @@ void check_vector(const char* name, const std::optional<Tensor>& value, const Te
   STD_TORCH_CHECK(value->dim() == 1 && value->size(0) == size, name, " must have shape (", size, ")");
 }
 
+void check_gradient(const Tensor& grad, const Tensor& x, const ConvProblem& problem, int64_t channels) {
+  STD_TORCH_CHECK(grad.is_cpu() && grad.scalar_type() == x.scalar_type(), "grad must have the device and dtype of x");
+  bool fits = grad.dim() == x.dim() && grad.size(0) == problem.batch && grad.size(1) == channels;
+  for (int64_t axis = 2; fits && axis < x.dim(); ++axis) {
+    fits = grad.size(axis) == problem.output[3 - x.dim() + axis];
+  }
+  STD_TORCH_CHECK(fits, "grad must have the shape of the operator's output");
+}
+
+Tensor empty_contiguous(const Tensor& like) {
+  const std::vector<int64_t> sizes(like.sizes().begin(), like.sizes().end());
+  return torch::stable::empty(sizes, like.scalar_type());
+}
+
 ConvProblem make_problem(const Tensor& x, const Tensor& weight, const std::vector<int64_t>& stride,
                          const std::vector<int64_t>& padding, const std::vector<int64_t>& dilation) {
   STD_TORCH_CHECK(x.dim() >= 3 && x.dim() <= 5, "x must have 3 to 5 dimensions, got ", x.dim());
@@ -142,6 +156,29 @@ Tensor empty_channels_last(const ConvProblem& problem, int64_t channels, const T
   sizes.push_back(problem.output[1]);
   sizes.push_back(problem.output[2]);
   return torch::stable::empty(sizes, x.scalar_type(), std::nullopt, std::nullopt, std::nullopt, format);
+}
+
+Tensor empty_in_layout_of(const Tensor& x, int64_t channels, const std::vector<int64_t>& spatial) {
+  const bool last = is_channels_last(x);
+  std::vector<int64_t> sizes = {x.size(0), channels};
+  if (last && spatial.size() == 1) sizes.push_back(1);  // no memory format has three axes
+  sizes.insert(sizes.end(), spatial.begin(), spatial.end());
+  const MemoryFormat format = last ? last_format(static_cast<int64_t>(sizes.size())) : MemoryFormat::Contiguous;
+  const Tensor out = torch::stable::empty(sizes, x.scalar_type(), std::nullopt, std::nullopt, std::nullopt, format);
+  return last && spatial.size() == 1 ? torch::stable::squeeze(out, 2) : out;
+}
+
+Tensor with_a_unit_stride(const Tensor& x, const Tensor& like) {
+  if (x.stride(1) == 1 || x.stride(x.dim() - 1) == 1) return x;
+  if (!is_channels_last(like) || x.dim() == 3) return torch::stable::contiguous(x);
+  return torch::stable::contiguous(x, last_format(x.dim()));
+}
+
+Strides strides_of(const Tensor& x) {
+  Strides strides = {x.stride(0), x.stride(1), {0, 0, 0}};
+  const int64_t axes = x.dim() - 2;
+  for (int64_t i = 0; i < axes; ++i) strides.axis[3 - axes + i] = x.stride(2 + i);
+  return strides;
 }
 
 Tensor in_layout_of(const Tensor& x, Tensor out) {

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "cpu/conv_problem.h"
+#include "cpu/plane_jobs.h"
 
 namespace dwsep {
 
@@ -24,6 +25,8 @@ ConvProblem make_problem(const Tensor& x, const Tensor& weight, const std::vecto
                          const std::vector<int64_t>& padding, const std::vector<int64_t>& dilation);
 
 void check_vector(const char* name, const std::optional<Tensor>& value, const Tensor& x, int64_t size);
+// The gradient of an output with `channels` channels.
+void check_gradient(const Tensor& grad, const Tensor& x, const ConvProblem& problem, int64_t channels);
 void check_like(const char* name, const Tensor& value, const Tensor& x);
 
 Activation parse_activation(const std::string& name);
@@ -35,6 +38,13 @@ Tensor to_channels_last(const Tensor& x);
 Tensor empty_channels_last(const ConvProblem& problem, int64_t channels, const Tensor& x);
 // A result of empty_channels_last in the rank of x and in its layout.
 Tensor in_layout_of(const Tensor& x, Tensor out);
+
+Tensor empty_contiguous(const Tensor& like);
+// An uninitialised tensor (N, channels, *spatial) in the layout of x.
+Tensor empty_in_layout_of(const Tensor& x, int64_t channels, const std::vector<int64_t>& spatial);
+// x itself where its channels or its last axis are consecutive, else a copy in the layout of `like`.
+Tensor with_a_unit_stride(const Tensor& x, const Tensor& like);
+Strides strides_of(const Tensor& x);
 
 const void* data_or_null(const std::optional<Tensor>& value);
 

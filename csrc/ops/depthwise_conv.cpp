@@ -2,6 +2,7 @@
 
 #include <torch/csrc/stable/ops.h>
 
+#include "cpu/depthwise_backward_kernel.h"
 #include "cpu/depthwise_conv_kernel.h"
 #include "ops/arguments.h"
 
@@ -20,6 +21,39 @@ Tensor depthwise_conv(const Tensor& x, const Tensor& weight, const std::optional
   const WeightSources sources = {depthwise.const_data_ptr(), data_or_null(bias), nullptr, nullptr};
   depthwise_conv_forward(problem, sources, applied, input.const_data_ptr(), out.mutable_data_ptr());
   return in_layout_of(x, out);
+}
+
+std::tuple<Tensor, Tensor, Tensor> depthwise_conv_backward(
+    const Tensor& grad, const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias,
+    const std::vector<int64_t>& stride, const std::vector<int64_t>& padding, const std::vector<int64_t>& dilation,
+    const std::string& activation, const std::vector<bool>& output_mask) {
+  const Tensor depthwise = torch::stable::contiguous(weight);
+  const ConvProblem problem = make_problem(x, depthwise, stride, padding, dilation);
+  check_vector("depthwise bias", bias, x, problem.inner_channels);
+  check_gradient(grad, x, problem, problem.inner_channels);
+  STD_TORCH_CHECK(output_mask.size() == 3, "output_mask must have 3 entries, got ", output_mask.size());
+  const Activation applied = parse_activation(activation);
+
+  const Tensor input = with_a_unit_stride(x, x), gradient = with_a_unit_stride(grad, x);
+  const std::vector<int64_t> spatial(x.sizes().begin() + 2, x.sizes().end());
+  const Tensor none = torch::stable::empty({0}, x.scalar_type());
+  const Tensor x_gradient = output_mask[0] ? empty_in_layout_of(x, x.size(1), spatial) : none;
+  const Tensor weight_gradient = output_mask[1] ? empty_contiguous(depthwise) : none;
+  const bool wants_bias = output_mask[2] && bias.has_value();
+  const Tensor bias_gradient = wants_bias ? empty_contiguous(*bias) : none;
+  const DepthwiseBackwardTensors tensors = {
+      gradient.const_data_ptr(),
+      strides_of(gradient),
+      input.const_data_ptr(),
+      strides_of(input),
+      output_mask[0] ? x_gradient.mutable_data_ptr() : nullptr,
+      output_mask[0] ? strides_of(x_gradient) : Strides{},
+      output_mask[1] ? weight_gradient.mutable_data_ptr() : nullptr,
+      wants_bias ? bias_gradient.mutable_data_ptr() : nullptr,
+  };
+  const WeightSources sources = {depthwise.const_data_ptr(), data_or_null(bias), nullptr, nullptr};
+  depthwise_conv_backward(problem, sources, applied, tensors);
+  return {x_gradient, weight_gradient, bias_gradient};
 }
 
 }  // namespace dwsep

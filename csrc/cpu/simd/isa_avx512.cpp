@@ -3,5 +3,6 @@
 #define DWSEP_LANES 16
 #define DWSEP_COLUMN_VECTORS 2
 #define DWSEP_TILE_PIXELS 14
+#define DWSEP_ACCUMULATORS 28
 
 #include "cpu/simd/kernels.inc"

@@ -3,5 +3,6 @@
 #define DWSEP_LANES 4
 #define DWSEP_COLUMN_VECTORS 2
 #define DWSEP_TILE_PIXELS 6
+#define DWSEP_ACCUMULATORS 12
 
 #include "cpu/simd/kernels.inc"

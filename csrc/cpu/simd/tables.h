@@ -2,6 +2,7 @@
 #pragma once
 
 #include "cpu/conv_problem.h"
+#include "cpu/kernel_table.h"
 
 namespace dwsep {
 

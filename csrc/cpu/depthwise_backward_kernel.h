@@ -1,0 +1,24 @@
+#pragma once
+
+#include "cpu/conv_problem.h"
+#include "cpu/packing.h"
+#include "cpu/plane_jobs.h"
+
+namespace dwsep {
+
+// What a backward pass reads and writes; gradients which are not wanted are null. Parameters' gradients are dense.
+struct DepthwiseBackwardTensors {
+  const void* gradient;  // (N, C * M, *out)
+  Strides gradient_strides;
+  const void* x;
+  Strides x_strides;
+  void* x_gradient;
+  Strides x_gradient_strides;
+  void* weight_gradient;  // (C * M, taps)
+  void* bias_gradient;    // (C * M)
+};
+
+void depthwise_conv_backward(const ConvProblem& problem, const WeightSources& weights, Activation activation,
+                             const DepthwiseBackwardTensors& tensors);
+
+}  // namespace dwsep

@@ -1,0 +1,28 @@
+// What one instruction set's compilation offers.
+#pragma once
+
+#include <cstdint>
+
+#include "cpu/conv_problem.h"
+#include "cpu/plane_jobs.h"
+
+namespace dwsep {
+
+// One instruction set's kernels.
+struct KernelTable {
+  const char* isa;
+  int64_t lanes;         // floats of a vector
+  int64_t tile_columns;  // output channels of a pointwise micro-kernel: one K block
+  int64_t tile_pixels;   // output pixels of a pointwise micro-kernel at most
+  void (*depthwise_tile)(const ConvProblem&, const PackedWeights&, Activation, const void* x, void* out, const Tile&);
+  void (*separable_tile)(const ConvProblem&, const PackedWeights&, const SeparableOptions&, const void* x, void* out,
+                         const Tile&, float* panel);
+  void (*gather_row)(const RowCopy&, const void* source, float* plane);
+  void (*scatter_row)(const RowCopy&, const float* plane, void* target);
+  void (*correlate_row)(const CorrelateRow&);
+  void (*weight_gradient_rows)(const WeightGradientRows&);
+  void (*sum_row)(const float* row, int64_t pixels, float* sums);
+  void (*activation_gradient_row)(Activation, const float* raw, float* gradient, int64_t pixels);
+};
+
+}  // namespace dwsep

@@ -1,0 +1,62 @@
+// What the kernels on planes take. A plane holds one block of channels of a region of an image as [pixel][lane] floats,
+// whatever the tensor's layout and element type, with zeros where the region goes beyond the image's columns. Plain
+// data, as conv_problem.h.
+#pragma once
+
+#include <cstdint>
+
+#include "cpu/conv_problem.h"
+
+namespace dwsep {
+
+// A tensor's elements, as strides in elements: any dense layout of (N, C, D, H, W).
+struct Strides {
+  int64_t image;
+  int64_t channel;
+  int64_t axis[3];
+};
+
+// A row of pixels between a tensor and planes, one plane a block of channels.
+struct RowCopy {
+  ElementType element_type;
+  int64_t pixel_stride;    // elements of the tensor
+  int64_t channel_stride;  // elements of the tensor
+  int64_t pixels;
+  int64_t channels;      // in all blocks; lanes beyond are zeros in a plane, and left alone in a tensor
+  int64_t block_stride;  // floats from a block's row to the next block's
+};
+
+// One product of a correlation, relative to the operand of the output pixel and to the channel block's weights.
+struct Tap {
+  int64_t source;
+  int64_t weight;
+};
+
+// A row of output pixels: out[p] = activation(bias + sum over taps of weights[tap] * source[p * step + tap]).
+struct CorrelateRow {
+  const Tap* taps;
+  int64_t tap_count;
+  const float* source;
+  const float* weights;
+  const float* bias;  // null for zeros
+  int64_t step;       // floats from a pixel's operands to the next pixel's
+  float* out;
+  int64_t out_stride;  // floats from a pixel to the next
+  int64_t pixels;
+  Activation activation;
+};
+
+// sums[r][t] += sum over rows and pixels of gradient[pixel] * input[r][pixel * pixel_step + t * tap_step].
+struct WeightGradientRows {
+  const float* const* rows;  // [row_count][1 + kernel_rows]: the gradient's row, then the inputs' rows
+  int64_t row_count;
+  int64_t pixels;
+  int64_t pixel_step;
+  int64_t tap_step;
+  int64_t kernel_rows;
+  int64_t taps;
+  float* sums;
+  int64_t sums_stride;  // floats from a kernel row's sums to the next's
+};
+
+}  // namespace dwsep

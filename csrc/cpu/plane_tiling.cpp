@@ -1,0 +1,75 @@
+#include "cpu/plane_tiling.h"
+
+#include <algorithm>
+#include <limits>
+
+namespace dwsep {
+namespace {
+
+// Grows a range to hold another.
+struct Hull {
+  int64_t begin = std::numeric_limits<int64_t>::max();
+  int64_t end = std::numeric_limits<int64_t>::min();
+
+  void add(int64_t first, int64_t stop) {
+    begin = std::min(begin, first);
+    end = std::max(end, stop);
+  }
+  Range range() const { return begin < end ? Range{begin, end} : Range{0, 0}; }
+};
+
+Range gradient_range(const ConvAxis& axis, const AxisTile& tile, bool clip) {
+  Hull hull;
+  if (tile.output.size() > 0) hull.add(tile.output.begin, tile.output.end);
+  if (tile.input.size() > 0) {
+    for (int64_t tap = 0; tap < axis.kernel; ++tap) {
+      const int64_t shift = axis.pad_low - tap * axis.dilation;
+      const int64_t first = ceil_div(tile.input.begin + shift, axis.stride);
+      const int64_t stop = floor_div(tile.input.end - 1 + shift, axis.stride) + 1;
+      const int64_t inside_first = std::max<int64_t>(first, 0), inside_stop = std::min(stop, axis.output);
+      if (inside_first >= inside_stop) continue;
+      hull.add(clip ? inside_first : first, clip ? inside_stop : stop);
+    }
+  }
+  return hull.range();
+}
+
+void set_x_range(const ConvAxis& axis, AxisTile& tile, bool clip, bool recompute) {
+  const Range out = recompute
+                        ? Range{std::max<int64_t>(tile.gradient.begin, 0), std::min(tile.gradient.end, axis.output)}
+                        : tile.output;
+  Hull hull, taps;
+  for (int64_t tap = 0; tap < axis.kernel && out.size() > 0; ++tap) {
+    const int64_t first = axis.position(out.begin, tap), stop = axis.position(out.end - 1, tap) + 1;
+    const int64_t inside_first = std::max<int64_t>(first, 0), inside_stop = std::min(stop, axis.input);
+    if (inside_first >= inside_stop) continue;
+    hull.add(clip ? inside_first : first, clip ? inside_stop : stop);
+    taps.add(tap, tap + 1);
+  }
+  tile.x = hull.range();
+  tile.taps = taps.range();
+}
+
+}  // namespace
+
+int64_t ceil_div(int64_t a, int64_t b) { return -floor_div(-a, b); }
+int64_t floor_div(int64_t a, int64_t b) { return a >= 0 ? a / b : -((-a + b - 1) / b); }
+
+ConvAxis conv_axis(const ConvProblem& problem, int axis) {
+  return {problem.input[axis],  problem.output[axis],   problem.kernel[axis],
+          problem.stride[axis], problem.dilation[axis], problem.pad_low[axis]};
+}
+
+std::vector<AxisTile> axis_tiles(const ConvAxis& axis, int64_t count, bool clip, bool recompute) {
+  std::vector<AxisTile> tiles(static_cast<std::size_t>(count));
+  for (int64_t i = 0; i < count; ++i) {
+    AxisTile& tile = tiles[static_cast<std::size_t>(i)];
+    tile.input = {axis.input * i / count, axis.input * (i + 1) / count};
+    tile.output = {axis.output * i / count, axis.output * (i + 1) / count};
+    tile.gradient = gradient_range(axis, tile, clip);
+    set_x_range(axis, tile, clip, recompute);
+  }
+  return tiles;
+}
+
+}  // namespace dwsep
