@@ -1,21 +1,13 @@
 #include "cpu/packing.h"
 
 #include <algorithm>
-#include <cstring>
 
+#include "cpu/elements.h"
 #include "cpu/parallel.h"
 #include "cpu/scratch.h"
 
 namespace dwsep {
 namespace {
-
-float as_float(float value) { return value; }
-float as_float(uint16_t bfloat16_bits) {
-  const uint32_t bits = static_cast<uint32_t>(bfloat16_bits) << 16;
-  float value;
-  std::memcpy(&value, &bits, sizeof value);
-  return value;
-}
 
 template <class T>
 void pack_bias(float* target, const T* source, int64_t count, int64_t padded) {

@@ -60,14 +60,32 @@ ConvAxis conv_axis(const ConvProblem& problem, int axis) {
           problem.stride[axis], problem.dilation[axis], problem.pad_low[axis]};
 }
 
-std::vector<AxisTile> axis_tiles(const ConvAxis& axis, int64_t count, bool clip, bool recompute) {
+Range ConvAxis::taps_inside(int64_t out) const {
+  const int64_t first = position(out, 0);
+  const int64_t begin = std::max<int64_t>(0, ceil_div(-first, dilation));
+  const int64_t end = std::min(kernel, floor_div(input - 1 - first, dilation) + 1);
+  return {begin, std::max(begin, end)};
+}
+
+Range ConvAxis::taps_reaching(int64_t in) const {
+  const int64_t at = in + pad_low;
+  const int64_t begin = std::max<int64_t>(0, ceil_div(at - (output - 1) * stride, dilation));
+  const int64_t end = std::min(kernel, floor_div(at, dilation) + 1);
+  return {begin, std::max(begin, end)};
+}
+
+std::vector<AxisTile> axis_tiles(const ConvAxis& axis, int64_t count, bool clip, TilePurpose purpose) {
   std::vector<AxisTile> tiles(static_cast<std::size_t>(count));
   for (int64_t i = 0; i < count; ++i) {
     AxisTile& tile = tiles[static_cast<std::size_t>(i)];
-    tile.input = {axis.input * i / count, axis.input * (i + 1) / count};
+    if (purpose == TilePurpose::kForward) {
+      tile.input = {0, 0};
+    } else {
+      tile.input = {axis.input * i / count, axis.input * (i + 1) / count};
+    }
     tile.output = {axis.output * i / count, axis.output * (i + 1) / count};
     tile.gradient = gradient_range(axis, tile, clip);
-    set_x_range(axis, tile, clip, recompute);
+    set_x_range(axis, tile, clip, purpose == TilePurpose::kBackwardRecompute);
   }
   return tiles;
 }

@@ -12,6 +12,10 @@ using torch::headeronly::ScalarType;
 
 constexpr int64_t kLargest = (int64_t{1} << 31) - 1;
 
+MemoryFormat last_format(int64_t dims) { return dims == 5 ? MemoryFormat::ChannelsLast3d : MemoryFormat::ChannelsLast; }
+
+}  // namespace
+
 // The rule of ops/_layout.py, on the same strides.
 bool is_channels_last(const Tensor& x) {
   const auto sizes = x.sizes();
@@ -31,10 +35,6 @@ bool is_channels_last(const Tensor& x) {
   }
   return orders(0);
 }
-
-MemoryFormat last_format(int64_t dims) { return dims == 5 ? MemoryFormat::ChannelsLast3d : MemoryFormat::ChannelsLast; }
-
-}  // namespace
 
 void check_like(const char* name, const Tensor& value, const Tensor& x) {
   STD_TORCH_CHECK(value.is_cpu(), name, " must be on the CPU, as x is");

@@ -32,6 +32,8 @@ void check_like(const char* name, const Tensor& value, const Tensor& x);
 Activation parse_activation(const std::string& name);
 Residual parse_residual(const std::string& name);
 
+// Whether the strides of x order its axes as channels last does.
+bool is_channels_last(const Tensor& x);
 // x in channels last, dense, with 4 or 5 axes: the same memory as x where it is so already.
 Tensor to_channels_last(const Tensor& x);
 // An uninitialised channels-last tensor with `channels` channels and the problem's output size.

@@ -16,9 +16,17 @@ Tensor depthwise_conv(const Tensor& x, const Tensor& weight, const std::optional
   check_vector("depthwise bias", bias, x, problem.inner_channels);
   const Activation applied = parse_activation(activation);
 
+  const WeightSources sources = {depthwise.const_data_ptr(), data_or_null(bias), nullptr, nullptr};
+  if (!is_channels_last(x)) {
+    const Tensor input = with_a_unit_stride(x, x);
+    const std::vector<int64_t> spatial(problem.output + (5 - x.dim()), problem.output + 3);
+    const Tensor out = empty_in_layout_of(x, problem.inner_channels, spatial);
+    depthwise_conv_forward_on_planes(problem, sources, applied, input.const_data_ptr(), strides_of(input),
+                                     out.mutable_data_ptr(), strides_of(out));
+    return out;
+  }
   const Tensor input = to_channels_last(x);
   const Tensor out = empty_channels_last(problem, problem.inner_channels, x);
-  const WeightSources sources = {depthwise.const_data_ptr(), data_or_null(bias), nullptr, nullptr};
   depthwise_conv_forward(problem, sources, applied, input.const_data_ptr(), out.mutable_data_ptr());
   return in_layout_of(x, out);
 }

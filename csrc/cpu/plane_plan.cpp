@@ -1,0 +1,105 @@
+#include "cpu/plane_plan.h"
+
+#include <algorithm>
+
+#include "cpu/cache_size.h"
+#include "cpu/elements.h"
+
+namespace dwsep {
+namespace {
+
+template <class T>
+void pack_blocks(const PlanePlan& plan, const WeightSources& sources, float* weights, float* bias) {
+  const int64_t multiplier = plan.problem.multiplier;
+  const T* depthwise = static_cast<const T*>(sources.depthwise);
+  const T* depthwise_bias = static_cast<const T*>(sources.depthwise_bias);
+  for (int64_t block = 0; block < plan.blocks; ++block) {
+    for (int64_t m = 0; m < multiplier; ++m) {
+      for (int64_t lane = 0; lane < plan.lanes; ++lane) {
+        const int64_t channel = block * plan.lanes + lane, inner = channel * multiplier + m;
+        const bool inside = channel < plan.problem.channels;
+        float* target = weights + (block * multiplier + m) * plan.taps * plan.lanes + lane;
+        for (int64_t tap = 0; tap < plan.taps; ++tap) {
+          target[tap * plan.lanes] = inside ? as_float(depthwise[inner * plan.taps + tap]) : 0.0f;
+        }
+        bias[(block * multiplier + m) * plan.lanes + lane] =
+            inside && depthwise_bias != nullptr ? as_float(depthwise_bias[inner]) : 0.0f;
+      }
+    }
+  }
+}
+
+}  // namespace
+
+PlanePlan::PlanePlan(const KernelTable& kernels, const ConvProblem& of, TilePurpose purpose, bool together)
+    : table(kernels),
+      problem(of),
+      axes{conv_axis(of, kDepth), conv_axis(of, kHeight), conv_axis(of, kWidth)},
+      lanes(kernels.lanes),
+      blocks(ceil_div(of.channels, kernels.lanes)),
+      taps(of.kernel[0] * of.kernel[1] * of.kernel[2]),
+      element_size(of.element_type == ElementType::kFloat32 ? 4 : 2),
+      group(1) {
+  cut(purpose, together);
+}
+
+int64_t PlanePlan::largest(Axis axis, Range AxisTile::*range) const {
+  int64_t size = 0;
+  for (const AxisTile& tile : tiles[axis]) size = std::max(size, (tile.*range).size());
+  return size;
+}
+
+void PlanePlan::measure() {
+  x_plane = g_plane = lanes;
+  for (const Axis axis : {kDepth, kHeight, kWidth}) {
+    x_plane *= std::max<int64_t>(1, largest(axis, &AxisTile::x));
+    g_plane *= std::max<int64_t>(1, largest(axis, &AxisTile::gradient));
+  }
+}
+
+// As few tiles as keep a tile's planes within half of the L2 cache, cutting where the taps reach least in proportion.
+void PlanePlan::cut(TilePurpose purpose, bool together) {
+  const int64_t budget = l2_cache_bytes() / 2 / static_cast<int64_t>(sizeof(float));
+  std::array<int64_t, 3> counts = {1, 1, 1};
+  const auto make = [&](Axis axis) { tiles[axis] = axis_tiles(axes[axis], counts[axis], axis != kWidth, purpose); };
+  for (const Axis axis : {kDepth, kHeight, kWidth}) make(axis);
+  measure();
+  const auto tile_floats = [&] {
+    return x_plane + (purpose == TilePurpose::kForward ? 0 : problem.multiplier * g_plane);
+  };
+  while (tile_floats() > budget) {
+    int chosen = -1;
+    double most = 0.0;
+    for (const Axis axis : {kDepth, kHeight, kWidth}) {
+      const ConvAxis& a = axes[axis];
+      const int64_t extent = std::max(a.input, a.output) / counts[axis];
+      // Short rows are slow to compute.
+      const double reach = static_cast<double>((a.kernel - 1) * a.dilation + 1) + (axis == kWidth ? 64.0 : 0.0);
+      const double ratio = static_cast<double>(extent) / reach;
+      if (extent >= 2 && ratio > most) {
+        chosen = axis;
+        most = ratio;
+      }
+    }
+    if (chosen < 0) break;
+    counts[static_cast<std::size_t>(chosen)] *= 2;
+    make(static_cast<Axis>(chosen));
+    measure();
+  }
+  // Several blocks of channels together read whole stretches of a channels-last pixel.
+  if (together && problem.multiplier == 1) group = std::max<int64_t>(1, 64 / lanes);
+  while (group > 1 && group * tile_floats() > budget) group /= 2;
+}
+
+void PlanePlan::pack(const WeightSources& sources, float* memory) {
+  float* packed_bias = memory + blocks * problem.multiplier * taps * lanes;
+  if (problem.element_type == ElementType::kFloat32) {
+    pack_blocks<float>(*this, sources, memory, packed_bias);
+  } else {
+    pack_blocks<uint16_t>(*this, sources, memory, packed_bias);
+  }
+  weights = memory;
+  bias = packed_bias;
+}
+
+}  // namespace dwsep

@@ -1,0 +1,87 @@
+// One tile of a convolution on planes: one image's box, one group of channel blocks.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <vector>
+
+#include "cpu/plane_jobs.h"
+#include "cpu/plane_plan.h"
+
+namespace dwsep {
+
+inline const void* advanced(const void* pointer, int64_t bytes) { return static_cast<const char*>(pointer) + bytes; }
+inline void* advanced(void* pointer, int64_t bytes) { return static_cast<char*>(pointer) + bytes; }
+
+// The taps of a row's correlation, kept while the rows have the same ones inside the image.
+struct TapList {
+  std::array<int64_t, 6> key{-1, -1, -1, -1, -1, -1};
+  std::vector<Tap> taps;
+
+  bool matches(const std::array<int64_t, 6>& other) const {
+    for (std::size_t i = 0; i < key.size(); ++i) {
+      if (key[i] != other[i]) return false;
+    }
+    return true;
+  }
+};
+
+class PlaneTile {
+ public:
+  // `x_planes` holds plan.group * plan.x_plane floats.
+  PlaneTile(const PlanePlan& plan, float* x_planes) : plan_(plan), x_planes_(x_planes) {}
+
+  void move_to(int64_t image, int64_t tile, int64_t first_block);
+
+ protected:
+  const PlanePlan& plan_;
+  float* x_planes_;
+  int64_t image_ = 0, block_ = 0;
+  int64_t group_ = 0;  // channel blocks of this tile
+  const AxisTile* part_[3] = {};
+
+  int64_t channels() const;
+
+  // Floats from the first pixel of a plane over `range` to (d, h, w), positions in the axes of the tensor.
+  int64_t offset(Range AxisTile::*range, int64_t d, int64_t h, int64_t w) const {
+    const Range &rd = part_[kDepth]->*range, &rh = part_[kHeight]->*range, &rw = part_[kWidth]->*range;
+    return (((d - rd.begin) * rh.size() + (h - rh.begin)) * rw.size() + (w - rw.begin)) * plan_.lanes;
+  }
+  int64_t x_offset(int64_t d, int64_t h, int64_t w) const { return offset(&AxisTile::x, d, h, w); }
+
+  // Fills one plane a channel block from a tensor; zeros in the columns beyond its width.
+  void gather(const void* source, const Strides& strides, int64_t first_channel, int64_t channel_step,
+              Range AxisTile::*range, int64_t width, float* planes, int64_t plane_step) const;
+  void gather_x(const void* x, const Strides& strides);
+
+  // Calls f(block of the group, m, job) with the correlation of one row of outputs, columns [columns.begin, end), for
+  // each channel block and each of its multiples; f sets the job's target and activation.
+  template <class F>
+  void correlate_outputs(int64_t od, int64_t oh, Range columns, const F& f) {
+    const ConvAxis &ad = plan_.axes[kDepth], &ah = plan_.axes[kHeight], &aw = plan_.axes[kWidth];
+    // Relative to the input under tap 0 of the first column, which may lie outside the plane.
+    const int64_t base = x_offset(ad.position(od, 0), ah.position(oh, 0), aw.position(columns.begin, 0));
+    list_outputs(od, oh, columns, base);
+    for (int64_t b = 0; b < group_; ++b) {
+      for (int64_t m = 0; m < plan_.problem.multiplier; ++m) {
+        const int64_t part = (block_ + b) * plan_.problem.multiplier + m;
+        CorrelateRow job = {};
+        job.taps = outputs_.taps.data();
+        job.tap_count = static_cast<int64_t>(outputs_.taps.size());
+        job.source = x_planes_ + b * plan_.x_plane + base;
+        job.weights = plan_.weights + part * plan_.taps * plan_.lanes;
+        job.bias = plan_.bias + part * plan_.lanes;
+        job.step = aw.stride * plan_.lanes;
+        job.pixels = columns.size();
+        f(b, m, job);
+      }
+    }
+  }
+
+ private:
+  TapList outputs_;
+
+  void list_outputs(int64_t od, int64_t oh, Range columns, int64_t base);
+};
+
+}  // namespace dwsep
