@@ -125,10 +125,18 @@ class BackwardTile : PlaneTile {
             float* out = direct ? static_cast<float*>(target) + b * lanes + residue * strides.axis[kWidth]
                                 : rows_ + (b * rw.size() + residue) * lanes;
             const int64_t out_stride = aw.stride * (direct ? strides.axis[kWidth] : lanes);
-            plan_.table.correlate_row({list.taps.data(), static_cast<int64_t>(list.taps.size()),
-                                       g_planes_ + b * multiplier * plan_.g_plane + base,
-                                       plan_.weights + (block_ + b) * multiplier * plan_.taps * lanes, nullptr, lanes,
-                                       out, out_stride, count, Activation::kNone});
+            CorrelateRow job = {};
+            job.taps = list.taps.data();
+            job.tap_count = static_cast<int64_t>(list.taps.size());
+            if (aw.stride == 1 && aw.dilation == 1) job.run = list.run;
+            job.run_step = -lanes;
+            job.source = g_planes_ + b * multiplier * plan_.g_plane + base;
+            job.weights = plan_.weights + (block_ + b) * multiplier * plan_.taps * lanes;
+            job.step = lanes;
+            job.out = out;
+            job.out_stride = out_stride;
+            job.pixels = count;
+            plan_.table.correlate_row(job);
           }
         }
         if (!direct) {
@@ -151,12 +159,15 @@ class BackwardTile : PlaneTile {
       for (int64_t th = kh.begin; th < kh.end; ++th) {
         const int64_t at_h = h + ah.pad_low - th * ah.dilation;
         if (at_h % ah.stride != 0) continue;
-        for (int64_t tw = 0; tw < aw.kernel; ++tw) {
+        list.run = 0;
+        // The last tap first: its operand is the first in memory.
+        for (int64_t tw = aw.kernel - 1; tw >= 0; --tw) {
           const int64_t at_w = first + aw.pad_low - tw * aw.dilation;
           if (at_w % aw.stride != 0) continue;
           // A tap that meets the gradient for no column of this row is not in the plane.
           const int64_t from = at_w / aw.stride, to = (last + aw.pad_low - tw * aw.dilation) / aw.stride;
           if (to < 0 || from >= aw.output || from < columns.begin || to >= columns.end) continue;
+          ++list.run;
           list.taps.push_back({m * plan_.g_plane + g_offset(at_d / ad.stride, at_h / ah.stride, from) - base,
                                (m * plan_.taps + plan_.tap_index(td, th, tw)) * plan_.lanes});
         }

@@ -36,6 +36,8 @@ struct Tap {
 struct CorrelateRow {
   const Tap* taps;
   int64_t tap_count;
+  int64_t run;       // the taps come in runs of so many, each one pixel behind the last; 0 where they do not
+  int64_t run_step;  // floats from a tap's weight to that of the next of its run
   const float* source;
   const float* weights;
   const float* bias;  // null for zeros

@@ -17,6 +17,7 @@ inline void* advanced(void* pointer, int64_t bytes) { return static_cast<char*>(
 struct TapList {
   std::array<int64_t, 6> key{-1, -1, -1, -1, -1, -1};
   std::vector<Tap> taps;
+  int64_t run = 0;  // taps of the last kernel row, and of every other
 
   bool matches(const std::array<int64_t, 6>& other) const {
     for (std::size_t i = 0; i < key.size(); ++i) {
@@ -68,6 +69,8 @@ class PlaneTile {
         CorrelateRow job = {};
         job.taps = outputs_.taps.data();
         job.tap_count = static_cast<int64_t>(outputs_.taps.size());
+        if (aw.stride == 1 && aw.dilation == 1) job.run = part_[kWidth]->taps.size();
+        job.run_step = plan_.lanes;
         job.source = x_planes_ + b * plan_.x_plane + base;
         job.weights = plan_.weights + part * plan_.taps * plan_.lanes;
         job.bias = plan_.bias + part * plan_.lanes;
