@@ -12,6 +12,7 @@ STABLE_TORCH_LIBRARY_IMPL(dwsep, CPU, library) {
   library.impl("depthwise_conv_backward", TORCH_BOX(&dwsep::depthwise_conv_backward));
   library.impl("pack_separable_weights", TORCH_BOX(&dwsep::pack_separable_weights));
   library.impl("separable_conv", TORCH_BOX(&dwsep::separable_conv));
+  library.impl("separable_conv_backward", TORCH_BOX(&dwsep::separable_conv_backward));
   library.impl("separable_conv_packed", TORCH_BOX(&dwsep::separable_conv_packed));
 }
 

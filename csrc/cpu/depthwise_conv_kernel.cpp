@@ -18,7 +18,8 @@ class ForwardTile : PlaneTile {
     return plan.group * (plan.x_plane + plan.largest(kWidth, &AxisTile::output) * plan.lanes);
   }
 
-  ForwardTile(const PlanePlan& plan, float* memory) : PlaneTile(plan, memory), rows_(memory + plan.group * plan.x_plane) {}
+  ForwardTile(const PlanePlan& plan, float* memory)
+      : PlaneTile(plan, memory), rows_(memory + plan.group * plan.x_plane) {}
 
   void run(int64_t image, int64_t tile, int64_t first_block, Activation activation, const void* x,
            const Strides& x_strides, void* out, const Strides& strides) {
@@ -26,12 +27,9 @@ class ForwardTile : PlaneTile {
     gather_x(x, x_strides);
     const Range &rd = part_[kDepth]->output, &rh = part_[kHeight]->output, &rw = part_[kWidth]->output;
     const int64_t multiplier = plan_.problem.multiplier;
-    const RowCopy copy = {plan_.problem.element_type,
-                          strides.axis[kWidth],
-                          strides.channel * multiplier,
-                          rw.size(),
-                          std::min(plan_.lanes, channels()),
-                          0};
+    const RowCopy copy = {plan_.problem.element_type,        strides.axis[kWidth],
+                          strides.channel * multiplier,      rw.size(),
+                          std::min(plan_.lanes, channels()), 0};
     for (int64_t od = rd.begin; od < rd.end; ++od) {
       for (int64_t oh = rh.begin; oh < rh.end; ++oh) {
         const int64_t at = image_ * strides.image + od * strides.axis[kDepth] + oh * strides.axis[kHeight] +

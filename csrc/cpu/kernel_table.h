@@ -23,6 +23,11 @@ struct KernelTable {
   void (*weight_gradient_rows)(const WeightGradientRows&);
   void (*sum_row)(const float* row, int64_t pixels, float* sums);
   void (*activation_gradient_row)(Activation, const float* raw, float* gradient, int64_t pixels);
+  void (*depthwise_panel)(const ConvProblem&, const PackedWeights&, Activation, const void* x, const Tile&,
+                          float* panel);
+  void (*multiply_panel)(const PanelProduct&, int64_t block);
+  void (*outer_product)(const PanelOuterProduct&);
+  void (*activate_row)(Activation, float* values, int64_t pixels);
 };
 
 }  // namespace dwsep

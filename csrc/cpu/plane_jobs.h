@@ -61,4 +61,24 @@ struct WeightGradientRows {
   int64_t sums_stride;  // floats from a kernel row's sums to the next's
 };
 
+// A panel [inner block][pixel][lane] times packed weights [block][inner][column].
+struct PanelProduct {
+  const float* panel;
+  int64_t inner_blocks;
+  int64_t pixels;
+  const float* weights;
+  float* target;
+};
+
+// The products of two panels' pixels, summed over the pixels.
+struct PanelOuterProduct {
+  const float* left;   // [row block][pixel][lane]
+  int64_t rows;        // rounded up to a multiple of the rows that are computed together, which the lanes are one of
+  const float* right;  // [vector][pixel][lane]
+  int64_t vectors;
+  int64_t pixels;
+  float* sums;  // [row][vector][lane]
+  int64_t sums_stride;
+};
+
 }  // namespace dwsep

@@ -43,7 +43,7 @@ PlanePlan::PlanePlan(const KernelTable& kernels, const ConvProblem& of, TilePurp
   cut(purpose, together);
 }
 
-int64_t PlanePlan::largest(Axis axis, Range AxisTile::*range) const {
+int64_t PlanePlan::largest(Axis axis, Range AxisTile::* range) const {
   int64_t size = 0;
   for (const AxisTile& tile : tiles[axis]) size = std::max(size, (tile.*range).size());
   return size;
@@ -65,9 +65,10 @@ void PlanePlan::cut(TilePurpose purpose, bool together) {
   for (const Axis axis : {kDepth, kHeight, kWidth}) make(axis);
   measure();
   const auto tile_floats = [&] {
-    return x_plane + (purpose == TilePurpose::kForward ? 0 : problem.multiplier * g_plane);
+    const bool own = purpose == TilePurpose::kBackward || purpose == TilePurpose::kBackwardRecompute;
+    return x_plane + (own ? problem.multiplier * g_plane : 0);
   };
-  while (tile_floats() > budget) {
+  while (purpose != TilePurpose::kBackwardWhole && tile_floats() > budget) {
     int chosen = -1;
     double most = 0.0;
     for (const Axis axis : {kDepth, kHeight, kWidth}) {

@@ -23,9 +23,9 @@ struct PlanePlan {
   int64_t blocks;  // of input channels; the outputs of one input channel lie in `multiplier` planes of their own
   int64_t taps;
   int64_t element_size;
-  int64_t group;    // channel blocks that a tile computes together
-  int64_t x_plane;  // floats of the largest plane of inputs
-  int64_t g_plane;  // and of output gradients, which forward has none of
+  int64_t group;                   // channel blocks that a tile computes together
+  int64_t x_plane;                 // floats of the largest plane of inputs
+  int64_t g_plane;                 // and of output gradients, which forward has none of
   const float* weights = nullptr;  // [input block][m][tap][lane]
   const float* bias = nullptr;     // [input block][m][lane]
 
@@ -36,7 +36,7 @@ struct PlanePlan {
     return static_cast<int64_t>(tiles[kDepth].size() * tiles[kHeight].size() * tiles[kWidth].size());
   }
   int64_t groups() const { return ceil_div(blocks, group); }
-  int64_t largest(Axis axis, Range AxisTile::*range) const;
+  int64_t largest(Axis axis, Range AxisTile::* range) const;
   int64_t tap_index(int64_t d, int64_t h, int64_t w) const {
     return (d * axes[kHeight].kernel + h) * axes[kWidth].kernel + w;
   }

@@ -21,7 +21,7 @@ int64_t PlaneTile::channels() const {
 }
 
 void PlaneTile::gather(const void* source, const Strides& strides, int64_t first_channel, int64_t channel_step,
-                       Range AxisTile::*range, int64_t width, float* planes, int64_t plane_step) const {
+                       Range AxisTile::* range, int64_t width, float* planes, int64_t plane_step) const {
   const Range &rd = part_[kDepth]->*range, &rh = part_[kHeight]->*range, &rw = part_[kWidth]->*range;
   const int64_t lanes = plan_.lanes;
   const int64_t begin = std::clamp<int64_t>(0, rw.begin, rw.end), end = std::clamp(width, begin, rw.end);

@@ -44,7 +44,7 @@ class PlaneTile {
   int64_t channels() const;
 
   // Floats from the first pixel of a plane over `range` to (d, h, w), positions in the axes of the tensor.
-  int64_t offset(Range AxisTile::*range, int64_t d, int64_t h, int64_t w) const {
+  int64_t offset(Range AxisTile::* range, int64_t d, int64_t h, int64_t w) const {
     const Range &rd = part_[kDepth]->*range, &rh = part_[kHeight]->*range, &rw = part_[kWidth]->*range;
     return (((d - rd.begin) * rh.size() + (h - rh.begin)) * rw.size() + (w - rw.begin)) * plan_.lanes;
   }
@@ -52,7 +52,7 @@ class PlaneTile {
 
   // Fills one plane a channel block from a tensor; zeros in the columns beyond its width.
   void gather(const void* source, const Strides& strides, int64_t first_channel, int64_t channel_step,
-              Range AxisTile::*range, int64_t width, float* planes, int64_t plane_step) const;
+              Range AxisTile::* range, int64_t width, float* planes, int64_t plane_step) const;
   void gather_x(const void* x, const Strides& strides);
 
   // Calls f(block of the group, m, job) with the correlation of one row of outputs, columns [columns.begin, end), for

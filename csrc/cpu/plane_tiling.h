@@ -40,11 +40,12 @@ struct AxisTile {
 };
 
 // What tiles are for decides what is in their planes: backward with recomputation takes the input under all of the
-// gradient plane, backward without it only under `output`.
-enum class TilePurpose { kForward, kBackward, kBackwardRecompute };
+// gradient plane, backward without it only under `output`. kBackwardWhole is a backward whose gradient planes exist
+// already, of whole images.
+enum class TilePurpose { kForward, kBackward, kBackwardRecompute, kBackwardWhole };
 
-// Cuts one axis into `count` tiles. With `clip`, planes hold only what exists; without, they go on beyond the ends as far
-// as taps reach, for zeros.
+// Cuts one axis into `count` tiles. With `clip`, planes hold only what exists; without, they go on beyond the ends as
+// far as taps reach, for zeros.
 std::vector<AxisTile> axis_tiles(const ConvAxis& axis, int64_t count, bool clip, TilePurpose purpose);
 
 }  // namespace dwsep

@@ -2,7 +2,9 @@
 
 #include <torch/csrc/stable/ops.h>
 
+#include "cpu/elementwise.h"
 #include "cpu/isa.h"
+#include "cpu/separable_backward_kernel.h"
 #include "cpu/separable_conv_kernel.h"
 #include "ops/arguments.h"
 
@@ -72,6 +74,72 @@ Tensor separable_conv(const Tensor& x, const Tensor& depthwise_weight, const Ten
   const WeightSources sources = {depthwise.const_data_ptr(), data_or_null(depthwise_bias), pointwise.const_data_ptr(),
                                  data_or_null(pointwise_bias)};
   return run(x, problem, pack_weights(problem, kernels(), sources), options);
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> separable_conv_backward(
+    const Tensor& grad, const Tensor& x, const Tensor& depthwise_weight, const Tensor& pointwise_weight,
+    const std::optional<Tensor>& depthwise_bias, const std::optional<Tensor>& pointwise_bias,
+    const std::vector<int64_t>& stride, const std::vector<int64_t>& padding, const std::vector<int64_t>& dilation,
+    const std::string& inner_activation, const std::string& activation, const std::string& residual,
+    const std::vector<bool>& output_mask) {
+  const Tensor depthwise = torch::stable::contiguous(depthwise_weight);
+  const Tensor pointwise = torch::stable::contiguous(pointwise_weight);
+  ConvProblem problem = make_problem(x, depthwise, stride, padding, dilation);
+  check_pointwise(pointwise, x, problem.inner_channels);
+  problem.out_channels = pointwise.size(0);
+  check_vector("depthwise bias", depthwise_bias, x, problem.inner_channels);
+  check_vector("pointwise bias", pointwise_bias, x, problem.out_channels);
+  check_gradient(grad, x, problem, problem.out_channels);
+  STD_TORCH_CHECK(output_mask.size() == 5, "output_mask must have 5 entries, got ", output_mask.size());
+  const SeparableOptions options = make_options(problem, inner_activation, activation, residual);
+  const WeightSources sources = {depthwise.const_data_ptr(), data_or_null(depthwise_bias), pointwise.const_data_ptr(),
+                                 data_or_null(pointwise_bias)};
+
+  const Tensor input = to_channels_last(x);
+  const Tensor outer = to_channels_last(grad);
+  Tensor gradient = outer;
+  if (options.activation != Activation::kNone) {
+    // The output before the activation, once more.
+    const SeparableOptions raw_options = {
+        options.inner_activation, Activation::kNone,
+        options.residual == Residual::kDepthwise ? options.residual : Residual::kNone};
+    const Tensor raw = empty_channels_last(problem, problem.out_channels, input);
+    separable_conv_forward(problem, pack_weights(problem, kernels(), sources), raw_options, input.const_data_ptr(),
+                           raw.mutable_data_ptr());
+    gradient = empty_channels_last(problem, problem.out_channels, input);
+    activation_gradient(options.activation, problem.element_type, raw.const_data_ptr(), outer.const_data_ptr(),
+                        gradient.mutable_data_ptr(), gradient.numel());
+  }
+
+  const Tensor none = torch::stable::empty({0}, x.scalar_type());
+  Tensor x_gradient = none;
+  if (output_mask[0]) {
+    ConvProblem shape = problem;
+    for (int axis = 0; axis < 3; ++axis) shape.output[axis] = problem.input[axis];
+    x_gradient = empty_channels_last(shape, problem.channels, x);
+  }
+  const Tensor depthwise_gradient = output_mask[1] ? empty_contiguous(depthwise) : none;
+  const Tensor pointwise_gradient = output_mask[2] ? empty_contiguous(pointwise) : none;
+  const bool wants_depthwise_bias = output_mask[3] && depthwise_bias.has_value();
+  const bool wants_pointwise_bias = output_mask[4] && pointwise_bias.has_value();
+  const Tensor depthwise_bias_gradient = wants_depthwise_bias ? empty_contiguous(*depthwise_bias) : none;
+  const Tensor pointwise_bias_gradient = wants_pointwise_bias ? empty_contiguous(*pointwise_bias) : none;
+  const SeparableBackwardTensors tensors = {
+      gradient.const_data_ptr(),
+      input.const_data_ptr(),
+      output_mask[0] ? x_gradient.mutable_data_ptr() : nullptr,
+      output_mask[1] ? depthwise_gradient.mutable_data_ptr() : nullptr,
+      output_mask[2] ? pointwise_gradient.mutable_data_ptr() : nullptr,
+      wants_depthwise_bias ? depthwise_bias_gradient.mutable_data_ptr() : nullptr,
+      wants_pointwise_bias ? pointwise_bias_gradient.mutable_data_ptr() : nullptr,
+  };
+  separable_conv_backward(problem, sources, options.inner_activation, options.residual == Residual::kDepthwise,
+                          tensors);
+  if (output_mask[0] && options.residual == Residual::kInput) {
+    add_in_place(problem.element_type, x_gradient.mutable_data_ptr(), outer.const_data_ptr(), x_gradient.numel());
+  }
+  if (output_mask[0]) x_gradient = in_layout_of(x, x_gradient);
+  return {x_gradient, depthwise_gradient, pointwise_gradient, depthwise_bias_gradient, pointwise_bias_gradient};
 }
 
 Tensor pack_separable_weights(const Tensor& depthwise_weight, const Tensor& pointwise_weight,

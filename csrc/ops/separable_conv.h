@@ -4,6 +4,7 @@
 
 #include <optional>
 #include <string>
+#include <tuple>
 #include <vector>
 
 namespace dwsep {
@@ -15,6 +16,17 @@ torch::stable::Tensor separable_conv(const torch::stable::Tensor& x, const torch
                                      const std::vector<int64_t>& stride, const std::vector<int64_t>& padding,
                                      const std::vector<int64_t>& dilation, const std::string& inner_activation,
                                      const std::string& activation, const std::string& residual);
+
+// Gradients for x (in its layout), both weights and both biases; empty where output_mask asks for none.
+std::tuple<torch::stable::Tensor, torch::stable::Tensor, torch::stable::Tensor, torch::stable::Tensor,
+           torch::stable::Tensor>
+separable_conv_backward(const torch::stable::Tensor& grad, const torch::stable::Tensor& x,
+                        const torch::stable::Tensor& depthwise_weight, const torch::stable::Tensor& pointwise_weight,
+                        const std::optional<torch::stable::Tensor>& depthwise_bias,
+                        const std::optional<torch::stable::Tensor>& pointwise_bias, const std::vector<int64_t>& stride,
+                        const std::vector<int64_t>& padding, const std::vector<int64_t>& dilation,
+                        const std::string& inner_activation, const std::string& activation, const std::string& residual,
+                        const std::vector<bool>& output_mask);
 
 // The weights of a separable convolution in the order of the kernels in use, float32, for separable_conv_packed.
 torch::stable::Tensor pack_separable_weights(const torch::stable::Tensor& depthwise_weight,

@@ -1,0 +1,54 @@
+// One tile of the depthwise backward pass, on planes.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "cpu/depthwise_backward_kernel.h"
+#include "cpu/plane_tile.h"
+
+namespace dwsep {
+
+// Floats of the sums of one channel block: [m][tap, then bias][lane].
+int64_t sums_of_block(const PlanePlan& plan);
+
+class BackwardTile : PlaneTile {
+ public:
+  static int64_t floats(const PlanePlan& plan);  // of memory, gradient planes included
+  static int64_t floats_without_gradient(const PlanePlan& plan);
+
+  BackwardTile(const PlanePlan& plan, const DepthwiseBackwardTensors& tensors, Activation activation, float* memory,
+               float* sums);
+
+  // Everything that is wanted for one image's tile and the group of channel blocks from `first_block`.
+  void run(int64_t image, int64_t tile, int64_t first_block);
+
+  // The same for a whole image with its gradient in planes already, that of `first_block` first; memory for them is not
+  // needed. tensors.gradient is not read.
+  void run_on(int64_t image, int64_t first_block, const float* gradient_planes);
+
+ private:
+  const DepthwiseBackwardTensors& tensors_;
+  Activation activation_;
+  float* sums_;
+  float* rows_;
+  float* zeros_;
+  float* own_planes_;
+  const float* g_planes_;
+  std::vector<TapList> lists_;
+  std::vector<const float*> pointers_;
+
+  int64_t g_offset(int64_t d, int64_t h, int64_t w) const { return offset(&AxisTile::gradient, d, h, w); }
+  void gather_gradient();
+  void differentiate_activation();
+  void compute_x_gradient();
+  void add_taps(TapList& list, Range kd, Range kh, int64_t d, int64_t h, int64_t first, int64_t base, int64_t m) const;
+  void add_weight_gradient();
+  void add_bias_gradient();
+};
+
+// Sums `parts` sums of all blocks in their order and writes the parameters' gradients.
+void write_weight_gradients(const PlanePlan& plan, const DepthwiseBackwardTensors& tensors, const float* sums,
+                            int64_t parts);
+
+}  // namespace dwsep
