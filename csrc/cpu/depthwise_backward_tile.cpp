@@ -52,8 +52,8 @@ void BackwardTile::run(int64_t image, int64_t tile, int64_t first_block) {
   if (tensors_.bias_gradient != nullptr) add_bias_gradient();
 }
 
-void BackwardTile::run_on(int64_t image, int64_t first_block, const float* gradient_planes) {
-  move_to(image, 0, first_block);
+void BackwardTile::run_on(int64_t image, int64_t tile, int64_t first_block, const float* gradient_planes) {
+  move_to(image, tile, first_block);
   g_planes_ = gradient_planes;
   if (tensors_.weight_gradient != nullptr) gather_x(tensors_.x, tensors_.x_strides);
   if (tensors_.x_gradient != nullptr) compute_x_gradient();
@@ -97,7 +97,9 @@ void BackwardTile::compute_x_gradient() {
   const bool direct =
       plan_.problem.element_type == ElementType::kFloat32 && strides.channel == 1 && channels() == group_ * lanes;
   const int64_t residues = std::min(aw.stride, rw.size());
-  lists_.resize(static_cast<std::size_t>(residues));
+  // Rows at the same place between two strides have the same taps, away from the image's edges.
+  const int64_t phases_d = std::min<int64_t>(ad.stride, 4), phases_h = std::min<int64_t>(ah.stride, 4);
+  lists_.resize(static_cast<std::size_t>(residues * phases_d * phases_h));
   for (TapList& list : lists_) list.key[0] = -1;
   for (int64_t d = rd.begin; d < rd.end; ++d) {
     for (int64_t h = rh.begin; h < rh.end; ++h) {
@@ -111,7 +113,8 @@ void BackwardTile::compute_x_gradient() {
       const int64_t base = g_offset(base_d, base_h, 0);
       for (int64_t residue = 0; residue < residues; ++residue) {
         const int64_t first = rw.begin + residue;
-        TapList& list = lists_[static_cast<std::size_t>(residue)];
+        const int64_t phase = (d % ad.stride % phases_d * phases_h + h % ah.stride % phases_h) * residues + residue;
+        TapList& list = lists_[static_cast<std::size_t>(phase)];
         if (!list.matches(key)) {
           list.key = key;
           list.taps.clear();

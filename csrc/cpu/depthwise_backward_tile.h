@@ -23,9 +23,9 @@ class BackwardTile : PlaneTile {
   // Everything that is wanted for one image's tile and the group of channel blocks from `first_block`.
   void run(int64_t image, int64_t tile, int64_t first_block);
 
-  // The same for a whole image with its gradient in planes already, that of `first_block` first; memory for them is not
-  // needed. tensors.gradient is not read.
-  void run_on(int64_t image, int64_t first_block, const float* gradient_planes);
+  // The same with the gradient of the whole image in planes already, that of `first_block` first; memory for them is
+  // not needed. tensors.gradient is not read.
+  void run_on(int64_t image, int64_t tile, int64_t first_block, const float* gradient_planes);
 
  private:
   const DepthwiseBackwardTensors& tensors_;

@@ -68,9 +68,12 @@ void PlanePlan::cut(TilePurpose purpose, bool together) {
     const bool own = purpose == TilePurpose::kBackward || purpose == TilePurpose::kBackwardRecompute;
     return x_plane + (own ? problem.multiplier * g_plane : 0);
   };
-  while (purpose != TilePurpose::kBackwardWhole && tile_floats() > budget) {
+  // Several blocks of channels together read whole stretches of a channels-last pixel. Where even small tiles of them
+  // outgrow the cache, fewer blocks are better than tiles that are mostly margin.
+  if (together && problem.multiplier == 1) group = std::min(blocks, std::max<int64_t>(1, 64 / lanes));
+  while (group * tile_floats() > budget) {
     int chosen = -1;
-    double most = 0.0;
+    double most = group > 1 ? 4.0 : 0.0;
     for (const Axis axis : {kDepth, kHeight, kWidth}) {
       const ConvAxis& a = axes[axis];
       const int64_t extent = std::max(a.input, a.output) / counts[axis];
@@ -82,14 +85,16 @@ void PlanePlan::cut(TilePurpose purpose, bool together) {
         most = ratio;
       }
     }
-    if (chosen < 0) break;
-    counts[static_cast<std::size_t>(chosen)] *= 2;
-    make(static_cast<Axis>(chosen));
-    measure();
+    if (chosen >= 0) {
+      counts[static_cast<std::size_t>(chosen)] *= 2;
+      make(static_cast<Axis>(chosen));
+      measure();
+    } else if (group > 1) {
+      group /= 2;
+    } else {
+      break;
+    }
   }
-  // Several blocks of channels together read whole stretches of a channels-last pixel.
-  if (together && problem.multiplier == 1) group = std::max<int64_t>(1, 64 / lanes);
-  while (group > 1 && group * tile_floats() > budget) group /= 2;
 }
 
 void PlanePlan::pack(const WeightSources& sources, float* memory) {

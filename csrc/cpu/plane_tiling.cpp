@@ -84,7 +84,14 @@ std::vector<AxisTile> axis_tiles(const ConvAxis& axis, int64_t count, bool clip,
       tile.input = {axis.input * i / count, axis.input * (i + 1) / count};
     }
     tile.output = {axis.output * i / count, axis.output * (i + 1) / count};
-    tile.gradient = gradient_range(axis, tile, clip);
+    if (purpose == TilePurpose::kBackwardWhole) {
+      AxisTile whole = {};
+      whole.input = {0, axis.input};
+      whole.output = {0, axis.output};
+      tile.gradient = gradient_range(axis, whole, clip);
+    } else {
+      tile.gradient = gradient_range(axis, tile, clip);
+    }
     set_x_range(axis, tile, clip, purpose == TilePurpose::kBackwardRecompute);
   }
   return tiles;

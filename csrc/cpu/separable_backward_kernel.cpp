@@ -62,7 +62,10 @@ class SeparableBackward {
                           tensors.depthwise_bias_gradient};
     const int64_t bytes_of_pixel = (k_blocks_ + inner_blocks_) * lanes * static_cast<int64_t>(sizeof(float));
     const int64_t fit = l2_cache_bytes() / 2 / bytes_of_pixel;
-    tile_pixels_ = std::clamp<int64_t>(fit, 2 * plan_.table.tile_pixels, 9 * plan_.table.tile_pixels);
+    tile_pixels_ = std::clamp<int64_t>(fit, 2 * plan_.table.tile_pixels, 14 * plan_.table.tile_pixels);
+    // Of small images several, so that the pointwise gradient's sums are not read and written for a few pixels.
+    const int64_t pixels = std::max<int64_t>(1, rows_per_image_ * problem.output[kWidth]);
+    images_together_ = std::max<int64_t>(1, tile_pixels_ / pixels);
   }
 
   void run(const WeightSources& weights, bool add_depthwise);
@@ -79,6 +82,7 @@ class SeparableBackward {
   int64_t column_blocks_;                 // of the same, a micro-kernel's columns each
   int64_t vectors_;                       // of a column block
   int64_t tile_pixels_;                   // at most
+  int64_t images_together_;
   const float* transposed_ = nullptr;     // the pointwise weight [column block][k][column]
   const float* panel_weights_ = nullptr;  // the depthwise weight [m][input block][tap][lane], then its bias
 
@@ -103,10 +107,13 @@ class SeparableBackward {
   void pack_transposed(const T* pointwise, bool add_depthwise, float* transposed) const;
   void pack_panel_weights(float* target) const;
   int64_t panel_floats() const { return tile_pixels_ * plan_.lanes * (k_blocks_ + inner_blocks_ + vectors_); }
-  void run_rows(int64_t row_begin, int64_t row_end, float* panels, float* planes, float* sums) const;
-  void run_tile(const Tile& tile, float* panels, float* planes, float* sums) const;
-  void copy_to_plane(const Tile& tile, const float* source, float* plane) const;
+  void run_rows(int64_t row_begin, int64_t row_end, float* panels, float* planes, float* sums,
+                bool first) const;
+  void run_tile(const Tile& tile, int64_t first_image, float* panels, float* planes, float* sums, bool first) const;
+  void copy_to_plane(const Tile& tile, const float* source, float* plane, int64_t first_image) const;
   void run_by_image(int64_t parts, float* sums, float* depthwise_sums) const;
+  void run_below(BackwardTile& tile, int64_t image, const float* planes, int64_t block_begin,
+                 int64_t block_end) const;
   void run_by_phase(int64_t parts, float* sums, float* depthwise_sums) const;
   void clear_margins(float* planes) const;
   void write_pointwise_gradients(const float* sums, int64_t parts) const;
@@ -167,7 +174,8 @@ void SeparableBackward::clear_margins(float* planes) const {
   }
 }
 
-void SeparableBackward::run_tile(const Tile& tile, float* panels, float* planes, float* sums) const {
+void SeparableBackward::run_tile(const Tile& tile, int64_t first_image, float* panels, float* planes, float* sums,
+                                 bool first) const {
   const int64_t lanes = plan_.lanes, columns = tile.column_end - tile.column_begin;
   const int64_t pixels = (tile.row_end - tile.row_begin) * columns;
   float* gradient = panels;
@@ -209,18 +217,18 @@ void SeparableBackward::run_tile(const Tile& tile, float* panels, float* planes,
           plan_.table.activation_gradient_row(activation_, depthwise + place * pixels * lanes, source, pixels);
         }
         const int64_t plane = place % plan_.blocks * problem_.multiplier + place / plan_.blocks;
-        copy_to_plane(tile, source, planes + plane * plan_.g_plane);
+        copy_to_plane(tile, source, planes + plane * plan_.g_plane, first_image);
       }
     }
   }
   if (tensors_.pointwise_gradient != nullptr) {
     if (activated) plan_.table.activate_row(activation_, depthwise, inner_blocks_ * pixels);
-    plan_.table.outer_product({gradient, k_padded(), depthwise, inner_blocks_, pixels, sums, inner_padded()});
+    plan_.table.outer_product({gradient, k_padded(), depthwise, inner_blocks_, pixels, sums, k_padded() * lanes, first});
   }
 }
 
-// A tile's pixels into the plane of their image, whose rows are longer.
-void SeparableBackward::copy_to_plane(const Tile& tile, const float* source, float* plane) const {
+// A tile's pixels into the plane of their image, whose rows are longer; `plane` is that of the first image.
+void SeparableBackward::copy_to_plane(const Tile& tile, const float* source, float* plane, int64_t first_image) const {
   const Range &depth = plan_.tiles[kDepth][0].gradient, &height = plan_.tiles[kHeight][0].gradient;
   const Range& width = plan_.tiles[kWidth][0].gradient;
   const int64_t floats = (tile.column_end - tile.column_begin) * plan_.lanes;
@@ -228,12 +236,15 @@ void SeparableBackward::copy_to_plane(const Tile& tile, const float* source, flo
     const int64_t oh = row % problem_.output[kHeight], od = row / problem_.output[kHeight] % problem_.output[kDepth];
     const int64_t at =
         ((od - depth.begin) * height.size() + (oh - height.begin)) * width.size() + (tile.column_begin - width.begin);
-    std::copy_n(source, floats, plane + at * plan_.lanes);
+    const int64_t image = row / rows_per_image_ - first_image;
+    std::copy_n(source, floats, plane + image * planes_of_image() + at * plan_.lanes);
   }
 }
 
-// Output rows [row_begin, row_end) of one image, `planes` being that image's.
-void SeparableBackward::run_rows(int64_t row_begin, int64_t row_end, float* panels, float* planes, float* sums) const {
+// Output rows [row_begin, row_end); `planes` are those of the first one's image and the images behind it. With `first`
+// the sums hold nothing yet.
+void SeparableBackward::run_rows(int64_t row_begin, int64_t row_end, float* panels, float* planes, float* sums,
+                                 bool first) const {
   ConvProblem band = problem_;
   band.batch = 1;
   band.output[kDepth] = 1;
@@ -243,7 +254,7 @@ void SeparableBackward::run_rows(int64_t row_begin, int64_t row_end, float* pane
     Tile tile = tiling[i];
     tile.row_begin += row_begin;
     tile.row_end += row_begin;
-    run_tile(tile, panels, planes, sums);
+    run_tile(tile, row_begin / rows_per_image_, panels, planes, sums, first && i == 0);
   }
 }
 
@@ -251,25 +262,37 @@ void SeparableBackward::run_rows(int64_t row_begin, int64_t row_end, float* pane
 void SeparableBackward::run_by_image(int64_t parts, float* sums, float* depthwise_sums) const {
   const int64_t depthwise_part = plan_.blocks * sums_of_block(plan_);
   Layout layout;
-  const int64_t planes_at = layout.add(wants_below() ? planes_of_image() : 0);
+  const int64_t planes_at = layout.add(wants_below() ? images_together_ * planes_of_image() : 0);
   const int64_t panels_at = layout.add(panel_floats());
   const int64_t tile_at = layout.add(BackwardTile::floats_without_gradient(plan_));
   parallel_for(parts, 1, [&](int64_t begin, int64_t end) {
     float* memory = scratch(Scratch::kPanel, static_cast<std::size_t>(layout.size()));
     float* planes = memory + planes_at;
-    if (wants_below()) clear_margins(planes);
+    for (int64_t i = 0; wants_below() && i < images_together_; ++i) clear_margins(planes + i * planes_of_image());
     for (int64_t part = begin; part < end; ++part) {
       BackwardTile tile(plan_, depthwise_tensors_, Activation::kNone, memory + tile_at,
                         depthwise_sums + part * depthwise_part);
-      for (int64_t image = problem_.batch * part / parts; image < problem_.batch * (part + 1) / parts; ++image) {
-        run_rows(image * rows_per_image_, (image + 1) * rows_per_image_, memory + panels_at, planes,
-                 sums + part * part_floats());
-        for (int64_t block = 0; wants_below() && block < plan_.blocks; block += plan_.group) {
-          tile.run_on(image, block, planes + block * problem_.multiplier * plan_.g_plane);
+      const int64_t first = problem_.batch * part / parts, stop = problem_.batch * (part + 1) / parts;
+      for (int64_t image = first; image < stop; image += images_together_) {
+        const int64_t next = std::min(image + images_together_, stop);
+        run_rows(image * rows_per_image_, next * rows_per_image_, memory + panels_at, planes,
+                 sums + part * part_floats(), image == first);
+        for (int64_t i = image; wants_below() && i < next; ++i) {
+          run_below(tile, i, planes + (i - image) * planes_of_image(), 0, plan_.blocks);
         }
       }
     }
   });
+}
+
+// The depthwise gradients of one image, for the groups of channel blocks that begin in [block_begin, block_end).
+void SeparableBackward::run_below(BackwardTile& tile, int64_t image, const float* planes, int64_t block_begin,
+                                  int64_t block_end) const {
+  for (int64_t block = block_begin; block < block_end; block += plan_.group) {
+    for (int64_t i = 0; i < plan_.tile_count(); ++i) {
+      tile.run_on(image, i, block, planes + block * problem_.multiplier * plan_.g_plane);
+    }
+  }
 }
 
 // Few images: first their rows in parts, then, when all are done, their channels.
@@ -283,7 +306,7 @@ void SeparableBackward::run_by_phase(int64_t parts, float* sums, float* depthwis
       float* own = planes + image * planes_of_image();
       run_rows(image * rows_per_image_ + rows_per_image_ * band / bands,
                image * rows_per_image_ + rows_per_image_ * (band + 1) / bands, panels, own,
-               sums + part * part_floats());
+               sums + part * part_floats(), true);
     }
   });
   if (!wants_below()) return;
@@ -293,39 +316,46 @@ void SeparableBackward::run_by_phase(int64_t parts, float* sums, float* depthwis
     BackwardTile tile(plan_, depthwise_tensors_, Activation::kNone, scratch(Scratch::kPanel, floats), depthwise_sums);
     for (int64_t group = begin; group < end; ++group) {
       for (int64_t image = 0; image < problem_.batch; ++image) {
-        const int64_t block = group * plan_.group;
-        tile.run_on(image, block, planes + image * planes_of_image() + block * problem_.multiplier * plan_.g_plane);
+        run_below(tile, image, planes + image * planes_of_image(), group * plan_.group, (group + 1) * plan_.group);
       }
     }
   });
 }
 
 void SeparableBackward::write_pointwise_gradients(const float* sums, int64_t parts) const {
-  const int64_t size = part_floats(), inner = problem_.inner_channels;
-  const int64_t grain = std::max<int64_t>(1, 65536 / (inner_padded() * parts));
-  parallel_for(problem_.out_channels, grain, [&](int64_t begin, int64_t end) {
-    std::vector<float> row(static_cast<std::size_t>(inner_padded()));
-    for (int64_t k = begin; k < end; ++k) {
-      if (tensors_.pointwise_gradient != nullptr) {
-        const float* source = sums + k * inner_padded();
-        std::copy_n(source, inner_padded(), row.data());
+  const int64_t size = part_floats(), lanes = plan_.lanes, inner = problem_.inner_channels;
+  const bool plain = problem_.multiplier == 1 && problem_.element_type == ElementType::kFloat32;
+  // A vector of channels at a time, which is how the sums lie in memory.
+  parallel_for(tensors_.pointwise_gradient != nullptr ? inner_blocks_ : 0, 1, [&](int64_t begin, int64_t end) {
+    std::vector<float> sum(static_cast<std::size_t>(k_padded() * lanes));
+    for (int64_t vector = begin; vector < end; ++vector) {
+      const float* source = sums + vector * k_padded() * lanes;
+      if (parts > 1) {
+        std::copy_n(source, k_padded() * lanes, sum.data());
         for (int64_t part = 1; part < parts; ++part) {
-          for (int64_t i = 0; i < inner_padded(); ++i) row[static_cast<std::size_t>(i)] += source[part * size + i];
+          for (int64_t i = 0; i < k_padded() * lanes; ++i) sum[static_cast<std::size_t>(i)] += source[part * size + i];
         }
-        for (int64_t place = 0; place < inner_padded(); ++place) {
-          const int64_t channel = inner_channel(place);
-          if (channel < 0) continue;
-          store_element(tensors_.pointwise_gradient, problem_.element_type, k * inner + channel,
-                        row[static_cast<std::size_t>(place)]);
-        }
+        source = sum.data();
       }
-      if (tensors_.pointwise_bias_gradient != nullptr) {
-        float sum = 0.0f;
-        for (int64_t part = 0; part < parts; ++part) sum += sums[part * size + pointwise_sums() + k];
-        store_element(tensors_.pointwise_bias_gradient, problem_.element_type, k, sum);
+      const int64_t valid = std::min(lanes, problem_.channels - vector % plan_.blocks * lanes);
+      for (int64_t k = 0; k < problem_.out_channels; ++k) {
+        const int64_t at = k * inner + inner_channel(vector * lanes);
+        if (plain) {
+          std::copy_n(source + k * lanes, valid, static_cast<float*>(tensors_.pointwise_gradient) + at);
+          continue;
+        }
+        for (int64_t lane = 0; lane < valid; ++lane) {
+          store_element(tensors_.pointwise_gradient, problem_.element_type, at + lane * problem_.multiplier,
+                        source[k * lanes + lane]);
+        }
       }
     }
   });
+  for (int64_t k = 0; tensors_.pointwise_bias_gradient != nullptr && k < problem_.out_channels; ++k) {
+    float sum = 0.0f;
+    for (int64_t part = 0; part < parts; ++part) sum += sums[part * size + pointwise_sums() + k];
+    store_element(tensors_.pointwise_bias_gradient, problem_.element_type, k, sum);
+  }
 }
 
 int64_t power_of_two_below(int64_t value) {
@@ -369,7 +399,11 @@ void SeparableBackward::run(const WeightSources& weights, bool add_depthwise) {
     }
   }
   transposed_ = memory + transposed_at;
-  std::fill_n(sums, parts * part_floats(), 0.0f);
+  // The first tile of a part writes the pointwise weight's sums, whatever was there.
+  const int64_t written = batch > 0 ? pointwise_sums() : 0;
+  for (int64_t part = 0; part < parts; ++part) {
+    std::fill_n(sums + part * part_floats() + written, part_floats() - written, 0.0f);
+  }
   std::fill_n(depthwise_sums, depthwise_parts * depthwise_part, 0.0f);
   if (by_image) {
     run_by_image(parts, sums, depthwise_sums);
