@@ -4,6 +4,7 @@
 #include <torch/csrc/stable/library.h>
 
 #include "cpu/isa.h"
+#include "cpu/peak.h"
 #include "ops/depthwise_conv.h"
 #include "ops/separable_conv.h"
 
@@ -36,3 +37,5 @@ DWSEP_EXPORT int dwsep_set_isa(const char* name) { return dwsep::set_isa(name) ?
 DWSEP_EXPORT int64_t dwsep_packed_separable_size(int64_t inner_channels, int64_t taps, int64_t out_channels) {
   return dwsep::packed_separable_size(inner_channels, taps, out_channels);
 }
+
+DWSEP_EXPORT double dwsep_fma_peak(double seconds) { return dwsep::fma_peak(seconds); }
