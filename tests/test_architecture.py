@@ -21,9 +21,10 @@ BELOW = {
     "nn": {"functional", "dispatch", "ops", "kernels", "geometry", "errors"},
     "networks": {"nn", "functional", "geometry", "errors"},
     "analysis": {"nn", "geometry", "errors"},
+    "bench": {"analysis", "nn", "functional", "dispatch", "ops", "kernels", "geometry", "errors"},
     "training": {"networks", "nn", "functional", "geometry", "errors"},
-    "cli": {"training", "networks", "nn", "functional", "analysis", "dispatch", "ops", "kernels", "geometry", "errors"},
 }
+BELOW["cli"] = set(BELOW)
 # dispatch chooses among the operators, so they are imported below it; the operators call the reference kernels.
 
 

@@ -37,13 +37,14 @@ def measure(
     min_seconds: float = 0.02,
     warmup_seconds: float = 0.1,
     max_seconds: float | None = None,
+    settle_seconds: float = 0.0,
     timer: Callable[[], float] = time.perf_counter,
     on_round: Callable[[int, int], None] | None = None,
 ) -> dict[str, Latency]:
     """Measures the seconds per call of every case, one short turn after another, round after round.
 
     All cases are warmed up first, which also finds how many calls fill ``min_seconds``. Then in every round each case
-    has one turn: one untimed call, so that it does not pay for caches the case before it filled, and the timed ones.
+    has one turn: an untimed call, so that it does not pay for caches the case before it filled, and the timed ones.
     The case that begins changes from round to round. What slows the machine for a while thus slows every case.
 
     Args:
@@ -52,6 +53,8 @@ def measure(
         min_seconds: Shortest timed turn, in seconds; short calls are repeated until they fill it.
         warmup_seconds: Seconds for which each case runs before it is timed; at least one call is made.
         max_seconds: Seconds after which no further round is begun, warm-up not counted; three are made in any case.
+        settle_seconds: For how long a turn goes on with untimed calls, for idle threads of the case before it that
+            wait busily for more work; one is made in any case.
         timer: Clock in seconds.
         on_round: Called after each round with the number of rounds done and planned.
 
@@ -70,7 +73,11 @@ def measure(
         raise ValueError("cases must hold at least one callable, got none")
     if rounds < 1:
         raise ValueError(f"rounds must be at least 1, got {rounds}")
-    for argument, seconds in (("min_seconds", min_seconds), ("warmup_seconds", warmup_seconds)):
+    for argument, seconds in (
+        ("min_seconds", min_seconds),
+        ("warmup_seconds", warmup_seconds),
+        ("settle_seconds", settle_seconds),
+    ):
         if not seconds >= 0:
             raise ValueError(f"{argument} must not be negative, got {seconds}")
     if max_seconds is not None and not max_seconds >= 0:
@@ -85,7 +92,7 @@ def measure(
             break
         first = done % len(names)
         for name in names[first:] + names[:first]:
-            samples[name].append(_turn(cases[name], calls[name], timer))
+            samples[name].append(_turn(cases[name], calls[name], settle_seconds, timer))
         if on_round is not None:
             on_round(done + 1, rounds)
     return {name: _summarise(samples[name], calls[name]) for name in names}
@@ -107,8 +114,12 @@ def _warm_up(case: Callable[[], object], min_seconds: float, warmup_seconds: flo
     return max(1, math.ceil(min_seconds / fastest))
 
 
-def _turn(case: Callable[[], object], calls: int, timer: Callable[[], float]) -> float:
+def _turn(case: Callable[[], object], calls: int, settle_seconds: float, timer: Callable[[], float]) -> float:
     case()
+    if settle_seconds > 0:
+        started = timer()
+        while timer() - started < settle_seconds:
+            case()
     started = timer()
     for _ in range(calls):
         case()

@@ -22,6 +22,9 @@ _VERSIONED = (
     "triton",
     "torchvision",
     "timm",
+    "onnx",
+    "onnxruntime",
+    "openvino",
 )
 _ALLOCATORS = ("jemalloc", "tcmalloc", "mimalloc")
 _RELEVANT_FLAGS = ("sse4_2", "avx", "avx2", "fma", "f16c", "avx512", "avx_vnni", "amx", "asimd", "sve", "bf16", "neon")

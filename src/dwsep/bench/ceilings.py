@@ -1,0 +1,120 @@
+"""How fast this machine multiplies and moves memory, measured in the same process and with the same threads."""
+
+from __future__ import annotations
+
+import ctypes
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from dwsep.ops import native_status
+
+_WORKING_SETS = tuple(2**20 * size for size in (1, 2, 4, 8, 16, 32, 64, 512))  # bytes, source and target together
+
+
+@dataclass(frozen=True)
+class Ceilings:
+    """What no kernel on this machine can exceed.
+
+    Attributes:
+        fma_peak: Float32 operations per second of multiply-adds on registers, in the instruction set in use; None
+            where the native library is missing.
+        matmul: Operations per second of the best matrix product seen, by dtype: a lower bound of the peak.
+        copy: Bytes per second, read and written, of a copy, by the bytes of both buffers. Small copies stay in caches.
+        isa: The instruction set of ``fma_peak``.
+    """
+
+    fma_peak: float | None
+    matmul: dict[str, float]
+    copy: dict[int, float]
+    isa: str | None
+
+    def peak(self, dtype: str) -> float:
+        """Operations per second that count as the peak for a dtype."""
+        best = self.matmul[dtype]
+        return best if self.fma_peak is None else max(best, self.fma_peak)
+
+    def bandwidth(self, working_set: int) -> float:
+        """Bytes per second at which ``working_set`` bytes can be moved at most.
+
+        It is that of the next smaller copy measured, so that what stays in a cache is not held to memory's pace.
+        """
+        sizes = sorted(self.copy)
+        start = max((size for size in sizes if size <= working_set), default=sizes[0])
+        return max(rate for size, rate in self.copy.items() if size >= start)
+
+    @property
+    def memory_bandwidth(self) -> float:
+        """Bytes per second of the largest copy measured, which no cache holds."""
+        return self.copy[max(self.copy)]
+
+    def to_json(self) -> dict[str, Any]:
+        """The ceilings as JSON can hold them."""
+        return {**asdict(self), "copy": {str(size): rate for size, rate in self.copy.items()}}
+
+    @staticmethod
+    def from_json(entry: dict[str, Any]) -> Ceilings:
+        """The inverse of :meth:`to_json`."""
+        return Ceilings(**{**entry, "copy": {int(size): rate for size, rate in entry["copy"].items()}})
+
+
+def measure_ceilings(dtype: str, *, seconds: float = 0.3) -> Ceilings:
+    """Measures the ceilings, with the threads PyTorch uses.
+
+    Args:
+        dtype: Dtype of the matrix product, "float32" or "bfloat16"; float32 is always measured.
+        seconds: How long each of about ten measurements goes on; the best attempt counts.
+
+    Returns:
+        The ceilings. Other work on the machine makes them too low.
+
+    Example:
+        >>> measure_ceilings("float32", seconds=0.001).peak("float32") > 1e6
+        True
+    """
+    return Ceilings(
+        fma_peak=_fma_peak(seconds),
+        matmul={name: _matmul(getattr(torch, name), seconds) for name in sorted({"float32", dtype})},
+        copy={size: _copy(size, seconds) for size in _WORKING_SETS},
+        isa=native_status().isa,
+    )
+
+
+def _fma_peak(seconds: float) -> float | None:
+    status = native_status()
+    if not status.loaded:
+        return None
+    library = ctypes.CDLL(status.path)
+    try:
+        function = library.dwsep_fma_peak
+    except AttributeError:  # a library from before it had one, named by DWSEP_LIBRARY
+        return None
+    function.argtypes, function.restype = [ctypes.c_double], ctypes.c_double
+    return function(seconds)
+
+
+def _matmul(dtype: torch.dtype, seconds: float, size: int = 2048) -> float:
+    left, right = (torch.rand(size, size).to(dtype) for _ in range(2))
+    out = torch.empty(size, size, dtype=dtype)
+    return 2 * size**3 / _best(lambda: torch.mm(left, right, out=out), seconds)
+
+
+def _copy(working_set: int, seconds: float) -> float:
+    elements = working_set // 8
+    source, target = torch.ones(elements), torch.zeros(elements)
+    return working_set / _best(lambda: target.copy_(source), seconds)
+
+
+def _best(call: Callable[[], object], seconds: float) -> float:
+    """Seconds of the fastest of at least three calls."""
+    call()
+    best, calls, started = float("inf"), 0, time.perf_counter()
+    while calls < 3 or time.perf_counter() - started < seconds:
+        before = time.perf_counter()
+        call()
+        best = min(best, time.perf_counter() - before)
+        calls += 1
+    return best
