@@ -53,6 +53,16 @@ class Settings:
         return Settings(**{**entry, "peers": tuple(entry["peers"])})
 
 
+# A rough look in seconds: for whether everything runs, not for figures to report.
+QUICK: dict[str, Any] = {
+    "rounds": 3,
+    "min_seconds": 0.002,
+    "warmup_seconds": 0.01,
+    "settle_seconds": 0.03,
+    "max_seconds": 3.0,
+    "ceiling_seconds": 0.02,
+}
+
 OnPhase = Callable[[str, str | None], None]
 
 

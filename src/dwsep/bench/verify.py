@@ -57,19 +57,21 @@ def compute_truth(problem: Problem) -> Truth:
     pixels = case.batch * math.prod(case.out_spatial)
     if case.kind == "depthwise":
         names, terms = ("y", "grad x", "grad weight"), (case.taps, case.taps, pixels)
-        arguments: Any = (x, *weights, None, *geometry, "none")
-        values: list[Any] = [reference.depthwise_conv(*arguments)]
+        values: list[Any] = [reference.depthwise_conv(x, weights[0], None, *geometry, "none")]
         if training:
-            values += reference.depthwise_conv_backward(grad, *arguments, (True, True, False))[:2]
+            values += reference.depthwise_conv_backward(
+                grad, x, weights[0], None, *geometry, "none", (True, True, False)
+            )[:2]
     else:
         names = ("y", "grad x", "grad depthwise weight", "grad pointwise weight")
         inner_terms, outer_terms = case.taps + case.channels, case.taps + case.out_channels
         terms = (inner_terms, outer_terms, pixels + case.out_channels, pixels + case.taps)
         inner_activation = "relu" if problem.task.variant == "inner_relu" else "none"
-        arguments = (x, *weights, None, None, *geometry, inner_activation, "none", "none")
-        values = [_with_norms(problem, geometry) if problem.norms else reference.separable_conv(*arguments)]
+        both = (weights[0], weights[1])
+        rest = (None, None, *geometry, inner_activation, "none", "none")
+        values = [_with_norms(problem, geometry) if problem.norms else reference.separable_conv(x, *both, *rest)]
         if training:
-            values += reference.separable_conv_backward(grad, *arguments, (True, True, True, False, False))[:3]
+            values += reference.separable_conv_backward(grad, x, *both, *rest, (True, True, True, False, False))[:3]
     allowed: list[Tensor | float] = [_allowed(problem, value, n) for value, n in zip(values, terms)]
     if training and problem.task.variant == "inner_relu":
         for position, doubt in enumerate(_kink_doubts(problem, geometry), start=1):

@@ -23,11 +23,12 @@ def progress_console() -> Console:
     return Console(stderr=True, highlight=False)
 
 
-def make_progress(console: Console) -> Progress:
+def make_progress(console: Console, *, refresh: bool = True) -> Progress:
     """Makes a progress display: what is being done, a bar, a note on the current state, and the time so far.
 
     Args:
         console: Console to draw on. Where it is no terminal, only the finished bars are printed.
+        refresh: Whether it is drawn anew all the time, by a thread, instead of when it is told to.
 
     Returns:
         A display whose tasks carry a ``note`` field.
@@ -41,4 +42,5 @@ def make_progress(console: Console) -> Progress:
         TextColumn("{task.fields[note]}"),
         TimeElapsedColumn(),
         console=console,
+        auto_refresh=refresh,
     )

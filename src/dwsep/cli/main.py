@@ -18,6 +18,7 @@ except ImportError as error:
         f"the dwsep command needs typer and rich ({error}); install them with: pip install typer rich", name=error.name
     ) from error
 
+from dwsep.cli.bench import bench
 from dwsep.cli.demo import demo
 from dwsep.cli.doctor import doctor
 from dwsep.cli.evaluate import evaluate
@@ -77,6 +78,7 @@ def _options(
 
 for _command in (demo, train, evaluate, doctor):
     app.command()(_command)
+app.add_typer(bench, name="bench")
 
 
 def main() -> None:

@@ -1,0 +1,72 @@
+"""What ``dwsep bench`` prints and writes at its end."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from dwsep.bench.tables import Table
+
+_WIDE = 92  # columns from which on every ratio has room
+
+
+def print_results(results: Mapping[str, Any], console: Console) -> None:
+    """Prints the tables, the summary, what was not timed and why, and what the machine can do."""
+    from rich.markup import escape
+
+    from dwsep.bench.ceilings import Ceilings
+    from dwsep.bench.markdown import describe_ceilings, disturbance
+    from dwsep.bench.results import notes
+    from dwsep.bench.tables import layer_tables, summary_table
+
+    for table in layer_tables(results["records"], all_ratios=console.width >= _WIDE):
+        console.print(_rich_table(table, "ms"))
+    console.print(_rich_table(summary_table(results["records"]), "times faster than, over the cases"))
+    for dtype, entry in results["ceilings"].items():
+        console.print(escape(describe_ceilings(Ceilings.from_json(entry), dtype)))
+    for remark in notes(results["records"]):
+        console.print(f"[yellow]not timed[/]: {escape(remark)}")
+    disturbed = disturbance(results)
+    if disturbed is not None:
+        console.print(f"[yellow]at worst, {escape(disturbed)}[/]")
+
+
+def write_files(results: Mapping[str, Any], markdown: Path | None, plot: Path | None, console: Console) -> None:
+    """Writes the page and the plot where they were asked for, and says so."""
+    from dwsep.analysis._files import write_text_atomically
+    from dwsep.bench.markdown import render_markdown
+    from dwsep.bench.roofline import write_roofline
+
+    if markdown is not None:
+        write_text_atomically(markdown, render_markdown(results))
+        console.print(f"wrote {markdown}", soft_wrap=True)
+    if plot is not None:
+        write_roofline(results, plot)
+        console.print(f"wrote {plot}", soft_wrap=True)
+
+
+def _rich_table(table: Table, unit: str) -> Any:
+    from rich.box import SIMPLE_HEAD
+    from rich.markup import escape
+    from rich.table import Table as RichTable
+
+    shown = RichTable(
+        title=f"{escape(table.title)} ({unit})", title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0)
+    )
+    for index, heading in enumerate(table.headings):
+        shown.add_column(escape(heading), justify="right" if index else "left", no_wrap=index > 0)
+    for cells, best in zip(table.rows, table.best, strict=True):
+        shown.add_row(*(_cell(cell, column == best) for column, cell in enumerate(cells)))
+    return shown
+
+
+def _cell(text: str, best: bool) -> str:
+    from rich.markup import escape
+
+    if text in ("wrong", "failed"):
+        return f"[red]{text}[/]"
+    return f"[bold underline]{escape(text)}[/]" if best else escape(text)

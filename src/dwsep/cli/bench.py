@@ -1,0 +1,124 @@
+"""``dwsep bench``: how fast things are here, compared with what else could run them."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from dwsep.bench.run import Plan
+
+bench = typer.Typer(no_args_is_help=True, help="Measure against PyTorch, torch.compile, ONNX Runtime and OpenVINO.")
+
+
+@bench.callback()
+def _bench() -> None:
+    # With a callback, a group of one command stays a group: others will join it.
+    pass
+
+
+@bench.command()
+def layers(
+    which: Annotated[str, typer.Option("--set", help="separable, depthwise or all.")] = "all",
+    training: Annotated[
+        bool, typer.Option("--training", help="Forward and backward instead of forward alone.")
+    ] = False,
+    dtype: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "float32",
+    batch: Annotated[list[int] | None, typer.Option(min=1, help="Batch sizes.", show_default="each case's own")] = None,
+    case: Annotated[list[str] | None, typer.Option(help="Cases, by a part of their names.", show_default="all")] = None,
+    peers: Annotated[str | None, typer.Option(help="Peers, separated by commas.", show_default="all")] = None,
+    allocator: Annotated[
+        str | None, typer.Option(help="glibc's thresholds: default, raised or both.", show_default="both")
+    ] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads.", show_default="PyTorch's choice")] = None,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Batch 1, default allocator, no torch.compile, few rounds: a rough look.")
+    ] = False,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Results, written after each comparison.")] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Keep what the --json file has and measure the rest.")
+    ] = False,
+    markdown: Annotated[Path | None, typer.Option(help="Results as a page.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Results as a roofline, a PNG file.")] = None,
+) -> None:
+    """Time layers against every peer that runs here, each verified first.
+
+    Peers take turns in one process; each setting of glibc's allocator has a process of its own. Ctrl-C keeps what is
+    done. Exits with 1 if an output of dwsep's is wrong.
+    """
+    from dwsep.bench import registry, roofline
+    from dwsep.bench.run import BenchInterrupted, Plan, run
+    from dwsep.cli._bench_output import print_results, write_files
+    from dwsep.cli._console import make_progress, output_console, progress_console
+
+    if resume and json_file is None:
+        raise ValueError("--resume needs --json with the file to continue")
+    if plot is not None:
+        roofline.require_matplotlib()
+    batches = batch or ([1] if quick else [])
+    tasks = registry.plan(which, training=training, dtype=dtype, batches=batches, names=case or [])
+    plan = Plan(tasks, _allocators(allocator, quick), _settings(peers, threads, quick), _command())
+    _warn_without_effect(plan)
+    interrupted: BenchInterrupted | None = None
+    with make_progress(progress_console(), refresh=False) as progress:
+        bar = progress.add_task("layers", total=None, note="")
+
+        def on_progress(done: int, total: int, note: str) -> None:
+            # Drawn here alone: a thread that draws all the time would take its part of what is measured.
+            progress.update(bar, completed=done, total=total, note=note, refresh=True)
+
+        try:
+            results = run(plan, path=json_file, resume=resume, on_progress=on_progress)
+        except BenchInterrupted as interrupt:
+            interrupted, results = interrupt, interrupt.results
+    if results["records"]:
+        print_results(results, output_console())
+        write_files(results, markdown, plot, output_console())
+    if interrupted is not None:
+        raise interrupted
+    if any(record["peers"].get("dwsep", {}).get("status") == "wrong" for record in results["records"]):
+        raise typer.Exit(1)
+
+
+def _allocators(chosen: str | None, quick: bool) -> tuple[str, ...]:
+    from dwsep.bench.allocator import ALLOCATORS
+    from dwsep.errors import unknown_name
+
+    if chosen is None:
+        chosen = "default" if quick else "both"
+    if chosen == "both":
+        return ALLOCATORS
+    if chosen not in ALLOCATORS:
+        raise unknown_name("allocator", chosen, (*ALLOCATORS, "both"))
+    return (chosen,)
+
+
+def _settings(peers: str | None, threads: int | None, quick: bool) -> Any:
+    from dwsep.bench.measuring import QUICK, Settings
+    from dwsep.bench.peers import OURS, PEERS
+    from dwsep.errors import unknown_name
+
+    if peers is not None:
+        chosen = [name.strip() for name in peers.split(",") if name.strip()]
+        for name in chosen:
+            if name not in PEERS:
+                raise unknown_name("peers", name, tuple(PEERS))
+    else:
+        chosen = [name for name in PEERS if not (quick and name == "compile")]
+    ordered = tuple(name for name in PEERS if name in chosen or name == OURS)
+    return Settings(peers=ordered, threads=threads, **(QUICK if quick else {}))
+
+
+def _command() -> str:
+    return shlex.join(["dwsep", *sys.argv[1:]])
+
+
+def _warn_without_effect(plan: Plan) -> None:
+    import platform
+
+    if "raised" in plan.allocators and platform.libc_ver()[0] != "glibc":
+        print("warning: without glibc the allocator's settings have no effect", file=sys.stderr)
