@@ -52,7 +52,7 @@ def test_imports_point_one_way(room):
 
 
 def test_import_needs_torch_alone():
-    optional = "torchvision timm torchmetrics safetensors pydantic typer rich matplotlib jinja2 PIL onnx pandas yaml"
+    optional = "torchvision timm torchmetrics safetensors pydantic typer rich matplotlib jinja2 PIL onnx onnxruntime openvino pandas yaml"
     script = f"""
 import sys
 class Refuse:

@@ -71,6 +71,14 @@ def test_measure_takes_turns_and_changes_who_begins():
     assert turns == "abc" + "bca" + "cab" + "abc"
 
 
+def test_measure_settles_with_untimed_calls():
+    clock = Clock()
+    cases = {"a": clock.case("a", 1.0)}
+    latency = measure(cases, rounds=2, min_seconds=0, warmup_seconds=0, settle_seconds=3, timer=clock)["a"]
+    assert latency.median == 1.0
+    assert len(clock.calls) == 1 + 2 * (1 + 3 + 1)
+
+
 def test_measure_gives_a_machine_that_slows_down_to_all_cases_alike():
     clock = Clock()
 
@@ -115,6 +123,7 @@ def test_measure_lets_the_error_of_a_case_through():
         ({"a": int}, {"rounds": 0}, "rounds must be at least 1, got 0"),
         ({"a": int}, {"min_seconds": -1.0}, "min_seconds must not be negative, got -1.0"),
         ({"a": int}, {"warmup_seconds": float("nan")}, "warmup_seconds must not be negative, got nan"),
+        ({"a": int}, {"settle_seconds": -1}, "settle_seconds must not be negative, got -1"),
         ({"a": int}, {"max_seconds": -1}, "max_seconds must not be negative, got -1"),
     ],
 )

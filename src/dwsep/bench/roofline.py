@@ -17,8 +17,8 @@ from dwsep.bench.results import group, group_title
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-_OURS, _PEER, _CEILING, _GRID = "#0a6ebd", "#c2571a", "#555555", "#dddddd"
-_PANEL = (5.4, 4.0)  # inches
+_OURS, _PEER, _CEILING, _GRID, _JOIN = "#0a6ebd", "#c2571a", "#555555", "#e4e4e4", "#b9b9b9"
+_PANEL = (6.4, 3.8)  # inches
 _RESOLUTION = 130  # dots per inch
 
 
@@ -92,54 +92,69 @@ def _point(record: Mapping[str, Any]) -> dict[str, Any] | None:
 
 
 def _draw(axes: Axes, points: Sequence[Mapping[str, Any]], ceilings: Ceilings, dtype: str) -> None:
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
     peak = ceilings.peak(dtype) / 1e9
-    low = min(point["intensity"] for point in points) / 2
-    high = max(point["intensity"] for point in points) * 4
+    low = min(point["intensity"] for point in points) / 1.6
+    high = max(point["intensity"] for point in points) * 1.6
     speeds = [speed for point in points for speed in (point["ours"], point["best"]) if speed is not None]
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
     axes.set_xlim(low, high)
-    axes.set_ylim(min(speeds) / 1.6, peak * 1.8)
+    axes.set_ylim(min(speeds) / 1.5, peak * 1.5)
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.yaxis.set_minor_formatter(NullFormatter())
     _draw_ceilings(axes, ceilings, peak, low, high)
-    for point in points:
+    numbered = sorted(points, key=lambda point: point["intensity"])
+    xs = [point["intensity"] for point in numbered]
+    for x, point in zip(xs, numbered):
         if point["best"] is not None:
-            axes.plot([point["intensity"]] * 2, [point["best"], point["ours"]], color=_GRID, linewidth=1.6, zorder=2)
-    xs = [point["intensity"] for point in points]
-    axes.scatter(
-        xs, [point["best"] for point in points], s=26, facecolor="white", edgecolor=_PEER, zorder=3, label="best peer"
-    )
-    axes.scatter(xs, [point["ours"] for point in points], s=26, color=_OURS, zorder=4, label="dwsep")
-    _label(axes, points)
+            axes.plot([x, x], [point["best"], point["ours"]], color=_JOIN, linewidth=1.6, zorder=2)
+    peers = [point["best"] or float("nan") for point in numbered]
+    axes.scatter(xs, peers, s=26, facecolor="white", edgecolor=_PEER, zorder=3, label="best peer")
+    axes.scatter(xs, [point["ours"] for point in numbered], s=26, color=_OURS, zorder=4, label="dwsep")
+    _number(axes, numbered)
     axes.set_xlabel("operations per byte", fontsize=8)
     axes.set_ylabel("GFLOP/s", fontsize=8)
     axes.tick_params(labelsize=8)
     axes.grid(color=_GRID, linewidth=0.5)
-    axes.legend(fontsize=8, loc="lower right", frameon=False)
 
 
 def _draw_ceilings(axes: Axes, ceilings: Ceilings, peak: float, low: float, high: float) -> None:
     axes.axhline(peak, color=_CEILING, linewidth=1)
-    axes.annotate(
-        f"peak {peak:.0f} GFLOP/s", (high, peak), (-4, 3), textcoords="offset points", ha="right", fontsize=7.5
-    )
+    text = f"peak {peak:.0f} GFLOP/s"
+    axes.annotate(text, (high, peak), (-4, 3), textcoords="offset points", ha="right", fontsize=7.5)
     fastest, memory = max(ceilings.copy.values()), ceilings.memory_bandwidth
-    for rate, style, what in ((memory, "-", "memory"), (fastest, "--", "cache")):
-        ridge = peak * 1e9 / rate
-        xs = [low, max(ridge, low)]
-        axes.plot(xs, [x * rate / 1e9 for x in xs], color=_CEILING, linewidth=1, linestyle=style)
-        axes.plot([], [], color=_CEILING, linewidth=1, linestyle=style, label=f"{what} {rate / 1e9:.0f} GB/s")
+    for rate, style, what in ((memory, "-", "memory"), (fastest, "--", "caches")):
+        xs = [low, max(peak * 1e9 / rate, low)]
+        label = f"{what} {rate / 1e9:.0f} GB/s"
+        axes.plot(xs, [x * rate / 1e9 for x in xs], color=_CEILING, linewidth=1, linestyle=style, label=label)
 
 
-def _label(axes: Axes, points: Sequence[Mapping[str, Any]]) -> None:
-    """Names the points; neighbours get their names on different sides."""
-    for index, point in enumerate(sorted(points, key=lambda point: point["intensity"])):
-        right = index % 2 == 0
+def _number(axes: Axes, points: Sequence[Mapping[str, Any]]) -> None:
+    """Numbers the points from left to right, and lists beside the panel which is which, and how they compare."""
+    placed: list[tuple[float, float]] = []
+    lines = []
+    for number, point in enumerate(points, start=1):
+        top = max(point["ours"], point["best"] or 0)
+        x, y = axes.transData.transform((point["intensity"], top))
+        lift = 0
+        while any(abs(x - other_x) < 11 and abs(y + lift - other_y) < 10 for other_x, other_y in placed):
+            lift += 1
+        placed.append((x, y + lift))
         axes.annotate(
-            point["name"],
-            (point["intensity"], point["ours"]),
-            (5 if right else -5, -2),
+            str(number),
+            (point["intensity"], top),
+            (0, 4 + lift * 72 / axes.figure.dpi),
             textcoords="offset points",
-            ha="left" if right else "right",
-            va="top",
-            fontsize=6.5,
+            ha="center",
+            fontsize=7,
+            zorder=5,
         )
+        compared = "" if point["best"] is None else f"  {point['ours'] / point['best']:.2f} x {point['best_label']}"
+        lines.append(f"{number:>2}  {point['name']}{compared}")
+    options: dict[str, Any] = {"transform": axes.transAxes, "fontsize": 7, "va": "top"}
+    axes.text(1.03, 1.0, "\n".join(lines), linespacing=1.5, **options)
+    axes.legend(fontsize=7, loc="lower left", bbox_to_anchor=(1.01, 0.0), frameon=False)

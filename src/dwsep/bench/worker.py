@@ -35,7 +35,10 @@ def main(source: TextIO, target: TextIO) -> None:
             return measure_ceilings(request["ceilings"], seconds=settings.ceiling_seconds).to_json()
         return compare(Task.from_json(request["task"]), settings, excluded=request["excluded"], on_phase=on_phase)
 
-    settings = Settings.from_json(json.loads(source.readline()))
+    first = source.readline()
+    if not first:  # the parent is gone already
+        return
+    settings = Settings.from_json(json.loads(first))
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
     for line in source:

@@ -24,8 +24,8 @@ def print_results(results: Mapping[str, Any], console: Console) -> None:
     from dwsep.bench.tables import layer_tables, summary_table
 
     for table in layer_tables(results["records"], all_ratios=console.width >= _WIDE):
-        console.print(_rich_table(table, "ms"))
-    console.print(_rich_table(summary_table(results["records"]), "times faster than, over the cases"))
+        _print_table(table, "ms", console)
+    _print_table(summary_table(results["records"]), "times faster than, over the cases", console)
     for dtype, entry in results["ceilings"].items():
         console.print(escape(describe_ceilings(Ceilings.from_json(entry), dtype)))
     for remark in notes(results["records"]):
@@ -49,19 +49,18 @@ def write_files(results: Mapping[str, Any], markdown: Path | None, plot: Path | 
         console.print(f"wrote {plot}", soft_wrap=True)
 
 
-def _rich_table(table: Table, unit: str) -> Any:
+def _print_table(table: Table, unit: str, console: Console) -> None:
     from rich.box import SIMPLE_HEAD
     from rich.markup import escape
     from rich.table import Table as RichTable
 
-    shown = RichTable(
-        title=f"{escape(table.title)} ({unit})", title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0)
-    )
+    console.print(f"[bold]{escape(table.title)}[/] ({unit})")  # as a title it would be folded to the table's width
+    shown = RichTable(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for index, heading in enumerate(table.headings):
         shown.add_column(escape(heading), justify="right" if index else "left", no_wrap=index > 0)
     for cells, best in zip(table.rows, table.best, strict=True):
         shown.add_row(*(_cell(cell, column == best) for column, cell in enumerate(cells)))
-    return shown
+    console.print(shown)
 
 
 def _cell(text: str, best: bool) -> str:

@@ -14,6 +14,7 @@ from typing import Any
 # What the extras of the package bring, by the name under which it is imported.
 EXTRAS = {
     "train": ("safetensors", "pydantic", "torchmetrics", "PIL"),
+    "bench": ("onnx", "onnxruntime", "openvino", "matplotlib"),
     "report": ("jinja2", "matplotlib"),
 }
 _SELFTEST_SECONDS = 120

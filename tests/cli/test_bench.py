@@ -1,0 +1,163 @@
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from typer.testing import CliRunner
+
+from dwsep.bench import registry
+from dwsep.bench import run as bench_run
+from dwsep.cli.main import app
+from tests.bench.toys import CEILINGS, TINY, TINY_DEPTHWISE, make_record, make_results
+
+
+@pytest.fixture
+def tiny(monkeypatch):
+    monkeypatch.setattr(registry, "SEPARABLE", (TINY,))
+    monkeypatch.setattr(registry, "DEPTHWISE", (TINY_DEPTHWISE,))
+
+
+@pytest.fixture
+def plans(monkeypatch):
+    """What would be run; nothing is."""
+    seen = []
+
+    def run(plan, **options):
+        seen.append((plan, options))
+        return make_results([make_record({"dwsep": 1.0, "nchw": 2.0}, task) for task in plan.tasks])
+
+    monkeypatch.setattr(bench_run, "run", run)
+    return seen
+
+
+def invoke(*arguments, **options):
+    return CliRunner().invoke(app, ["bench", "layers", *arguments], **options)
+
+
+def test_bench_quick_end_to_end(tiny, tmp_path):
+    pytest.importorskip("matplotlib", reason="the extra report is not installed")
+    files = [str(tmp_path / name) for name in ("results.json", "page.md", "plot.png")]
+    finished = invoke(
+        "--quick", "--set", "separable", "--case", "tiny", "--threads", "1",
+        "--json", files[0], "--markdown", files[1], "--plot", files[2], env={"COLUMNS": "80"},
+    )  # fmt: skip
+    assert finished.exit_code == 0, finished.output
+    with open(files[0]) as file:
+        results = json.load(file)
+    assert [record["task"]["variant"] for record in results["records"]] == ["bare", "norm"]
+    for record in results["records"]:
+        for name in ("nchw", "channels_last"):
+            assert record["peers"][name]["status"] == "ok"
+        assert {peer["status"] for peer in record["peers"].values()} <= {"ok", "unavailable"}
+        assert "compile" not in record["peers"]
+    assert all(os.path.getsize(name) > 100 for name in files)
+    assert "separable norm, inference, batch 1, float32, allocator default" in finished.stdout
+    assert max(map(len, finished.stdout.splitlines())) <= max(80, len(f"wrote {files[0]}"))
+
+
+def test_bench_by_default_measures_inference_of_all_with_all_under_both_allocators(plans):
+    assert invoke().exit_code == 0
+    plan, options = plans[0]
+    assert plan.tasks == registry.plan()
+    assert plan.allocators == ("default", "raised")
+    assert plan.settings.peers == ("dwsep", "nchw", "channels_last", "compile", "onnxruntime", "openvino")
+    assert (options["path"], options["resume"]) == (None, False)
+
+
+def test_bench_options_reach_the_run(plans, tmp_path):
+    path = tmp_path / "results.json"
+    finished = invoke(
+        *("--set", "separable", "--training", "--dtype", "bfloat16", "--batch", "2", "--batch", "3"),
+        *("--case", "@33", "--peers", "compile, nchw", "--allocator", "raised", "--threads", "7"),
+        *("--json", str(path), "--resume"),
+    )
+    assert finished.exit_code == 0
+    plan, options = plans[0]
+    assert plan.tasks == registry.plan("separable", training=True, dtype="bfloat16", batches=[2, 3], names=["@33"])
+    assert plan.allocators == ("raised",)
+    assert plan.settings.peers == ("dwsep", "nchw", "compile")
+    assert plan.settings.threads == 7
+    assert (options["path"], options["resume"]) == (path, True)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--peers", "eager"], "peers: unknown name 'eager'; valid names are 'dwsep', 'nchw'"),
+        (["--allocator", "tcmalloc"], "allocator: unknown name 'tcmalloc'"),
+        (["--set", "dense"], "set: unknown name 'dense'"),
+        (["--case", "dense"], "case: unknown name 'dense'"),
+        (["--resume"], "--resume needs --json with the file to continue"),
+    ],
+)
+def test_bench_explains_wrong_options(arguments, message):
+    finished = invoke(*arguments)
+    assert finished.exit_code == 2
+    assert message in finished.stderr
+
+
+def test_bench_fails_where_dwsep_is_wrong(monkeypatch):
+    wrong = {"status": "wrong", "reason": "all elements of y are wrong"}
+    results = make_results([make_record({"nchw": 2.0}, dwsep=wrong)])
+    monkeypatch.setattr(bench_run, "run", lambda plan, **options: results)
+    finished = invoke()
+    assert finished.exit_code == 1
+    assert re.search("dwsep wrong.*all elements of y are wrong", finished.stdout)
+
+
+def test_bench_shows_what_was_done_before_an_interrupt(monkeypatch):
+    def run(plan, **options):
+        raise bench_run.BenchInterrupted(
+            "interrupted after 1 of 9", make_results([make_record({"dwsep": 1, "nchw": 2})])
+        )
+
+    monkeypatch.setattr(bench_run, "run", run)
+    finished = invoke()
+    assert finished.exit_code == 130
+    assert "tiny" in finished.stdout
+    assert finished.stderr.endswith("interrupted after 1 of 9\n")
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self"), reason="tells by /proc whether a process is there")
+@pytest.mark.skipif(shutil.which("ps") is None, reason="no ps here")
+def test_bench_stops_at_ctrl_c_and_leaves_no_process(tmp_path):
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    command = [
+        sys.executable,
+        "-m",
+        "dwsep.cli",
+        "bench",
+        "layers",
+        "--peers",
+        "nchw",
+        "--json",
+        str(tmp_path / "r.json"),
+    ]
+    running = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        children = []
+        while not children and running.poll() is None:
+            listed = subprocess.run(
+                ["ps", "-o", "pid=,args=", "--ppid", str(running.pid)], capture_output=True, text=True
+            )
+            children = [line.split()[0] for line in listed.stdout.splitlines() if "dwsep.bench.worker" in line]
+        running.send_signal(signal.SIGINT)
+        _, errors = running.communicate(timeout=60)
+    finally:
+        running.kill()
+    assert running.returncode == 130
+    assert "interrupted after 0 of" in errors
+    deadline = time.monotonic() + 30  # one that was just being started ends by itself, for want of a parent
+    while any(os.path.exists(f"/proc/{child}") for child in children):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def test_ceilings_are_shown(plans):
+    shown = invoke("--case", "32-64").stdout
+    assert f"multiply-add peak {CEILINGS.fma_peak / 1e9:.0f} GFLOP/s (avx2)" in " ".join(shown.split())
