@@ -52,7 +52,8 @@ def test_imports_point_one_way(room):
 
 
 def test_import_needs_torch_alone():
-    optional = "torchvision timm torchmetrics safetensors pydantic typer rich matplotlib jinja2 PIL onnx onnxruntime openvino pandas yaml"
+    optional = "torchvision timm torchmetrics safetensors pydantic typer rich matplotlib jinja2 PIL pandas yaml"
+    optional += " onnx onnxruntime openvino"
     script = f"""
 import sys
 class Refuse:
