@@ -1,9 +1,10 @@
 import json
+from dataclasses import replace
 
 import pytest
 
 from dwsep.bench import results
-from dwsep.bench.registry import Task
+from dwsep.bench.registry import SEPARABLE, Task
 from tests.bench.toys import CEILINGS, TINY, TINY_DEPTHWISE, TINY_DILATED, make_record, make_results
 
 FAILED = {"status": "failed", "reason": "KeyError: x"}
@@ -59,6 +60,13 @@ def test_group_puts_depthwise_cases_of_any_batch_together():
         ("separable", 2, "raised"),
         ("depthwise", None, "default"),
     ]
+
+
+def test_group_keeps_the_order_of_the_registry_after_a_resume():
+    first, last = (replace(case, batch=2) for case in (SEPARABLE[0], SEPARABLE[-1]))
+    records = [make_record({"dwsep": 1.0}, Task(case)) for case in (TINY, last, first)]
+    ((_, members),) = results.group(records).items()
+    assert [record["task"]["case"]["name"] for record in members] == [first.name, last.name, "tiny"]
 
 
 def test_notes_say_once_what_concerns_many():

@@ -12,7 +12,7 @@ from dwsep.analysis._files import write_text_atomically
 from dwsep.bench import costs
 from dwsep.bench.ceilings import Ceilings
 from dwsep.bench.peers import OURS
-from dwsep.bench.registry import Task
+from dwsep.bench.registry import DEPTHWISE, SEPARABLE, Task
 
 FORMAT = 1
 RATIOS = ("best", "eager", "compile")
@@ -64,7 +64,9 @@ def group(records: Sequence[Mapping[str, Any]]) -> dict[tuple[Any, ...], list[Ma
     The depthwise cases of one variant share a table whatever their batches, which their own shapes fix.
     """
     groups: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
-    for record in records:
+    # A run that was continued has them in the order in which they were asked for.
+    places = {case.name: place for place, case in enumerate(SEPARABLE + DEPTHWISE)}
+    for record in sorted(records, key=lambda record: places.get(record["task"]["case"]["name"], len(places))):
         case = record["task"]["case"]
         flat = {**record["task"], **case, "allocator": record["allocator"]}
         if case["kind"] == "depthwise":
