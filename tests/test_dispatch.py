@@ -48,20 +48,43 @@ def test_named_backends_agree():
 
 
 @pytest.mark.skipif(not dwsep.ops.native_status().loaded, reason="compares with the native kernel")
-def test_gradient_is_left_to_pytorch_unless_the_native_kernel_is_named():
-    selection = dispatch.select("separable_conv", GEOMETRY, torch.float32, "cpu", gradient=True)
-    assert selection.backend == "reference"
-    assert "no backward yet" in selection.refused["cpu"][0]
-    assert dispatch.select("separable_conv", GEOMETRY, torch.float32, "cpu", "cpu", gradient=True).backend == "cpu"
+def test_gradients_run_natively():
+    assert dispatch.select("separable_conv", GEOMETRY, torch.float32, "cpu", gradient=True).backend == "cpu"
     x = torch.randn(1, 2, 4, 4, requires_grad=True)
     weights = torch.randn(2, 1, 3, 3), torch.randn(3, 2, 1, 1)
     grads = [
         torch.autograd.grad(
             dwsep.functional.depthwise_separable_conv2d(x, *weights, activation="silu", backend=name).sum(), x
         )[0]
-        for name in ("cpu", "auto")
+        for name in ("cpu", "reference", "auto")
     ]
-    torch.testing.assert_close(*grads)
+    torch.testing.assert_close(grads[0], grads[1])
+    assert torch.equal(grads[0], grads[2])
+
+
+@pytest.mark.skipif(not dwsep.ops.native_status().loaded, reason="compares with the native kernel")
+def test_training_of_plain_depthwise_is_left_to_pytorch_in_channels_last():
+    def chosen(kernel, backend="auto", **options):
+        geometry = ConvGeometry.make(2, kernel, padding="same", dilation=options.pop("dilation", 1))
+        return dispatch.select("depthwise_conv", geometry, torch.float32, "cpu", backend, **options)
+
+    selection = chosen(3, gradient=True, channels_last=True)
+    assert selection.backend == "reference"
+    assert "as fast" in selection.refused["cpu"][0]
+    assert chosen(3, "cpu", gradient=True, channels_last=True).backend == "cpu"
+    assert chosen(3, gradient=True, channels_last=False).backend == "cpu"
+    assert chosen(3, gradient=False, channels_last=True).backend == "cpu"
+    assert chosen(5, gradient=True, channels_last=True).backend == "cpu"
+    assert chosen(3, gradient=True, channels_last=True, dilation=2).backend == "cpu"
+
+
+@pytest.mark.skipif(not dwsep.ops.native_status().loaded, reason="compares with the native kernel")
+def test_bfloat16_is_left_to_pytorch_where_the_cpu_multiplies_it(monkeypatch):
+    for has, backend in ((True, "reference"), (False, "cpu")):
+        monkeypatch.setattr(dispatch, "_has_bfloat16_products", lambda has=has: has)
+        monkeypatch.setattr(dispatch, "_cache", {})
+        assert dispatch.select("separable_conv", GEOMETRY, torch.bfloat16, "cpu").backend == backend
+        assert dispatch.select("depthwise_conv", GEOMETRY, torch.bfloat16, "cpu").backend == "cpu"
 
 
 def test_backends_lists_all_with_reasons():

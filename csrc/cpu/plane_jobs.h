@@ -77,9 +77,9 @@ struct PanelOuterProduct {
   const float* right;  // [vector][pixel][lane]
   int64_t vectors;
   int64_t pixels;
-  float* sums;                 // [vector][row][lane]
-  int64_t sums_stride;         // floats from a vector's sums to the next's
-  bool first;                  // whether there is nothing yet to add to
+  float* sums;          // [vector][row][lane]
+  int64_t sums_stride;  // floats from a vector's sums to the next's
+  bool first;           // whether there is nothing yet to add to
 };
 
 }  // namespace dwsep

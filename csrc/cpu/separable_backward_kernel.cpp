@@ -77,11 +77,11 @@ class SeparableBackward {
   PlanePlan plan_;
   DepthwiseBackwardTensors depthwise_tensors_;
   int64_t rows_per_image_;
-  int64_t k_blocks_;                      // of the output's channels, a vector each
-  int64_t inner_blocks_;                  // of the depthwise output's, in the order [m][input block][lane]
-  int64_t column_blocks_;                 // of the same, a micro-kernel's columns each
-  int64_t vectors_;                       // of a column block
-  int64_t tile_pixels_;                   // at most
+  int64_t k_blocks_;       // of the output's channels, a vector each
+  int64_t inner_blocks_;   // of the depthwise output's, in the order [m][input block][lane]
+  int64_t column_blocks_;  // of the same, a micro-kernel's columns each
+  int64_t vectors_;        // of a column block
+  int64_t tile_pixels_;    // at most
   int64_t images_together_;
   const float* transposed_ = nullptr;     // the pointwise weight [column block][k][column]
   const float* panel_weights_ = nullptr;  // the depthwise weight [m][input block][tap][lane], then its bias
@@ -107,13 +107,11 @@ class SeparableBackward {
   void pack_transposed(const T* pointwise, bool add_depthwise, float* transposed) const;
   void pack_panel_weights(float* target) const;
   int64_t panel_floats() const { return tile_pixels_ * plan_.lanes * (k_blocks_ + inner_blocks_ + vectors_); }
-  void run_rows(int64_t row_begin, int64_t row_end, float* panels, float* planes, float* sums,
-                bool first) const;
+  void run_rows(int64_t row_begin, int64_t row_end, float* panels, float* planes, float* sums, bool first) const;
   void run_tile(const Tile& tile, int64_t first_image, float* panels, float* planes, float* sums, bool first) const;
   void copy_to_plane(const Tile& tile, const float* source, float* plane, int64_t first_image) const;
   void run_by_image(int64_t parts, float* sums, float* depthwise_sums) const;
-  void run_below(BackwardTile& tile, int64_t image, const float* planes, int64_t block_begin,
-                 int64_t block_end) const;
+  void run_below(BackwardTile& tile, int64_t image, const float* planes, int64_t block_begin, int64_t block_end) const;
   void run_by_phase(int64_t parts, float* sums, float* depthwise_sums) const;
   void clear_margins(float* planes) const;
   void write_pointwise_gradients(const float* sums, int64_t parts) const;
@@ -223,7 +221,8 @@ void SeparableBackward::run_tile(const Tile& tile, int64_t first_image, float* p
   }
   if (tensors_.pointwise_gradient != nullptr) {
     if (activated) plan_.table.activate_row(activation_, depthwise, inner_blocks_ * pixels);
-    plan_.table.outer_product({gradient, k_padded(), depthwise, inner_blocks_, pixels, sums, k_padded() * lanes, first});
+    plan_.table.outer_product(
+        {gradient, k_padded(), depthwise, inner_blocks_, pixels, sums, k_padded() * lanes, first});
   }
 }
 
@@ -305,8 +304,8 @@ void SeparableBackward::run_by_phase(int64_t parts, float* sums, float* depthwis
       const int64_t image = part / bands, band = part % bands;
       float* own = planes + image * planes_of_image();
       run_rows(image * rows_per_image_ + rows_per_image_ * band / bands,
-               image * rows_per_image_ + rows_per_image_ * (band + 1) / bands, panels, own,
-               sums + part * part_floats(), true);
+               image * rows_per_image_ + rows_per_image_ * (band + 1) / bands, panels, own, sums + part * part_floats(),
+               true);
     }
   });
   if (!wants_below()) return;

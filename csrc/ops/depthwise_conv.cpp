@@ -44,11 +44,12 @@ std::tuple<Tensor, Tensor, Tensor> depthwise_conv_backward(
 
   const Tensor input = with_a_unit_stride(x, x), gradient = with_a_unit_stride(grad, x);
   const std::vector<int64_t> spatial(x.sizes().begin() + 2, x.sizes().end());
-  const Tensor none = torch::stable::empty({0}, x.scalar_type());
-  const Tensor x_gradient = output_mask[0] ? empty_in_layout_of(x, x.size(1), spatial) : none;
-  const Tensor weight_gradient = output_mask[1] ? empty_contiguous(depthwise) : none;
+  // Outputs of an operator must not share memory, an empty one neither.
+  const auto none = [&] { return torch::stable::empty({0}, x.scalar_type()); };
+  const Tensor x_gradient = output_mask[0] ? empty_in_layout_of(x, x.size(1), spatial) : none();
+  const Tensor weight_gradient = output_mask[1] ? empty_contiguous(depthwise) : none();
   const bool wants_bias = output_mask[2] && bias.has_value();
-  const Tensor bias_gradient = wants_bias ? empty_contiguous(*bias) : none;
+  const Tensor bias_gradient = wants_bias ? empty_contiguous(*bias) : none();
   const DepthwiseBackwardTensors tensors = {
       gradient.const_data_ptr(),
       strides_of(gradient),

@@ -111,19 +111,20 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> separable_conv_backward(
                         gradient.mutable_data_ptr(), gradient.numel());
   }
 
-  const Tensor none = torch::stable::empty({0}, x.scalar_type());
-  Tensor x_gradient = none;
+  // Outputs of an operator must not share memory, an empty one neither.
+  const auto none = [&] { return torch::stable::empty({0}, x.scalar_type()); };
+  Tensor x_gradient = none();
   if (output_mask[0]) {
     ConvProblem shape = problem;
     for (int axis = 0; axis < 3; ++axis) shape.output[axis] = problem.input[axis];
     x_gradient = empty_channels_last(shape, problem.channels, x);
   }
-  const Tensor depthwise_gradient = output_mask[1] ? empty_contiguous(depthwise) : none;
-  const Tensor pointwise_gradient = output_mask[2] ? empty_contiguous(pointwise) : none;
+  const Tensor depthwise_gradient = output_mask[1] ? empty_contiguous(depthwise) : none();
+  const Tensor pointwise_gradient = output_mask[2] ? empty_contiguous(pointwise) : none();
   const bool wants_depthwise_bias = output_mask[3] && depthwise_bias.has_value();
   const bool wants_pointwise_bias = output_mask[4] && pointwise_bias.has_value();
-  const Tensor depthwise_bias_gradient = wants_depthwise_bias ? empty_contiguous(*depthwise_bias) : none;
-  const Tensor pointwise_bias_gradient = wants_pointwise_bias ? empty_contiguous(*pointwise_bias) : none;
+  const Tensor depthwise_bias_gradient = wants_depthwise_bias ? empty_contiguous(*depthwise_bias) : none();
+  const Tensor pointwise_bias_gradient = wants_pointwise_bias ? empty_contiguous(*pointwise_bias) : none();
   const SeparableBackwardTensors tensors = {
       gradient.const_data_ptr(),
       input.const_data_ptr(),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -87,8 +88,36 @@ def _cpu_reasons(dtype: torch.dtype, device: str, functorch: bool) -> list[str]:
     return reasons
 
 
+@functools.cache
+def _has_bfloat16_products() -> bool:
+    """Whether the CPU multiplies bfloat16 matrices faster than float32 ones, which PyTorch's kernels use."""
+    capabilities = getattr(torch.cpu, "get_capabilities", dict)()
+    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+
+
+def stock_reasons(
+    op: str, geometry: ConvGeometry | None, dtype: torch.dtype, gradient: bool, channels_last: bool
+) -> list[str]:
+    """Why PyTorch's own kernels are the faster choice for a problem that the native ones could run; measured."""
+    if op == "separable_conv":
+        if dtype == torch.bfloat16 and _has_bfloat16_products():
+            return ["this CPU has bfloat16 products, which PyTorch uses and the native pointwise stage does not yet"]
+        return []
+    plain = geometry is not None and max(geometry.kernel_size) <= 3 and set(geometry.dilation) == {1}
+    if plain and geometry is not None and geometry.ndim == 2 and channels_last and gradient and dtype == torch.float32:
+        return ["PyTorch trains undilated 3x3 kernels in channels last as fast"]
+    return []
+
+
 def _decide(
-    op: str, dtype: torch.dtype, device: str, backend: str, gradient: bool, functorch: bool = False
+    op: str,
+    geometry: ConvGeometry,
+    dtype: torch.dtype,
+    device: str,
+    backend: str,
+    gradient: bool,
+    channels_last: bool,
+    functorch: bool = False,
 ) -> Selection:
     if backend not in BACKENDS:
         if not isinstance(backend, str):
@@ -97,9 +126,8 @@ def _decide(
     refused = {"cpu": tuple(_cpu_reasons(dtype, device, functorch)), "triton": _triton_status().reasons}
     if refused.get(backend):
         raise NotImplementedError(f"backend {backend!r} cannot run {op}: " + "; ".join(refused[backend]))
-    if backend == "auto" and gradient and not refused["cpu"]:
-        # A native forward does not pay for a backward which recomputes it in PyTorch's kernels.
-        refused["cpu"] = ("a gradient is wanted, and the native library has no backward yet",)
+    if backend == "auto" and not refused["cpu"]:
+        refused["cpu"] = tuple(stock_reasons(op, geometry, dtype, gradient, channels_last))
     if backend == "cpu" or (backend == "auto" and not refused["cpu"]):
         return Selection("cpu", getattr(torch.ops.dwsep, op).default, MappingProxyType({"triton": refused["triton"]}))
     if backend == "reference":
@@ -118,6 +146,7 @@ def select(
     backend: str = "auto",
     *,
     gradient: bool = False,
+    channels_last: bool = True,
 ) -> Selection:
     """Choose the kernel for a problem; the choice is made once per argument combination and remembered.
 
@@ -128,6 +157,7 @@ def select(
         device: device type, such as ``"cpu"``.
         backend: ``"auto"``, or the name of the one that must run.
         gradient: whether autograd will differentiate the result.
+        channels_last: whether the input is in that layout, rather than contiguous.
 
     Returns:
         The kernel with its backend's name; ``refused`` tells why each backend before it cannot run.
@@ -143,13 +173,13 @@ def select(
         'reference'
     """
     if torch.compiler.is_compiling():
-        return _decide(op, dtype, device, backend, gradient)
+        return _decide(op, geometry, dtype, device, backend, gradient, channels_last)
     functorch = _functorch.differentiates()
-    key = (op, geometry, dtype, device, backend, gradient, functorch)
+    key = (op, geometry, dtype, device, backend, gradient, channels_last, functorch)
     try:
         return _cache[key]
     except (KeyError, TypeError):
-        selection = _decide(op, dtype, device, backend, gradient, functorch)
+        selection = _decide(op, geometry, dtype, device, backend, gradient, channels_last, functorch)
         if len(_cache) >= 4096:
             _cache.clear()
         _cache[key] = selection

@@ -11,6 +11,7 @@ from dwsep import dispatch, ops
 from dwsep.errors import ArgumentError, unknown_name
 from dwsep.geometry import ConvGeometry, Padding
 from dwsep.kernels.activations import activation_name
+from dwsep.ops._layout import is_channels_last
 
 __all__ = [
     "depthwise_conv1d",
@@ -102,6 +103,7 @@ def depthwise_conv(
         x.device.type,
         backend,
         gradient=_wants_gradient(x, weight, bias),
+        channels_last=is_channels_last(x),
     )
     out = selection.kernel(
         x, weight, bias, geometry.stride, _flat(geometry.pads(spatial)), geometry.dilation, activation
@@ -142,6 +144,7 @@ def depthwise_separable_conv(
         x.device.type,
         backend,
         gradient=_wants_gradient(x, depthwise_weight, pointwise_weight, depthwise_bias, pointwise_bias),
+        channels_last=is_channels_last(x),
     )
     out = selection.kernel(
         x,
@@ -160,8 +163,9 @@ def depthwise_separable_conv(
 
 
 def packs(weight: Tensor) -> bool:
-    """Whether the native kernels take weights like this one packed ahead."""
-    return weight.device.type == "cpu" and weight.dtype in dispatch.CPU_DTYPES and ops.native_status().loaded
+    """Whether the native kernels take weights like this one packed ahead, and pay."""
+    runs = weight.device.type == "cpu" and weight.dtype in dispatch.CPU_DTYPES and ops.native_status().loaded
+    return runs and not dispatch.stock_reasons("separable_conv", None, weight.dtype, False, True)
 
 
 def check_residual(residual: str, x: Tensor, inner: int, out: int, out_spatial: tuple[int, ...]) -> None:

@@ -123,3 +123,113 @@ def test_each_gradient_alone_equals_it_among_all(mask):
     alone = ops.separable_conv_backward(*tensors, *arguments, mask)
     for wanted, full, grad in zip(mask, everything, alone, strict=True):
         assert torch.equal(grad, full) if wanted else grad.numel() == 0
+
+
+PLAIN = ("none", "none", "none")
+
+
+def test_recorded_shapes_within_the_bound_on_floats():
+    generator = torch.Generator().manual_seed(2)
+    for index, problem in enumerate(problems.sample(200, seed=11)):
+        tensors = _separable(problem, problems.normal(generator), channels_last=index % 2 == 0)
+        arguments = (*problem.geometry, *PLAIN, [True] * 5)
+        grads = ops.separable_conv_backward(*tensors, *arguments)
+        doubles = problems.double(tensors)
+        expected = reference.separable_conv_backward(*doubles, *arguments)
+        scales = reference.separable_conv_backward(*(tensor.abs() for tensor in doubles), *arguments)
+        out_pixels = tensors[0].numel() // tensors[0].shape[1]
+        # The longest chain of additions behind any gradient: all output channels, taps, and pixels.
+        terms = tensors[0].shape[1] + tensors[2][0].numel() + out_pixels + tensors[1].shape[0]
+        for grad, wanted, scale in zip(grads, expected, scales, strict=True):
+            assert ((grad.double() - wanted).abs() <= terms * 2**-24 * scale).all(), problem
+
+
+@pytest.mark.parametrize("activation", ["relu", "relu6", "silu", "hardswish", "gelu"])
+def test_activation_gradient_matches_float64(activation):
+    x = torch.cat([torch.linspace(-12, 12, 9998), torch.tensor([0.0, 6.0])]).view(1, 1, 100, 100)
+    grad = torch.linspace(0.5, 2, 10000).view(1, 1, 100, 100)
+    one = torch.ones(1, 1, 1, 1)
+    rest = ([1, 1], [0] * 4, [1, 1], activation, [True, False, False])
+    actual = ops.depthwise_conv_backward(grad, x, one, None, *rest)[0]
+    expected = reference.depthwise_conv_backward(grad.double(), x.double(), one.double(), None, *rest)[0]
+    torch.testing.assert_close(actual.double(), expected, rtol=2e-6, atol=2e-6)
+
+
+def test_bfloat16_accumulates_in_float32_and_rounds_once():
+    generator = torch.Generator().manual_seed(4)
+    for channels_last, channels, multiplier in ((True, 24, 1), (False, 19, 1), (True, 5, 2)):
+        problem = problems.Problem("", 5, channels, multiplier, 21, (9, 9), (3, 3), (1, 1), (1, 1), (1, 1, 1, 1))
+        tensors = tuple(t.bfloat16() for t in _separable(problem, problems.normal(generator), channels_last))
+        arguments = (*problem.geometry, *PLAIN, [True] * 5)
+        exact = reference.separable_conv_backward(*problems.double(tensors), *arguments)
+        for grad, wanted in zip(ops.separable_conv_backward(*tensors, *arguments), exact, strict=True):
+            assert grad.dtype == torch.bfloat16
+            # One rounding of a sum which float32 has within a few of its own units.
+            assert ((grad.double() - wanted).abs() <= 2.0**-8 * wanted.abs() * 1.01 + 1e-3).all()
+        grad, x, weight, _, bias, _ = tensors
+        grad = _in_layout(torch.randn(5, channels * multiplier, 9, 9).bfloat16(), channels_last)
+        arguments = (*problem.geometry, "none", ALL)
+        exact = reference.depthwise_conv_backward(*problems.double((grad, x, weight, bias)), *arguments)
+        for result, wanted in zip(ops.depthwise_conv_backward(grad, x, weight, bias, *arguments), exact, strict=True):
+            assert ((result.double() - wanted).abs() <= 2.0**-8 * wanted.abs() * 1.01 + 1e-3).all()
+
+
+@pytest.mark.parametrize("shape", [(1, 32, 40, 40), (1, 24, 7, 7), (3, 16, 15, 9), (9, 35, 8, 8)])
+def test_threads_do_not_change_a_bit(shape):
+    problem = problems.Problem("", shape[0], shape[1], 1, 50, shape[2:], (3, 3), (1, 1), (1, 1), (1, 1, 1, 1))
+    tensors = _separable(problem, problems.normal(torch.Generator().manual_seed(6)), True)
+    grad = torch.randn(shape).to(memory_format=torch.channels_last)
+    before = torch.get_num_threads()
+    try:
+        results = []
+        for threads in (1, 2, 3, 5):
+            torch.set_num_threads(threads)
+            for _ in range(25):
+                separable = ops.separable_conv_backward(*tensors, *problem.geometry, "silu", "none", "none", [True] * 5)
+                depthwise = ops.depthwise_conv_backward(grad, *tensors[1:3], None, *problem.geometry, "silu", ALL)
+                results.append((*separable, *depthwise))
+    finally:
+        torch.set_num_threads(before)
+    for result in results:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], result, strict=True))
+
+
+def test_gradient_of_any_strides():
+    generator = torch.Generator().manual_seed(7)
+    problem = problems.Problem("", 2, 19, 1, 21, (8, 9), (3, 3), (1, 1), (1, 1), (1, 1, 1, 1))
+    tensors = _separable(problem, problems.small_integers(generator), True)
+    x, depthwise = tensors[1:3]
+    arguments = (*problem.geometry, "none", ALL)
+    for grad in (
+        torch.ones(1).expand(x.shape),
+        torch.randn(2, 19, 8, 18)[..., ::2],
+        torch.randn(9, 8, 19, 2).permute(3, 2, 1, 0),
+    ):
+        expected = ops.depthwise_conv_backward(grad.contiguous(), x, depthwise, None, *arguments)
+        for a, b in zip(ops.depthwise_conv_backward(grad, x, depthwise, None, *arguments), expected, strict=True):
+            assert torch.equal(a, b)
+
+
+def test_empty_batch_gives_zero_parameter_gradients():
+    x, depthwise, pointwise = torch.ones(0, 4, 5, 5), torch.ones(4, 1, 3, 3), torch.ones(6, 4, 1, 1)
+    geometry = ([1, 1], [1] * 4, [1, 1])
+    grads = ops.separable_conv_backward(
+        torch.ones(0, 6, 5, 5), x, depthwise, pointwise, torch.ones(4), torch.ones(6), *geometry, *PLAIN, [True] * 5
+    )
+    assert grads[0].shape == x.shape
+    assert all(not grad.any() for grad in grads[1:])
+    grads = ops.depthwise_conv_backward(x, x, depthwise, torch.ones(4), *geometry, "none", ALL)
+    assert not grads[1].any()
+    assert not grads[2].any()
+
+
+def test_operators_called_directly_refuse_what_they_cannot_run():
+    x, depthwise, pointwise = torch.ones(1, 4, 5, 5), torch.ones(4, 1, 3, 3), torch.ones(6, 4, 1, 1)
+    geometry = ([1, 1], [1] * 4, [1, 1])
+    for grad, words in ((torch.ones(1, 6, 5, 4), "shape"), (torch.ones(1, 6, 5, 5).double(), "dtype")):
+        with pytest.raises(RuntimeError, match=words):
+            ops.separable_conv_backward(grad, x, depthwise, pointwise, None, None, *geometry, *PLAIN, [True] * 5)
+        with pytest.raises(RuntimeError, match=words):
+            ops.depthwise_conv_backward(grad[:, :4], x, depthwise, None, *geometry, "none", ALL)
+    with pytest.raises(RuntimeError, match="output_mask"):
+        ops.depthwise_conv_backward(x, x, depthwise, None, *geometry, "none", [True])
