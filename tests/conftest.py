@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 import torch
+
+# Commands run inside the test process: they shall not set up its allocator for the tests after them.
+os.environ["DWSEP_KEEP_ALLOCATOR"] = "1"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -4,7 +4,7 @@ import os
 import torch
 
 import dwsep
-from dwsep.analysis import machine
+from dwsep.analysis import allocator, machine
 
 
 def test_describe_machine_can_be_written_as_json_and_is_of_this_process():
@@ -17,11 +17,9 @@ def test_describe_machine_can_be_written_as_json_and_is_of_this_process():
 
 
 def test_describe_machine_reads_the_files_of_linux(monkeypatch):
-    files = {
-        "/proc/cpuinfo": "processor\t: 0\nmodel name\t: Example CPU\nflags\t\t: fpu avx2 fma avx512f lm\n",
-        "/proc/self/maps": "7f00-7f01 r-xp 00000000 00:00 0 /usr/lib/libjemalloc.so.2\n",
-    }
+    files = {"/proc/cpuinfo": "processor\t: 0\nmodel name\t: Example CPU\nflags\t\t: fpu avx2 fma avx512f lm\n"}
     monkeypatch.setattr(machine, "_read", lambda path: files.get(str(path), ""))
+    monkeypatch.setattr(allocator, "_memory_map", lambda: "7f00-7f01 r-xp 00000000 00:00 0 /usr/lib/libjemalloc.so.2\n")
     monkeypatch.setenv("MALLOC_ARENA_MAX", "2")
     described = machine.describe_machine()
     assert described["cpu"] == "Example CPU"

@@ -63,6 +63,7 @@ def results():
             "torch_cpu_capability": "AVX2",
             "glibc": "2.36",
             "allocator": "glibc",
+            "allocator_settings": {},
             "malloc_variables": {},
             "dwsep_isa": "avx2",
             "dwsep_native": "loaded",
@@ -111,8 +112,11 @@ def test_render_demo_report_tells_what_disturbed_the_measurement(results):
     assert "Note: somebody compiled &lt;meanwhile&gt;." in render_demo_report(results)
 
 
-def test_render_demo_report_tells_the_allocator_and_its_variables(results):
+def test_render_demo_report_tells_the_allocator_and_what_steers_it(results):
     assert "<dd>glibc, its defaults</dd>" in render_demo_report(results)
+    results["machine"]["allocator_settings"] = {"M_MMAP_MAX": 0}
+    assert "<dd>glibc, keeping freed memory</dd>" in render_demo_report(results)
+    results["machine"]["allocator_settings"] = {}
     results["machine"]["malloc_variables"] = {"MALLOC_ARENA_MAX": "2", "LD_PRELOAD": "libx.so"}
     assert "<dd>glibc, MALLOC_ARENA_MAX=2, LD_PRELOAD=libx.so</dd>" in render_demo_report(results)
 

@@ -7,6 +7,7 @@ import torch
 from typer.testing import CliRunner
 
 import dwsep
+from dwsep.analysis import allocator, fresh_memory
 from dwsep.cli import _doctor_checks, _selftest
 from dwsep.cli._doctor_checks import Check
 from dwsep.cli.main import app
@@ -149,6 +150,25 @@ def test_check_threads_warns_of_more_threads_than_cores(monkeypatch):
     check = _doctor_checks._check_threads()
     assert check.status == "warning"
     assert "OMP_NUM_THREADS" in check.detail
+
+
+@pytest.mark.parametrize(
+    ("fresh", "faults", "name", "status", "words"),
+    [
+        (1.1, 200, "glibc", "ok", ["with glibc", "1.10 ms and 200 page faults", "against 1.00 ms"]),
+        (9.0, 0, "glibc", "ok", ["9.00 ms and 0 page faults"]),  # a busy machine, not the allocator
+        (1.3, 200, "glibc", "warning", ["train and demo", "MALLOC_MMAP_MAX_=0", "libtcmalloc"]),
+        (1.3, 200, "jemalloc", "warning", ["with jemalloc", "libtcmalloc"]),
+    ],
+)
+def test_check_fresh_memory_warns_where_page_faults_cost_a_fifth(monkeypatch, fresh, faults, name, status, words):
+    cost = fresh_memory.FreshMemory(fresh=fresh / 1000, kept=1 / 1000, faults=faults)
+    monkeypatch.setattr(fresh_memory, "measure_fresh_memory", lambda: cost)
+    monkeypatch.setattr(allocator, "allocator_name", lambda: name)
+    check = _doctor_checks._check_fresh_memory()
+    assert check.status == status
+    assert all(word in check.detail for word in words)
+    assert ("MALLOC_" in check.detail) == (status == "warning" and name == "glibc")
 
 
 def test_check_torch_fails_for_a_version_that_is_too_old(monkeypatch):

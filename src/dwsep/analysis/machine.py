@@ -8,6 +8,8 @@ import platform
 from pathlib import Path
 from typing import Any
 
+from dwsep.analysis.allocator import allocator_name, allocator_settings, allocator_variables
+
 _VERSIONED = (
     "torch",
     "numpy",
@@ -26,7 +28,6 @@ _VERSIONED = (
     "onnxruntime",
     "openvino",
 )
-_ALLOCATORS = ("jemalloc", "tcmalloc", "mimalloc")
 _RELEVANT_FLAGS = ("sse4_2", "avx", "avx2", "fma", "f16c", "avx512", "avx_vnni", "amx", "asimd", "sve", "bf16", "neon")
 
 
@@ -36,7 +37,8 @@ def describe_machine() -> dict[str, Any]:
     Returns:
         Entries that can be written as JSON: "cpu", "architecture", "system", "logical_cores", "usable_cores",
         "caches" (level and type -> size), "flags" (instruction sets), "torch_threads", "torch_cpu_capability",
-        "glibc", "allocator" and "malloc_variables". What cannot be found out is None or empty.
+        "glibc", "allocator", "allocator_settings" (what this process has set) and "malloc_variables". What cannot be
+        found out is None or empty.
     """
     import torch
 
@@ -52,8 +54,9 @@ def describe_machine() -> dict[str, Any]:
         "torch_threads": torch.get_num_threads(),
         "torch_cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "glibc": libc_version if libc == "glibc" else None,
-        "allocator": _allocator(),
-        "malloc_variables": _malloc_variables(),
+        "allocator": allocator_name(),
+        "allocator_settings": allocator_settings(),
+        "malloc_variables": allocator_variables(),
     }
 
 
@@ -112,17 +115,3 @@ def _caches() -> dict[str, str]:
         if level and size:
             caches[f"L{level}" + {"Data": "d", "Instruction": "i"}.get(kind, "")] = size
     return caches
-
-
-def _allocator() -> str:
-    # A preloaded allocator shows in the memory map, whichever way it was loaded.
-    maps = _read("/proc/self/maps")
-    loaded = [name for name in _ALLOCATORS if f"lib{name}" in maps]
-    if loaded:
-        return ", ".join(loaded)
-    return platform.libc_ver()[0] or "system"
-
-
-def _malloc_variables() -> dict[str, str]:
-    names = ("LD_PRELOAD", "GLIBC_TUNABLES")
-    return {name: value for name, value in sorted(os.environ.items()) if name.startswith("MALLOC_") or name in names}

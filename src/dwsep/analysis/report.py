@@ -102,6 +102,9 @@ def format_duration(seconds: float) -> str:
 
 
 def format_allocator(machine: Mapping[str, Any]) -> str:
-    """Formats the memory allocator and the variables that steer it: "glibc, its defaults"."""
-    variables = ", ".join(f"{name}={value}" for name, value in machine["malloc_variables"].items())
-    return f"{machine['allocator']}, {variables or 'its defaults'}"
+    """Formats the memory allocator and what steers it: "glibc, its defaults"; "glibc, keeping freed memory"."""
+    parts = [machine["allocator"]]
+    if machine["allocator_settings"]:
+        parts.append("keeping freed memory")
+    parts += [f"{name}={value}" for name, value in machine["malloc_variables"].items()]
+    return ", ".join(parts if len(parts) > 1 else [*parts, "its defaults"])

@@ -18,6 +18,7 @@ EXTRAS = {
     "report": ("jinja2", "matplotlib"),
 }
 _SELFTEST_SECONDS = 120
+_FRESH_MEMORY_OVERHEAD = 0.2  # beyond this, page faults are worth doing something about
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,8 @@ def run_checks(on_step: Callable[[str], None] = lambda step: None) -> list[Check
     for backend, isa in _selftests():
         on_step(f"self-test of {_selftest_name(backend, isa)}")
         checks.append(_check_selftest(backend, isa))
+    on_step("what fresh memory costs")
+    checks.append(_check_fresh_memory())
     checks += _check_extras()
     on_step("embedded images")
     checks.append(_check_data())
@@ -136,6 +139,24 @@ def _run_selftest(backend: str, isa: str | None) -> dict[str, Any]:
         last = (finished.stderr.strip().splitlines() or ["no message"])[-1]
         raise RuntimeError(f"exit code {finished.returncode}: {last}")
     return json.loads(finished.stdout)
+
+
+def _check_fresh_memory() -> Check:
+    from dwsep.analysis.allocator import VARIABLES, allocator_name
+    from dwsep.analysis.fresh_memory import measure_fresh_memory
+
+    cost, name = measure_fresh_memory(), allocator_name()
+    detail = (
+        f"with {name}, each MiB written to fresh blocks costs {1000 * cost.fresh:.2f} ms and {cost.faults:.0f} page "
+        f"faults, against {1000 * cost.kept:.2f} ms in blocks that are kept"
+    )
+    # Without faults, a difference is noise.
+    if cost.faults < 1 or cost.overhead <= _FRESH_MEMORY_OVERHEAD:
+        return Check("fresh memory", "ok", detail)
+    advice = "preload an allocator that keeps memory, such as LD_PRELOAD=libtcmalloc_minimal.so.4"
+    if name == "glibc":
+        advice = f"dwsep train and demo have it keep memory; for other programs set {VARIABLES}, or {advice}"
+    return Check("fresh memory", "warning", f"{detail}: {advice}")
 
 
 def _check_extras() -> list[Check]:

@@ -24,11 +24,15 @@ def demo(
 
     The separable one is trained and timed in plain PyTorch, in both memory layouts, and in dwsep. Prints one table, and
     writes results.json and report.html. An interrupted run goes on where it was, if the options are the same.
+
+    Has glibc keep freed memory, for every row; DWSEP_KEEP_ALLOCATOR=1 leaves it alone.
     """
+    from dwsep.analysis.allocator import keep_freed_memory
     from dwsep.cli._console import output_console, progress_console
     from dwsep.cli._demo_output import print_results
     from dwsep.cli._demo_run import Settings, run
 
+    keep_freed_memory()
     settings = Settings(output_dir=output_dir, epochs=epochs, seed=seed, threads=threads, quick=quick, fresh=fresh)
     results = run(settings, progress_console())
     console = output_console()
