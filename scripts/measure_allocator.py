@@ -1,6 +1,6 @@
 """Measures what the memory allocator costs a training step of a network from torchvision, in plain PyTorch.
 
-    python scripts/measure_allocator.py mobilenet_v2 --batch 32 --keep
+python scripts/measure_allocator.py mobilenet_v2 --batch 32 --keep
 """
 
 from __future__ import annotations

@@ -46,6 +46,31 @@ void check_pointwise(const Tensor& pointwise, const Tensor& like, int64_t inner_
                   "pointwise weight must have shape (K, ", inner_channels, ", 1, ...)");
 }
 
+// What both directions take, checked.
+struct Arguments {
+  Tensor depthwise, pointwise;  // contiguous
+  ConvProblem problem;
+  SeparableOptions options;
+  WeightSources sources;
+
+  Arguments(const Tensor& x, const Tensor& depthwise_weight, const Tensor& pointwise_weight,
+            const std::optional<Tensor>& depthwise_bias, const std::optional<Tensor>& pointwise_bias,
+            const std::vector<int64_t>& stride, const std::vector<int64_t>& padding,
+            const std::vector<int64_t>& dilation, const std::string& inner_activation, const std::string& activation,
+            const std::string& residual)
+      : depthwise(torch::stable::contiguous(depthwise_weight)),
+        pointwise(torch::stable::contiguous(pointwise_weight)),
+        problem(make_problem(x, depthwise, stride, padding, dilation)) {
+    check_pointwise(pointwise, x, problem.inner_channels);
+    problem.out_channels = pointwise.size(0);
+    check_vector("depthwise bias", depthwise_bias, x, problem.inner_channels);
+    check_vector("pointwise bias", pointwise_bias, x, problem.out_channels);
+    options = make_options(problem, inner_activation, activation, residual);
+    sources = {depthwise.const_data_ptr(), data_or_null(depthwise_bias), pointwise.const_data_ptr(),
+               data_or_null(pointwise_bias)};
+  }
+};
+
 // The part of a problem that the packing of its weights depends on.
 ConvProblem weights_problem(int64_t inner_channels, int64_t taps, int64_t out_channels) {
   ConvProblem problem = {};
@@ -63,17 +88,10 @@ Tensor separable_conv(const Tensor& x, const Tensor& depthwise_weight, const Ten
                       const std::vector<int64_t>& stride, const std::vector<int64_t>& padding,
                       const std::vector<int64_t>& dilation, const std::string& inner_activation,
                       const std::string& activation, const std::string& residual) {
-  const Tensor depthwise = torch::stable::contiguous(depthwise_weight);
-  const Tensor pointwise = torch::stable::contiguous(pointwise_weight);
-  ConvProblem problem = make_problem(x, depthwise, stride, padding, dilation);
-  check_pointwise(pointwise, x, problem.inner_channels);
-  problem.out_channels = pointwise.size(0);
-  check_vector("depthwise bias", depthwise_bias, x, problem.inner_channels);
-  check_vector("pointwise bias", pointwise_bias, x, problem.out_channels);
-  const SeparableOptions options = make_options(problem, inner_activation, activation, residual);
-  const WeightSources sources = {depthwise.const_data_ptr(), data_or_null(depthwise_bias), pointwise.const_data_ptr(),
-                                 data_or_null(pointwise_bias)};
-  return run(x, problem, pack_weights(problem, kernels(), sources), options);
+  const Arguments arguments(x, depthwise_weight, pointwise_weight, depthwise_bias, pointwise_bias, stride, padding,
+                            dilation, inner_activation, activation, residual);
+  const ConvProblem& problem = arguments.problem;
+  return run(x, problem, pack_weights(problem, kernels(), arguments.sources), arguments.options);
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> separable_conv_backward(
@@ -82,18 +100,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> separable_conv_backward(
     const std::vector<int64_t>& stride, const std::vector<int64_t>& padding, const std::vector<int64_t>& dilation,
     const std::string& inner_activation, const std::string& activation, const std::string& residual,
     const std::vector<bool>& output_mask) {
-  const Tensor depthwise = torch::stable::contiguous(depthwise_weight);
-  const Tensor pointwise = torch::stable::contiguous(pointwise_weight);
-  ConvProblem problem = make_problem(x, depthwise, stride, padding, dilation);
-  check_pointwise(pointwise, x, problem.inner_channels);
-  problem.out_channels = pointwise.size(0);
-  check_vector("depthwise bias", depthwise_bias, x, problem.inner_channels);
-  check_vector("pointwise bias", pointwise_bias, x, problem.out_channels);
+  const Arguments arguments(x, depthwise_weight, pointwise_weight, depthwise_bias, pointwise_bias, stride, padding,
+                            dilation, inner_activation, activation, residual);
+  const ConvProblem& problem = arguments.problem;
+  const SeparableOptions& options = arguments.options;
+  const WeightSources& sources = arguments.sources;
   check_gradient(grad, x, problem, problem.out_channels);
   STD_TORCH_CHECK(output_mask.size() == 5, "output_mask must have 5 entries, got ", output_mask.size());
-  const SeparableOptions options = make_options(problem, inner_activation, activation, residual);
-  const WeightSources sources = {depthwise.const_data_ptr(), data_or_null(depthwise_bias), pointwise.const_data_ptr(),
-                                 data_or_null(pointwise_bias)};
 
   const Tensor input = to_channels_last(x);
   const Tensor outer = to_channels_last(grad);
@@ -119,8 +132,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> separable_conv_backward(
     for (int axis = 0; axis < 3; ++axis) shape.output[axis] = problem.input[axis];
     x_gradient = empty_channels_last(shape, problem.channels, x);
   }
-  const Tensor depthwise_gradient = output_mask[1] ? empty_contiguous(depthwise) : none();
-  const Tensor pointwise_gradient = output_mask[2] ? empty_contiguous(pointwise) : none();
+  const Tensor depthwise_gradient = output_mask[1] ? empty_contiguous(arguments.depthwise) : none();
+  const Tensor pointwise_gradient = output_mask[2] ? empty_contiguous(arguments.pointwise) : none();
   const bool wants_depthwise_bias = output_mask[3] && depthwise_bias.has_value();
   const bool wants_pointwise_bias = output_mask[4] && pointwise_bias.has_value();
   const Tensor depthwise_bias_gradient = wants_depthwise_bias ? empty_contiguous(*depthwise_bias) : none();

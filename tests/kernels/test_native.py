@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 import dwsep
 from dwsep.kernels import reference
-from tests import problems
+from tests import isas, problems
 
 pytestmark = pytest.mark.skipif(
     not dwsep.ops.native_status().loaded, reason=f"native library: {dwsep.ops.native_status().reason}"
@@ -43,28 +43,18 @@ def check_recorded_exact(chosen: list[problems.Problem]) -> None:
         _check_exact(problem, generator, channels_last=index % 3 != 0)
 
 
-@pytest.mark.parametrize("isa", dwsep.ops.native_status().supported_isas)
+@pytest.mark.parametrize("isa", isas.SUPPORTED)
 def test_recorded_shapes_exact_on_integers(isa):
-    # The path is fixed when the library is loaded, so each is a process of its own.
     script = "from tests import problems; from tests.kernels import test_native as t; "
-    script += "t.check_recorded_exact(problems.sample(500, seed=7)); import dwsep; print(dwsep.ops.native_status().isa)"
-    result = subprocess.run(
-        [sys.executable, "-c", script], env={**os.environ, "DWSEP_ISA": isa}, capture_output=True, text=True
-    )
-    assert result.returncode == 0, result.stderr[-3000:]
-    assert result.stdout.strip() == isa
+    isas.run_on(isa, script + "t.check_recorded_exact(problems.sample(500, seed=7))")
 
 
 @pytest.mark.sweep
 @pytest.mark.timeout(3000)
-@pytest.mark.parametrize("isa", dwsep.ops.native_status().supported_isas)
+@pytest.mark.parametrize("isa", isas.SUPPORTED)
 def test_all_recorded_shapes_exact_on_integers(isa):
     script = "from tests import problems; from tests.kernels import test_native as t; "
-    script += "t.check_recorded_exact(list(problems.recorded()))"
-    result = subprocess.run(
-        [sys.executable, "-c", script], env={**os.environ, "DWSEP_ISA": isa}, capture_output=True, text=True
-    )
-    assert result.returncode == 0, result.stderr[-3000:]
+    isas.run_on(isa, script + "t.check_recorded_exact(list(problems.recorded()))")
 
 
 def test_recorded_shapes_within_the_bound_on_floats():

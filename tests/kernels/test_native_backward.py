@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-
 import pytest
 import torch
 from hypothesis import given, settings
 
 import dwsep
 from dwsep.kernels import reference
-from tests import problems
+from tests import isas, problems
 from tests.kernels.test_native import geometries
 
 pytestmark = pytest.mark.skipif(
@@ -72,16 +68,18 @@ def check_recorded_exact(chosen: list[problems.Problem]) -> None:
         _check_separable(problem, generator, index % 3 != 0, inner, outer)
 
 
-@pytest.mark.parametrize("isa", dwsep.ops.native_status().supported_isas)
+@pytest.mark.parametrize("isa", isas.SUPPORTED)
 def test_recorded_shapes_exact_on_integers(isa):
-    # The path is fixed when the library is loaded, so each is a process of its own.
     script = "from tests import problems; from tests.kernels import test_native_backward as t; "
-    script += "t.check_recorded_exact(problems.sample(400, seed=5)); import dwsep; print(dwsep.ops.native_status().isa)"
-    result = subprocess.run(
-        [sys.executable, "-c", script], env={**os.environ, "DWSEP_ISA": isa}, capture_output=True, text=True
-    )
-    assert result.returncode == 0, result.stderr[-3000:]
-    assert result.stdout.strip() == isa
+    isas.run_on(isa, script + "t.check_recorded_exact(problems.sample(400, seed=5))")
+
+
+@pytest.mark.sweep
+@pytest.mark.timeout(3000)
+@pytest.mark.parametrize("isa", isas.SUPPORTED)
+def test_all_recorded_shapes_exact_on_integers(isa):
+    script = "from tests import problems; from tests.kernels import test_native_backward as t; "
+    isas.run_on(isa, script + "t.check_recorded_exact(list(problems.recorded()))")
 
 
 @settings(max_examples=300, deadline=None, derandomize=True)
