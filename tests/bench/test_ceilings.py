@@ -36,6 +36,13 @@ def test_bandwidth_is_that_of_the_next_smaller_copy_or_of_a_larger_and_faster_on
     assert ceilings.memory_bandwidth == 5
 
 
+def test_better_of_takes_the_higher_figures():
+    disturbed = Ceilings(None, {"float32": 1.0}, {2**20: 9e11, 2**24: 1.0}, "avx2")
+    expected = Ceilings(4e11, {"float32": 3e11}, {2**20: 9e11, 2**24: 5e10}, "avx2")
+    assert disturbed.better_of(CEILINGS) == expected
+    assert disturbed.better_of(disturbed) == disturbed
+
+
 def test_ceilings_survive_json():
     assert Ceilings.from_json(json.loads(json.dumps(CEILINGS.to_json()))) == CEILINGS
 

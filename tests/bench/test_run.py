@@ -2,6 +2,7 @@
 
 import os
 import signal
+from dataclasses import replace
 from typing import ClassVar
 
 import pytest
@@ -11,7 +12,7 @@ from dwsep.bench import _process
 from dwsep.bench import run as module
 from dwsep.bench._process import WorkerDied, WorkerProcess
 from dwsep.bench.registry import Task
-from dwsep.bench.results import load
+from dwsep.bench.results import derive, load
 from dwsep.bench.run import BenchInterrupted, Plan, run
 from tests.bench.toys import CEILINGS, FAST, TINY, TINY_DEPTHWISE, make_record
 
@@ -24,6 +25,7 @@ class Rote:
 
     log: ClassVar[list] = []
     deaths: ClassVar[dict] = {}
+    ceilings_asked: ClassVar[int] = 0
     interrupt_at: ClassVar[int | None] = None
 
     def __init__(self, allocator, settings):
@@ -32,7 +34,8 @@ class Rote:
 
     def request(self, request, on_phase):
         if "ceilings" in request:
-            return CEILINGS.to_json()
+            Rote.ceilings_asked += 1
+            return replace(CEILINGS, fma_peak=CEILINGS.fma_peak * Rote.ceilings_asked).to_json()
         task = Task.from_json(request["task"])
         on_phase("verifying", "nchw")
         Rote.log.append((task.key, self.allocator))
@@ -55,6 +58,7 @@ def rote(monkeypatch):
     monkeypatch.setattr(Rote, "log", [])
     monkeypatch.setattr(Rote, "deaths", {})
     monkeypatch.setattr(Rote, "interrupt_at", None)
+    monkeypatch.setattr(Rote, "ceilings_asked", 0)
     return Rote
 
 
@@ -75,6 +79,14 @@ def test_run_measures_every_task_under_every_allocator(rote):
     assert results["records"][0]["derived"]["ratios"]["best"] == 2.0
     assert progress[0] == (0, 6, "tiny batch 2 bare, default: verifying NCHW")
     assert progress[-1] == (6, 6, "done")
+
+
+def test_run_measures_the_ceilings_under_each_allocator_and_derives_from_the_highest(rote):
+    results = run(PLAN)
+    assert rote.ceilings_asked == 2
+    assert results["ceilings"]["float32"]["fma_peak"] == 2 * CEILINGS.fma_peak
+    highest = replace(CEILINGS, fma_peak=2 * CEILINGS.fma_peak)
+    assert all(record["derived"] == derive(record, highest) for record in results["records"])
 
 
 def test_run_resumes_where_it_was_interrupted(rote, tmp_path):

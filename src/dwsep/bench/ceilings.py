@@ -51,6 +51,16 @@ class Ceilings:
         """Bytes per second of the largest copy measured, which no cache holds."""
         return self.copy[max(self.copy)]
 
+    def better_of(self, other: Ceilings) -> Ceilings:
+        """The higher of each two figures: other work on the machine only ever makes them too low."""
+        peaks = [peak for peak in (self.fma_peak, other.fma_peak) if peak is not None]
+        return Ceilings(
+            fma_peak=max(peaks, default=None),
+            matmul={name: max(rate, other.matmul.get(name, 0.0)) for name, rate in self.matmul.items()},
+            copy={size: max(rate, other.copy.get(size, 0.0)) for size, rate in self.copy.items()},
+            isa=self.isa,
+        )
+
     def to_json(self) -> dict[str, Any]:
         """The ceilings as JSON can hold them."""
         return {**asdict(self), "copy": {str(size): rate for size, rate in self.copy.items()}}

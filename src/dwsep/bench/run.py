@@ -81,6 +81,7 @@ def run(
     planned = [(task, allocator) for allocator in plan.allocators for task in plan.tasks]
     missing = [(task, allocator) for task, allocator in planned if f"{task.key} {allocator}" not in known]
     done = len(planned) - len(missing)
+    ceilings_measured: set[tuple[str, str]] = set()
     with _Bench(plan.settings) as bench:
         try:
             for task, allocator in missing:
@@ -89,11 +90,11 @@ def run(
                 def on_phase(phase: str, peer: str | None, name: str = name, done: int = done) -> None:
                     on_progress(done, len(planned), f"{name}: {phase} {PEERS[peer].label if peer else ''}".rstrip())
 
-                if task.dtype not in results["ceilings"]:
-                    results["ceilings"][task.dtype] = bench.ceilings(task.dtype, allocator, on_phase)
+                if (task.dtype, allocator) not in ceilings_measured:
+                    _raise_ceilings(results, task.dtype, bench.ceilings(task.dtype, allocator, on_phase))
+                    ceilings_measured.add((task.dtype, allocator))
                 record = {"allocator": allocator, **bench.compare(task, allocator, on_phase)}
-                ceilings = Ceilings.from_json(results["ceilings"][task.dtype])
-                results["records"].append({**record, "derived": files.derive(record, ceilings)})
+                results["records"].append({**record, "derived": _derive(record, results)})
                 done += 1
                 if path is not None:
                     files.save(results, path)
@@ -150,6 +151,20 @@ class _Bench:
         if self._worker is not None:
             self._worker.stop()
             self._worker = None
+
+
+def _raise_ceilings(results: dict[str, Any], dtype: str, entry: dict[str, Any]) -> None:
+    """Takes in ceilings that were measured anew, also in what was derived from the old ones."""
+    measured, earlier = Ceilings.from_json(entry), results["ceilings"].get(dtype)
+    if earlier is not None:
+        measured = measured.better_of(Ceilings.from_json(earlier))
+    results["ceilings"][dtype] = measured.to_json()
+    for record in results["records"]:
+        record["derived"] = _derive(record, results)
+
+
+def _derive(record: Mapping[str, Any], results: Mapping[str, Any]) -> dict[str, Any]:
+    return files.derive(record, Ceilings.from_json(results["ceilings"][record["task"]["dtype"]]))
 
 
 def _begin(plan: Plan, path: Path | None, resume: bool) -> dict[str, Any]:
