@@ -125,7 +125,8 @@ def test_bench_shows_what_was_done_before_an_interrupt(monkeypatch):
 
 @pytest.mark.skipif(not os.path.exists("/proc/self"), reason="tells by /proc whether a process is there")
 @pytest.mark.skipif(shutil.which("ps") is None, reason="no ps here")
-def test_bench_stops_at_ctrl_c_and_leaves_no_process(tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_bench_stops_at_a_signal_and_leaves_no_process(tmp_path, number):
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     command = [
         sys.executable,
@@ -146,7 +147,7 @@ def test_bench_stops_at_ctrl_c_and_leaves_no_process(tmp_path):
                 ["ps", "-o", "pid=,args=", "--ppid", str(running.pid)], capture_output=True, text=True
             )
             children = [line.split()[0] for line in listed.stdout.splitlines() if "dwsep.bench.worker" in line]
-        running.send_signal(signal.SIGINT)
+        running.send_signal(number)
         _, errors = running.communicate(timeout=60)
     finally:
         running.kill()

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import shlex
+import signal
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -64,7 +69,7 @@ def layers(
     plan = Plan(tasks, _allocators(allocator, quick), _settings(peers, threads, quick), _command())
     _warn_without_effect(plan)
     interrupted: BenchInterrupted | None = None
-    with make_progress(progress_console(), refresh=False) as progress:
+    with _termination_interrupts(), make_progress(progress_console(), refresh=False) as progress:
         bar = progress.add_task("layers", total=None, note="")
 
         def on_progress(done: int, total: int, note: str) -> None:
@@ -82,6 +87,23 @@ def layers(
         raise interrupted
     if any(record["peers"].get("dwsep", {}).get("status") == "wrong" for record in results["records"]):
         raise typer.Exit(1)
+
+
+@contextmanager
+def _termination_interrupts() -> Iterator[None]:
+    """Lets SIGTERM, which ``timeout`` and batch systems send, end a run as Ctrl-C does."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():  # where Python delivers no signals
+        yield
+        return
+    previous = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
 
 
 def _allocators(chosen: str | None, quick: bool) -> tuple[str, ...]:
