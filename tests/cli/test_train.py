@@ -66,7 +66,7 @@ def test_train_prints_the_accuracy_and_leaves_the_files(run, tmp_path):
 
 def test_train_takes_every_option(run, tmp_path):
     finished = run(
-        *["--network", "mobilenet_v1_dense", "--stem", "imagenet", "--optimizer", "sgd", "--lr", 0.05],
+        *["--network", "mobilenet_v1_dense", "--stem", "imagenet", "--residual", "--optimizer", "sgd", "--lr", 0.05],
         *["--weight-decay", 0.001, "--warmup-epochs", 0.25, "--label-smoothing", 0.2, "--augment", "--seed", 5],
         *["--precision", "bfloat16", "--memory-format", "contiguous"],
     )
@@ -74,7 +74,7 @@ def test_train_takes_every_option(run, tmp_path):
     config = read_log(tmp_path / "run" / LOG_FILE)[0]["config"]
     expected = {
         "network": "mobilenet_v1_dense",
-        "network_options": {"width_multiplier": 0.125, "stem": "imagenet"},
+        "network_options": {"width_multiplier": 0.125, "stem": "imagenet", "residual": True},
         "data": "fashion-mnist",
         "epochs": 2,
         "batch_size": 16,

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from dwsep.analysis import count
+from dwsep.networks._plain import mobilenet_v1_plain
 from dwsep.networks.mobilenet_v1 import mobilenet_v1, mobilenet_v1_dense, plan_blocks, scale_channels
 
 SMALL = {"in_channels": 1, "width_multiplier": 0.25, "stem": "small"}
@@ -110,6 +111,33 @@ def test_mobilenet_v1_drops_features_in_training_alone():
     assert torch.equal(seen[1], seen[2])
 
 
+@pytest.mark.parametrize("factory", [mobilenet_v1, mobilenet_v1_dense, mobilenet_v1_plain])
+def test_mobilenet_v1_adds_a_block_input_where_the_shape_stays(factory):
+    model = factory(10, residual=True, **SMALL).eval()
+    without = factory(10, **SMALL).eval()
+    without.load_state_dict(model.state_dict(), strict=True)
+    added = []
+    with torch.no_grad():
+        x = model.stem(torch.randn(2, 1, 28, 28))
+        for index, (block, bare) in enumerate(zip(model.blocks, without.blocks, strict=True), 1):
+            out, expected = block(x), bare(x)
+            if x.shape == out.shape:
+                added.append(index)
+                expected = expected + x
+            torch.testing.assert_close(out, expected)
+            x = out
+    # The other blocks have a stride or change the channels.
+    assert added == [3, 5, 7, 8, 9, 10, 11, 13]
+
+
+@pytest.mark.parametrize("factory", [mobilenet_v1, mobilenet_v1_dense])
+def test_mobilenet_v1_residual_costs_nothing(factory):
+    image = torch.empty(1, 1, 28, 28, device="meta")
+    costs = [count(on_meta(factory, 10, residual=residual, **SMALL), image) for residual in (False, True)]
+    assert costs[0].parameters == costs[1].parameters
+    assert costs[0].macs == costs[1].macs
+
+
 def test_scale_channels_rounds_to_multiples_of_eight():
     for width_multiplier in (0.01, 0.125, 0.3, 0.75, 1.0, 1.4):
         for channels in (32, 64, 128, 1024):
@@ -130,6 +158,7 @@ def test_scale_channels_rounds_to_multiples_of_eight():
         ({"width_multiplier": float("nan")}, "width_multiplier must be a positive number, got nan"),
         ({"width_multiplier": float("inf")}, "width_multiplier must be a positive number, got inf"),
         ({"dropout": 1.0}, r"dropout must be in \[0, 1\), got 1.0"),
+        ({"residual": "input"}, "residual must be True or False, got 'input'"),
         ({"stem": "tiny"}, "stem: unknown name 'tiny'; valid names are 'imagenet', 'small'"),
     ],
 )

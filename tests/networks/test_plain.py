@@ -13,10 +13,10 @@ from dwsep.networks.mobilenet_v1 import mobilenet_v1
 OPTIONS = {"in_channels": 1, "width_multiplier": 0.25, "stem": "small"}
 
 
-@pytest.fixture
-def twins():
-    ours = mobilenet_v1(10, **OPTIONS)
-    plain = mobilenet_v1_plain(10, **OPTIONS)
+@pytest.fixture(params=[False, True], ids=["published", "residual"])
+def twins(request):
+    ours = mobilenet_v1(10, residual=request.param, **OPTIONS)
+    plain = mobilenet_v1_plain(10, residual=request.param, **OPTIONS)
     with torch.no_grad():  # scales and shifts of fresh norms would hide a mistake in their order
         for module in ours.modules():
             if isinstance(module, nn.BatchNorm2d):

@@ -38,7 +38,12 @@ def test_create_builds_every_network(name):
     ("name", "options", "error", "message"),
     [
         ("mobilenet_v9", {}, ValueError, "unknown name 'mobilenet_v9'; .*'mobilenet_v1', 'mobilenet_v1_dense'"),
-        ("mobilenet_v1", {"width": 1}, TypeError, "no option 'width', valid: 'width_multiplier', 'stem', 'dropout'"),
+        (
+            "mobilenet_v1",
+            {"width": 1},
+            TypeError,
+            "no option 'width', valid: 'width_multiplier', 'stem', 'dropout', 'residual'",
+        ),
         ("mobilenet_v1", {"make_block": None}, TypeError, "no option 'make_block'"),
         ("mobilenet_v1", {"stem": "large"}, ValueError, "valid names are 'imagenet', 'small'"),
         ("mobilenet_v1", {"weights": True}, TypeError, "weights must be None or the path .* got bool"),

@@ -19,6 +19,13 @@ def test_demo_recipe_saves_seven_eighths_nearly():
     assert macs[0] / macs[1] > 7.5
 
 
+def test_demo_recipe_gives_dense_and_separable_network_the_same_shortcuts():
+    for name in ("mobilenet_v1_dense", "mobilenet_v1"):
+        with torch.device("meta"):
+            model = networks.create(name, num_classes=10, in_channels=1, **DEMO["network_options"])
+        assert [index for index, block in enumerate(model.blocks, 1) if block.residual] == [3, 5, 7, 8, 9, 10, 11, 13]
+
+
 @pytest.mark.parametrize(("image_size", "stem"), [((28, 28), "small"), ((64, 200), "small"), ((224, 224), "imagenet")])
 def test_default_network_options_follow_the_image_size(image_size, stem):
     options = default_network_options(image_size)

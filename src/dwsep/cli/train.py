@@ -29,6 +29,10 @@ def train(
     stem: Annotated[
         str | None, typer.Option(help="imagenet or small.", show_default="small for images up to 64 pixels")
     ] = None,
+    residual: Annotated[
+        bool | None,
+        typer.Option("--residual/--no-residual", help="Add a block's input to its output.", show_default="no-residual"),
+    ] = None,
     epochs: Annotated[int, typer.Option(help="Passes over the training images.")] = DEFAULTS["epochs"],
     batch_size: Annotated[int, typer.Option(help="Images per step.")] = DEFAULTS["batch_size"],
     optimizer: Annotated[str, typer.Option(help="adamw or sgd.")] = DEFAULTS["optimizer"],
@@ -80,7 +84,7 @@ def train(
         "precision": precision,
         "memory_format": memory_format,
     }
-    options = {"width_multiplier": width_multiplier, "stem": stem}
+    options = {"width_multiplier": width_multiplier, "stem": stem, "residual": residual}
     options = {name: value for name, value in options.items() if value is not None}
     if resume:
         config = _resumed_config(output_dir, _only_typed(context, given), options)

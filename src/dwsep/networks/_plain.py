@@ -7,20 +7,21 @@ from __future__ import annotations
 
 from torch import nn
 
-from dwsep.networks.mobilenet_v1 import MobileNetV1
+from dwsep.networks.mobilenet_v1 import MobileNetV1, ResidualSequential
 
 
-class PlainSeparableBlock(nn.Sequential):
+class PlainSeparableBlock(ResidualSequential):
     """Depthwise 3x3, norm, ReLU, pointwise, norm, ReLU from torch.nn, initialised as our layer is.
 
     Args:
         in_channels: Channels of the input.
         out_channels: Channels of the output.
         stride: Stride of the depthwise convolution.
+        residual: Whether the input is added to the result.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, stride: int = 1) -> None:
-        super().__init__()
+    def __init__(self, in_channels: int, out_channels: int, stride: int = 1, residual: bool = False) -> None:
+        super().__init__(residual)
         self.add_module("depthwise", nn.Conv2d(in_channels, in_channels, 3, stride, 1, groups=in_channels, bias=False))
         self.add_module("inner_norm", nn.BatchNorm2d(in_channels))
         self.add_module("inner_activation", nn.ReLU())
@@ -36,6 +37,7 @@ def mobilenet_v1_plain(
     width_multiplier: float = 1.0,
     stem: str = "imagenet",
     dropout: float = 0.0,
+    residual: bool = False,
 ) -> MobileNetV1:
     """Build MobileNetV1 from torch.nn modules alone; the options are those of :class:`MobileNetV1`."""
     return MobileNetV1(
@@ -44,5 +46,6 @@ def mobilenet_v1_plain(
         width_multiplier=width_multiplier,
         stem=stem,
         dropout=dropout,
+        residual=residual,
         make_block=PlainSeparableBlock,
     )

@@ -47,7 +47,7 @@ def option_names(name: str) -> tuple[str, ...]:
 
     Example:
         >>> option_names("mobilenet_v1")
-        ('width_multiplier', 'stem', 'dropout')
+        ('width_multiplier', 'stem', 'dropout', 'residual')
     """
     return tuple(p for p in inspect.signature(_factory(name)).parameters if p not in _SHARED_OPTIONS)
 
