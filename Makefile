@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := pyproject.toml CMakeLists.txt README.md $(shell find src csrc cmake -type f -not -path '*/__pycache__/*')
 
-.PHONY: demo test test-all lint format clean
+.PHONY: demo test test-all sanitize lint format clean
 
 demo: $(VENV)/.installed
 	$(BIN)/dwsep demo
@@ -14,6 +14,10 @@ test: $(VENV)/.installed lint
 
 test-all: $(VENV)/.installed lint
 	$(BIN)/python -m pytest --sweep
+
+# The kernels under AddressSanitizer and UndefinedBehaviorSanitizer; needs g++ and cmake.
+sanitize: $(VENV)/.dependencies
+	$(BIN)/python scripts/sanitize.py
 
 lint: $(VENV)/.dependencies
 	$(BIN)/ruff check src tests scripts

@@ -1,5 +1,12 @@
 #include "cpu/scratch.h"
 
+#ifdef DWSEP_SANITIZE
+#include <sanitizer/asan_interface.h>
+
+#include <algorithm>
+#include <limits>
+#endif
+
 #include <array>
 #include <cstdlib>
 #include <memory>
@@ -17,6 +24,17 @@ struct Buffer {
   std::size_t capacity = 0;
 };
 
+#ifdef DWSEP_SANITIZE
+// A buffer that has grown for another problem would hide what goes beyond this one's part, and what an earlier call
+// has left would pass for something written.
+void spoil(const Buffer& buffer, std::size_t count) {
+  float* data = buffer.data.get();
+  ASAN_UNPOISON_MEMORY_REGION(data, buffer.capacity * sizeof(float));
+  std::fill_n(data, count, std::numeric_limits<float>::quiet_NaN());
+  ASAN_POISON_MEMORY_REGION(data + count, (buffer.capacity - count) * sizeof(float));
+}
+#endif
+
 }  // namespace
 
 float* scratch(Scratch use, std::size_t count) {
@@ -31,6 +49,9 @@ float* scratch(Scratch use, std::size_t count) {
     if (buffer.data == nullptr) throw std::bad_alloc();
     buffer.capacity = bytes / sizeof(float);
   }
+#ifdef DWSEP_SANITIZE
+  spoil(buffer, count);
+#endif
   return buffer.data.get();
 }
 
