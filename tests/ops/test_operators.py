@@ -121,7 +121,8 @@ def test_operator_gradients_match_the_reference_in_float32():
     doubles = [t.detach().double().requires_grad_() for t in tensors]
     expected = dwsep.kernels.reference.separable_conv(*doubles, *arguments)
     for a, e in zip(grads, torch.autograd.grad(expected.square().sum(), doubles), strict=True):
-        torch.testing.assert_close(a.double(), e, rtol=1e-4, atol=1e-4)
+        # An element may be a small difference of large terms: it is as exact as they are.
+        torch.testing.assert_close(a.double(), e, rtol=1e-4, atol=4e-6 * float(e.abs().max()))
 
 
 @pytest.mark.parametrize("inner, outer", [("silu", "gelu"), ("hardswish", "silu"), ("gelu", "relu6")])
