@@ -21,6 +21,8 @@ BUILD = ROOT / "build" / "sanitize"
 LIBRARY = BUILD / "libdwsep.so"
 EVERYTHING = ("tests/kernels", "tests/ops", "tests/nn")
 OPERATORS = ("tests/kernels/test_native.py", "tests/kernels/test_native_backward.py", "tests/ops")
+# A report goes to the file descriptor of standard error, which pytest would capture and take to its grave.
+PYTEST = ("-q", "--capture=sys", "--show-capture=no", "-o", "timeout=1800")
 # It compiles programs of its own, without the library; the compiler would run under the sanitizer.
 LEFT_OUT = "tests/kernels/test_portability.py"
 
@@ -40,10 +42,11 @@ def main() -> int:
     failed = []
     for isa, arguments in runs:
         print(f"== {isa}: {' '.join(arguments)}", flush=True)
-        # A report goes to the file descriptor of standard error; pytest would take it to its grave.
-        command = [sys.executable, "-m", "pytest", "-q", "--capture=sys", "-o", "timeout=1800", *arguments]
         finished = subprocess.run(
-            [*command, f"--ignore={LEFT_OUT}"], cwd=ROOT, env={**environment, "DWSEP_ISA": isa}, check=False
+            [sys.executable, "-m", "pytest", *PYTEST, *arguments, f"--ignore={LEFT_OUT}"],
+            cwd=ROOT,
+            env={**environment, "DWSEP_ISA": isa},
+            check=False,
         )
         if finished.returncode != 0:
             failed.append(isa)

@@ -78,6 +78,13 @@ void pack(const ConvProblem& problem, const KernelTable& kernels, const WeightSo
   float* depthwise_bias = memory + layout.sizes.depthwise;
   float* pointwise = depthwise_bias + layout.sizes.depthwise_bias;
   float* pointwise_bias = pointwise + layout.sizes.pointwise;
+  // The packed weights may be a tensor, whose every element has a value: what is left of the parts' last cache lines
+  // too.
+  const auto clear_end = [](float* part, int64_t used, int64_t size) { std::fill_n(part + used, size - used, 0.0f); };
+  clear_end(memory, padded * layout.taps, layout.sizes.depthwise);
+  clear_end(depthwise_bias, padded, layout.sizes.depthwise_bias);
+  clear_end(pointwise, layout.blocks * padded * columns, layout.sizes.pointwise);
+  clear_end(pointwise_bias, layout.blocks * columns, layout.sizes.pointwise_bias);
   pack_depthwise(memory, static_cast<const T*>(sources.depthwise), inner, layout.taps, kernels.lanes);
   pack_bias(depthwise_bias, static_cast<const T*>(sources.depthwise_bias), inner, padded);
   if (layout.blocks == 0) return;
