@@ -70,7 +70,7 @@ def build() -> None:
 
 def sanitized_environment() -> dict[str, str]:
     """The environment in which Python can load the library."""
-    environment = dict(os.environ)
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("DWSEP_")}
     # The runtime has to be loaded before everything else; beside it libstdc++, whose exceptions it wants to see thrown.
     environment["LD_PRELOAD"] = " ".join(_compiler_file(name) for name in ("libasan.so", "libstdc++.so.6"))
     # Python and PyTorch keep memory until the process ends. After an abort, pytest says which test it was.
