@@ -1,5 +1,11 @@
 #include "cpu/isa.h"
 
+#if defined(__x86_64__) && defined(__linux__)
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
 #include <atomic>
 #include <vector>
 
@@ -25,6 +31,25 @@ bool cpu_has_avx512() {
 }
 #endif
 
+#ifdef DWSEP_HAS_AVX512_BF16
+bool cpu_has_avx512_bf16() { return cpu_has_avx512() && __builtin_cpu_supports("avx512bf16"); }
+#endif
+
+#ifdef DWSEP_HAS_AMX
+// Tile registers are 8 KB a thread: Linux gives them to a process which asks.
+bool cpu_has_amx() {
+#if defined(__x86_64__) && defined(__linux__) && defined(SYS_arch_prctl)
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  constexpr unsigned kBf16 = 1u << 22, kTile = 1u << 24;
+  if (__get_cpuid_count(7, 0, &a, &b, &c, &d) == 0 || (d & kBf16) == 0 || (d & kTile) == 0) return false;
+  constexpr long kRequestPermission = 0x1023, kTileData = 18;
+  return cpu_has_avx512_bf16() && syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+#else
+  return false;
+#endif
+}
+#endif
+
 const std::vector<Entry>& entries() {
   static const std::vector<Entry> list = [] {
     std::vector<Entry> all;
@@ -34,6 +59,12 @@ const std::vector<Entry>& entries() {
 #endif
 #ifdef DWSEP_HAS_AVX512
     all.push_back({&avx512::table, cpu_has_avx512()});
+#endif
+#ifdef DWSEP_HAS_AVX512_BF16
+    all.push_back({&avx512_bf16::table, cpu_has_avx512_bf16()});
+#endif
+#ifdef DWSEP_HAS_AMX
+    all.push_back({&amx::table, cpu_has_amx()});
 #endif
 #ifdef DWSEP_HAS_NEON
     all.push_back({&neon::table, true});  // part of every 64-bit Arm CPU

@@ -28,6 +28,9 @@ struct KernelTable {
   void (*multiply_panel)(const PanelProduct&, int64_t block);
   void (*outer_product)(const PanelOuterProduct&);
   void (*activate_row)(Activation, float* values, int64_t pixels);
+  OperandKernels operands;
+  // Floats of memory that separable_tile needs for a tile of so many pixels.
+  int64_t (*separable_floats)(const ConvProblem&, int64_t pixels);
   int64_t (*fma_loop)(int64_t iterations, float* sink);  // returns the floating-point operations done
 };
 

@@ -67,7 +67,8 @@ Layout layout_of(const ConvProblem& problem, const KernelTable& kernels) {
   return {taps,
           padded,
           blocks,
-          {whole_lines(padded * taps), whole_lines(padded), whole_lines(blocks * padded * columns),
+          {whole_lines(padded * taps), whole_lines(padded),
+           whole_lines(blocks * weight_block_floats(kernels, problem.element_type, padded)),
            whole_lines(blocks * columns)}};
 }
 
@@ -90,16 +91,26 @@ void pack(const ConvProblem& problem, const KernelTable& kernels, const WeightSo
   if (layout.blocks == 0) return;
   pack_bias(pointwise_bias, static_cast<const T*>(sources.pointwise_bias), problem.out_channels,
             layout.blocks * columns);
+  const bool prepared = kernels.operands.prepared(problem.element_type);
+  const int64_t block_floats = weight_block_floats(kernels, problem.element_type, padded);
   const int64_t grain = std::max<int64_t>(1, 32768 / (padded * columns));
   parallel_for(layout.blocks, grain, [&](int64_t begin, int64_t end) {
     for (int64_t block = begin; block < end; ++block) {
-      pack_pointwise_block(pointwise + block * padded * columns, static_cast<const T*>(sources.pointwise), inner,
-                           padded, problem.out_channels, columns, block);
+      float* target = pointwise + block * block_floats;
+      float* plain = prepared ? scratch(Scratch::kPlainWeights, static_cast<std::size_t>(padded * columns)) : target;
+      pack_pointwise_block(plain, static_cast<const T*>(sources.pointwise), inner, padded, problem.out_channels,
+                           columns, block);
+      if (prepared) kernels.operands.pack_weights(problem.element_type, plain, padded, target);
     }
   });
 }
 
 }  // namespace
+
+int64_t weight_block_floats(const KernelTable& kernels, ElementType type, int64_t inner) {
+  if (!kernels.operands.prepared(type)) return inner * kernels.tile_columns;
+  return kernels.operands.floats(type, kernels.tile_columns, inner);
+}
 
 int64_t packed_size(const ConvProblem& problem, const KernelTable& kernels) {
   const PartSizes sizes = layout_of(problem, kernels).sizes;

@@ -16,6 +16,9 @@ struct WeightSources {
   const void* pointwise_bias;  // (K) or null
 };
 
+// Floats of one block of a pointwise weight's columns, for so many inner channels, a multiple of the lanes.
+int64_t weight_block_floats(const KernelTable& kernels, ElementType type, int64_t inner);
+
 // Floats that the packed weights of a problem take.
 int64_t packed_size(const ConvProblem& problem, const KernelTable& kernels);
 

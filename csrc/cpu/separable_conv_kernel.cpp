@@ -13,6 +13,31 @@ namespace {
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
+int64_t pixels_of(const ConvProblem& problem) {
+  return problem.batch * problem.output[0] * problem.output[1] * problem.output[2];
+}
+
+// Prepared operands live in L2, whatever the weights do, and want whole groups of 32 pixels: of the tiles of whole rows
+// that fit, the one that leaves least of its last group unused.
+int64_t prepared_pixels(const ConvProblem& problem, const KernelTable& kernels, int64_t padded) {
+  constexpr int64_t kGroup = 32;
+  const int64_t bytes = kernels.operands.floats(problem.element_type, kGroup, padded) * 4;
+  const int64_t fit = std::max<int64_t>(1, l2_cache_bytes() / 3 / bytes) * kGroup;
+  const int64_t fair = ceil_div(ceil_div(pixels_of(problem), 2 * thread_count()), kGroup) * kGroup;
+  const int64_t most = std::max(kGroup, std::min({fit, fair, 16 * kGroup})), columns = problem.output[2];
+  if (columns == 0 || columns > most) return most;
+  int64_t best = most / columns, waste = kGroup;
+  for (int64_t rows = most / columns; rows >= std::max<int64_t>(1, most / columns / 2); --rows) {
+    // Per pixel: a shorter tile must be clearly better.
+    const int64_t unused = (kGroup - rows * columns % kGroup) % kGroup;
+    if (unused * best * columns < waste * rows * columns) {
+      best = rows;
+      waste = unused;
+    }
+  }
+  return best * columns;
+}
+
 // The panel stays in L1 while the weights stream from L2; once they outgrow L2, a larger panel in L2 reads them less
 // often.
 int64_t panel_pixels(const ConvProblem& problem, const KernelTable& kernels, int64_t padded, int64_t blocks) {
@@ -35,7 +60,8 @@ void separable_conv_forward(ConvProblem problem, const PackedWeights& weights, c
 
   const int64_t padded = ceil_div(problem.inner_channels, table.lanes) * table.lanes;
   const int64_t blocks = ceil_div(problem.out_channels, table.tile_columns);
-  const int64_t pixels = panel_pixels(problem, table, padded, blocks);
+  const int64_t pixels = table.operands.prepared(problem.element_type) ? prepared_pixels(problem, table, padded)
+                                                                       : panel_pixels(problem, table, padded, blocks);
   const int64_t whole = Tiling(problem, pixels, blocks, 1).count();
   if (whole == 0) return;
   // Few tiles for the threads (a small image): split the output channels too, each part computing its own panel, which
@@ -44,7 +70,7 @@ void separable_conv_forward(ConvProblem problem, const PackedWeights& weights, c
   const Tiling tiling(problem, pixels, blocks, thread_count() > 1 ? splits : 1);
 
   parallel_for(tiling.count(), 1, [&](int64_t begin, int64_t end) {
-    float* panel = scratch(Scratch::kPanel, static_cast<std::size_t>(tiling.pixels() * padded));
+    float* panel = scratch(Scratch::kPanel, static_cast<std::size_t>(table.separable_floats(problem, tiling.pixels())));
     for (int64_t i = begin; i < end; ++i) table.separable_tile(problem, weights, options, x, out, tiling[i], panel);
   });
 }

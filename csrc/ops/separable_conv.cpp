@@ -197,8 +197,10 @@ Tensor separable_conv_packed(const Tensor& x, const Tensor& packed, int64_t inne
   return run(x, problem, packed_parts(problem, kernels(), memory), options);
 }
 
-int64_t packed_separable_size(int64_t inner_channels, int64_t taps, int64_t out_channels) {
-  return packed_size(weights_problem(inner_channels, taps, out_channels), kernels());
+int64_t packed_separable_size(int64_t inner_channels, int64_t taps, int64_t out_channels, bool bfloat16) {
+  ConvProblem problem = weights_problem(inner_channels, taps, out_channels);
+  problem.element_type = bfloat16 ? ElementType::kBFloat16 : ElementType::kFloat32;
+  return packed_size(problem, kernels());
 }
 
 }  // namespace dwsep

@@ -43,6 +43,6 @@ torch::stable::Tensor separable_conv_packed(const torch::stable::Tensor& x, cons
                                             const std::string& residual);
 
 // Elements of what pack_separable_weights returns.
-int64_t packed_separable_size(int64_t inner_channels, int64_t taps, int64_t out_channels);
+int64_t packed_separable_size(int64_t inner_channels, int64_t taps, int64_t out_channels, bool bfloat16);
 
 }  // namespace dwsep

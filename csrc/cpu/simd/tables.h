@@ -19,6 +19,16 @@ namespace avx512 {
 extern const KernelTable table;
 }
 #endif
+#ifdef DWSEP_HAS_AVX512_BF16
+namespace avx512_bf16 {
+extern const KernelTable table;
+}
+#endif
+#ifdef DWSEP_HAS_AMX
+namespace amx {
+extern const KernelTable table;
+}
+#endif
 #ifdef DWSEP_HAS_NEON
 namespace neon {
 extern const KernelTable table;

@@ -1,0 +1,9 @@
+#define DWSEP_ISA_NAMESPACE amx
+#define DWSEP_ISA_NAME "amx"
+#define DWSEP_AMX
+#define DWSEP_LANES 16
+#define DWSEP_COLUMN_VECTORS 2
+#define DWSEP_TILE_PIXELS 14
+#define DWSEP_ACCUMULATORS 28
+
+#include "cpu/simd/kernels.inc"
