@@ -28,7 +28,8 @@ def _(depthwise_weight, pointwise_weight, depthwise_bias, pointwise_bias):
     taps = 1
     for size in kernel:
         taps *= size
-    size = packed_separable_size(inner, taps, pointwise_weight.shape[0], bfloat16=depthwise_weight.dtype == torch.bfloat16)
+    bfloat16 = depthwise_weight.dtype == torch.bfloat16
+    size = packed_separable_size(inner, taps, pointwise_weight.shape[0], bfloat16=bfloat16)
     return depthwise_weight.new_empty(size, dtype=torch.float32)
 
 
