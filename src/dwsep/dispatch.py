@@ -101,7 +101,7 @@ def stock_reasons(
     """Why PyTorch's own kernels are the faster choice for a problem that the native ones could run; measured."""
     if op == "separable_conv":
         if dtype == torch.bfloat16 and _has_bfloat16_products():
-            return ["this CPU has bfloat16 products, which PyTorch uses and the native pointwise stage does not yet"]
+            return ["this CPU has bfloat16 products, and PyTorch's use of them is the faster"]
         return []
     plain = geometry is not None and max(geometry.kernel_size) <= 3 and set(geometry.dilation) == {1}
     if plain and geometry is not None and geometry.ndim == 2 and channels_last and gradient and dtype == torch.float32:
