@@ -54,7 +54,7 @@ struct PartSizes {
 };
 
 struct Layout {
-  int64_t taps, padded, blocks;
+  int64_t taps, padded, blocks, block_floats;
   PartSizes sizes;
 };
 
@@ -64,11 +64,12 @@ Layout layout_of(const ConvProblem& problem, const KernelTable& kernels) {
   const int64_t padded = (problem.inner_channels + kernels.lanes - 1) / kernels.lanes * kernels.lanes;
   const int64_t columns = kernels.tile_columns;
   const int64_t blocks = (problem.out_channels + columns - 1) / columns;
+  const int64_t block_floats = weight_block_floats(kernels, problem.element_type, padded);
   return {taps,
           padded,
           blocks,
-          {whole_lines(padded * taps), whole_lines(padded),
-           whole_lines(blocks * weight_block_floats(kernels, problem.element_type, padded)),
+          block_floats,
+          {whole_lines(padded * taps), whole_lines(padded), whole_lines(blocks * block_floats),
            whole_lines(blocks * columns)}};
 }
 
@@ -84,7 +85,7 @@ void pack(const ConvProblem& problem, const KernelTable& kernels, const WeightSo
   const auto clear_end = [](float* part, int64_t used, int64_t size) { std::fill_n(part + used, size - used, 0.0f); };
   clear_end(memory, padded * layout.taps, layout.sizes.depthwise);
   clear_end(depthwise_bias, padded, layout.sizes.depthwise_bias);
-  clear_end(pointwise, layout.blocks * padded * columns, layout.sizes.pointwise);
+  clear_end(pointwise, layout.blocks * layout.block_floats, layout.sizes.pointwise);
   clear_end(pointwise_bias, layout.blocks * columns, layout.sizes.pointwise_bias);
   pack_depthwise(memory, static_cast<const T*>(sources.depthwise), inner, layout.taps, kernels.lanes);
   pack_bias(depthwise_bias, static_cast<const T*>(sources.depthwise_bias), inner, padded);
@@ -92,11 +93,10 @@ void pack(const ConvProblem& problem, const KernelTable& kernels, const WeightSo
   pack_bias(pointwise_bias, static_cast<const T*>(sources.pointwise_bias), problem.out_channels,
             layout.blocks * columns);
   const bool prepared = kernels.operands.prepared(problem.element_type);
-  const int64_t block_floats = weight_block_floats(kernels, problem.element_type, padded);
   const int64_t grain = std::max<int64_t>(1, 32768 / (padded * columns));
   parallel_for(layout.blocks, grain, [&](int64_t begin, int64_t end) {
     for (int64_t block = begin; block < end; ++block) {
-      float* target = pointwise + block * block_floats;
+      float* target = pointwise + block * layout.block_floats;
       float* plain = prepared ? scratch(Scratch::kPlainWeights, static_cast<std::size_t>(padded * columns)) : target;
       pack_pointwise_block(plain, static_cast<const T*>(sources.pointwise), inner, padded, problem.out_channels,
                            columns, block);

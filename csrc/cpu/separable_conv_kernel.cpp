@@ -44,8 +44,7 @@ int64_t panel_pixels(const ConvProblem& problem, const KernelTable& kernels, int
   const int64_t bytes_of_pixel = padded * static_cast<int64_t>(sizeof(float));
   const int64_t weight_bytes = blocks * kernels.tile_columns * bytes_of_pixel;
   const int64_t budget = weight_bytes > l2_cache_bytes() / 2 ? l2_cache_bytes() / 4 : l1_cache_bytes() / 2;
-  const int64_t total = problem.batch * problem.output[0] * problem.output[1] * problem.output[2];
-  const int64_t fair = std::max(ceil_div(total, 2 * thread_count()), kernels.tile_pixels);
+  const int64_t fair = std::max(ceil_div(pixels_of(problem), 2 * thread_count()), kernels.tile_pixels);
   return std::clamp(budget / bytes_of_pixel, 2 * kernels.tile_pixels, std::max(fair, 2 * kernels.tile_pixels));
 }
 
