@@ -82,33 +82,13 @@ struct PanelOuterProduct {
   bool first;           // whether there is nothing yet to add to
 };
 
-// target[row][column] = (first ? 0 : target) + the product of two operands in the instruction set's own format.
-struct OperandProduct {
-  ElementType type;
-  const float* left;   // its rows are the result's
-  const float* right;  // its rows are the result's columns
-  int64_t inner;       // elements that are multiplied and summed
-  int64_t row_tiles;   // tiles of 16 rows; the last is written whole
-  int64_t column_tiles;
-  float* target;
-  int64_t row_stride;     // floats from a row to the next
-  int64_t column_stride;  // floats from a tile of 16 columns to the next
-  bool first;
-};
-
-// Products of operands which are prepared for them; for what is multiplied as it lies, `prepared` says false.
+// Operands of products which an instruction set wants in a form of its own; for what is multiplied as it lies,
+// `prepared` says false and the others are null.
 struct OperandKernels {
   bool (*prepared)(ElementType);
   int64_t (*floats)(ElementType, int64_t rows, int64_t inner);
-  // Rows [first, first + count) of a left operand from a panel [inner block][row][lane]; the row 0 first.
-  void (*pack_rows)(ElementType, const float* panel, int64_t inner_blocks, int64_t count, float* operand,
-                    int64_t first);
-  // A left operand whose rows are a panel's channels, or a right operand of the same; the pixels are summed.
-  void (*pack_channels_left)(ElementType, const float* panel, int64_t blocks, int64_t pixels, float* operand);
-  void (*pack_channels_right)(ElementType, const float* panel, int64_t blocks, int64_t pixels, float* operand);
-  // A right operand from one block of plain weights [inner][column].
+  // One block of plain weights [inner][column].
   void (*pack_weights)(ElementType, const float* plain, int64_t inner, float* operand);
-  void (*multiply)(const OperandProduct&);
 };
 
 }  // namespace dwsep

@@ -141,6 +141,29 @@ def test_nan_passes_through(activation, channels):
     assert torch.equal(out[0].isnan(), nan.expand(20, 6, 6))
 
 
+@pytest.mark.parametrize("where", ["x", "weight"])
+def test_infinities_change_nothing_else(where):
+    generator = torch.Generator().manual_seed(5)
+    x = torch.randn(2, 40, 20, 20, generator=generator).to(memory_format=torch.channels_last)
+    depthwise = torch.randn(40, 1, 3, 3, generator=generator)
+    pointwise = torch.randn(70, 40, 1, 1, generator=generator)
+    rest = (None, None, [1, 1], [1] * 4, [1, 1], "none", "none", "none")
+    finite = ops.separable_conv(x, depthwise, pointwise, *rest)
+    if where == "x":
+        x[0, 3, 4, 4], x[1, 2, 15, 5] = float("inf"), float("nan")
+    else:
+        pointwise[5, 7] = float("inf")
+    expected = reference.separable_conv(x, depthwise, pointwise, *rest)
+    out = ops.separable_conv(x, depthwise, pointwise, *rest)
+    assert torch.equal(out.isnan(), expected.isnan())
+    assert torch.equal(out.isinf(), expected.isinf())
+    assert out.isinf().any()
+    if where == "x":
+        # Not by a bit, whatever pixels share a tile with the infinity, which the threads decide.
+        untouched = out.isfinite()
+        assert torch.equal(out[untouched], finite[untouched])
+
+
 def test_bfloat16_accumulates_in_float32_and_rounds_once():
     generator = torch.Generator().manual_seed(4)
     for channels_last, channels in ((True, 24), (False, 19)):
