@@ -1,8 +1,26 @@
 """The operators ``torch.ops.dwsep.*``, one file each. Importing defines them, then loads the native library."""
 
-from dwsep.ops import depthwise_conv, separable_conv, separable_conv_packed
+from dwsep.ops import (
+    depthwise_conv,
+    depthwise_stage,
+    pointwise_stage,
+    separable_conv,
+    separable_conv_packed,
+    stage_norm,
+    stage_output,
+)
 from dwsep.ops._library import NativeStatus, native_status
 
 native_status()
 
-__all__ = ["NativeStatus", "depthwise_conv", "native_status", "separable_conv", "separable_conv_packed"]
+__all__ = [
+    "NativeStatus",
+    "depthwise_conv",
+    "depthwise_stage",
+    "native_status",
+    "pointwise_stage",
+    "separable_conv",
+    "separable_conv_packed",
+    "stage_norm",
+    "stage_output",
+]

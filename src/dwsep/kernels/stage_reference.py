@@ -1,0 +1,155 @@
+"""The stages of training in plain PyTorch: a convolution with its input's norm and activation, and their gradients.
+
+A stage reads the raw output of the convolution before it and applies that one's norm, as a scale and a shift per
+channel, and its activation while loading: z = activation(scale * x + shift). It returns its own raw output with the
+sums that the next norm comes from. See docs/design/stages.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from dwsep.kernels import reference
+from dwsep.kernels.activations import BACKWARD, FORWARD
+
+StageGradients = tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]
+
+
+def _per_channel(values: Tensor, like: Tensor) -> Tensor:
+    return values.view(1, -1, *(1,) * (like.dim() - 2))
+
+
+def affine(x: Tensor, scale: Tensor | None, shift: Tensor | None) -> Tensor:
+    """``scale * x + shift`` per channel of ``x`` (N, C, *spatial); ``x`` itself without a scale."""
+    if scale is None or shift is None:
+        return x
+    return x * _per_channel(scale, x) + _per_channel(shift, x)
+
+
+def sums_of(y: Tensor) -> Tensor:
+    """The sums of ``y`` and of its squares, per channel: float64 (2, C)."""
+    axes = [axis for axis in range(y.dim()) if axis != 1]
+    wide = y.double()
+    return torch.stack([wide.sum(axes), (wide * wide).sum(axes)])
+
+
+def corrected(grad: Tensor, y: Tensor, correction: Tensor | None) -> Tensor:
+    """The gradient of a raw output ``y``, with what comes to it through the statistics of its norm."""
+    if correction is None:
+        return grad
+    return grad + _per_channel(correction[0], y) * y + _per_channel(correction[1], y)
+
+
+def through_affine(
+    grad: Tensor, x: Tensor, scale: Tensor | None, shift: Tensor | None, activation: str
+) -> tuple[Tensor, Tensor | None]:
+    """Gradients of ``x``, and of scale and shift as float64 (2, C), from that of activation(scale * x + shift)."""
+    before = BACKWARD[activation](grad, affine(x, scale, shift))
+    if scale is None or shift is None:
+        return before, None
+    axes = [axis for axis in range(x.dim()) if axis != 1]
+    wide = before.double()
+    sums = torch.stack([(wide * x.double()).sum(axes), wide.sum(axes)])
+    return before * _per_channel(scale, x), sums
+
+
+def _convolve(z: Tensor, weight: Tensor, bias: Tensor | None, geometry: Sequence[Sequence[int]]) -> Tensor:
+    if not geometry:
+        return reference._CONV[z.dim() - 2](z, weight, bias)
+    stride, padding, dilation = geometry
+    return reference.depthwise_conv(z, weight, bias, stride, padding, dilation, "none")
+
+
+def stage(
+    x: Tensor,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    activation: str,
+    weight: Tensor,
+    bias: Tensor | None,
+    geometry: Sequence[Sequence[int]] = (),
+) -> tuple[Tensor, Tensor]:
+    """The raw output and its sums; depthwise with a ``geometry`` (stride, padding, dilation), else 1x1."""
+    y = _convolve(FORWARD[activation](affine(x, scale, shift)), weight, bias, geometry)
+    return y, sums_of(y)
+
+
+def stage_backward(
+    grad: Tensor,
+    y: Tensor,
+    correction: Tensor | None,
+    x: Tensor,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    activation: str,
+    weight: Tensor,
+    has_bias: bool,
+    geometry: Sequence[Sequence[int]],
+    output_mask: Sequence[bool],
+) -> StageGradients:
+    """Gradients of x, of (scale, shift), of the weight and of the bias."""
+    dy = corrected(grad, y, correction)
+    z = FORWARD[activation](affine(x, scale, shift))
+    wants_x, wants_weight = output_mask
+    mask = [wants_x, wants_weight, wants_weight and has_bias]
+    if geometry:
+        bias = weight.new_zeros(weight.shape[0]) if has_bias else None
+        stride, padding, dilation = geometry
+        grad_z, grad_weight, grad_bias = reference.depthwise_conv_backward(
+            dy, z, weight, bias, stride, padding, dilation, "none", mask
+        )
+    else:
+        ndim = x.dim() - 2
+        grad_z, grad_weight, grad_bias = torch.ops.aten.convolution_backward(
+            dy, z, weight, [weight.shape[0]], [1] * ndim, [0] * ndim, [1] * ndim, False, [0] * ndim, 1, mask
+        )
+    grad_x, grad_affine = (None, None) if grad_z is None else through_affine(grad_z, x, scale, shift, activation)
+    return grad_x, grad_affine, grad_weight, grad_bias
+
+
+def output(x: Tensor, scale: Tensor | None, shift: Tensor | None, activation: str, residual: Tensor | None) -> Tensor:
+    """activation(scale * x + shift) + residual."""
+    z = FORWARD[activation](affine(x, scale, shift))
+    return z if residual is None else z + residual
+
+
+def statistics(
+    sums: Tensor,
+    count: int,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    momentum: float,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Scale, shift, mean and 1 / sqrt(var + eps) of a batch norm from its input's sums; updates the running ones."""
+    mean = sums[0] / count
+    var = (sums[1] / count - mean * mean).clamp_min(0.0)
+    invstd = (var + eps).rsqrt()
+    scale = invstd if weight is None else invstd * weight
+    shift = -mean * scale if bias is None else bias - mean * scale
+    if running_mean is not None:
+        running_mean.mul_(1 - momentum).add_(mean.to(running_mean.dtype), alpha=momentum)
+    if running_var is not None:
+        unbiased = var * (count / max(count - 1, 1))
+        running_var.mul_(1 - momentum).add_(unbiased.to(running_var.dtype), alpha=momentum)
+    return scale.float(), shift.float(), mean.float(), invstd.float()
+
+
+def correction_of(
+    grad_affine: Tensor, mean: Tensor, invstd: Tensor, weight: Tensor | None, count: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What the gradients of scale and shift mean for the raw output, (2, C), and for the norm's weight and bias."""
+    mean, invstd, grads = mean.double(), invstd.double(), grad_affine.double()
+    grad_shift = grads[1]
+    grad_scale = grads[0] - mean * grad_shift
+    factor = invstd if weight is None else invstd * weight
+    grad_mean = -factor * grad_shift
+    # Twice the gradient of the variance: -1/2 invstd^3 weight grad_scale.
+    slope = -invstd * invstd * factor * grad_scale / count
+    correction = torch.stack([slope, grad_mean / count - slope * mean])
+    return correction.float(), (grad_scale * invstd).float(), grad_shift.float()
