@@ -7,14 +7,21 @@
 #include "cpu/peak.h"
 #include "ops/depthwise_conv.h"
 #include "ops/separable_conv.h"
+#include "ops/stages.h"
 
 STABLE_TORCH_LIBRARY_IMPL(dwsep, CPU, library) {
   library.impl("depthwise_conv", TORCH_BOX(&dwsep::depthwise_conv));
   library.impl("depthwise_conv_backward", TORCH_BOX(&dwsep::depthwise_conv_backward));
+  library.impl("depthwise_stage", TORCH_BOX(&dwsep::depthwise_stage));
+  library.impl("depthwise_stage_backward", TORCH_BOX(&dwsep::depthwise_stage_backward));
   library.impl("pack_separable_weights", TORCH_BOX(&dwsep::pack_separable_weights));
+  library.impl("pointwise_stage", TORCH_BOX(&dwsep::pointwise_stage));
+  library.impl("pointwise_stage_backward", TORCH_BOX(&dwsep::pointwise_stage_backward));
   library.impl("separable_conv", TORCH_BOX(&dwsep::separable_conv));
   library.impl("separable_conv_backward", TORCH_BOX(&dwsep::separable_conv_backward));
   library.impl("separable_conv_packed", TORCH_BOX(&dwsep::separable_conv_packed));
+  library.impl("stage_output", TORCH_BOX(&dwsep::stage_output));
+  library.impl("stage_output_backward", TORCH_BOX(&dwsep::stage_output_backward));
 }
 
 #define DWSEP_EXPORT extern "C" __attribute__((visibility("default")))

@@ -4,32 +4,43 @@
 
 #include "cpu/depthwise_backward_tile.h"
 #include "cpu/isa.h"
+#include "cpu/layout.h"
+#include "cpu/moments.h"
 #include "cpu/parallel.h"
 #include "cpu/scratch.h"
 
 namespace dwsep {
 
-void depthwise_conv_backward(const ConvProblem& problem, const WeightSources& weights, Activation activation,
-                             const DepthwiseBackwardTensors& tensors) {
-  const TilePurpose purpose =
-      activation == Activation::kNone ? TilePurpose::kBackward : TilePurpose::kBackwardRecompute;
-  PlanePlan plan(kernels(), problem, purpose, tensors.gradient_strides.channel == 1);
+namespace {
+
+void run(PlanePlan& plan, const WeightSources& weights, Activation activation, const StageBackward* stage,
+         const DepthwiseBackwardTensors& tensors) {
+  const ConvProblem& problem = plan.problem;
   const int64_t groups = plan.groups();
   // Parts of the images, each with sums of its own, so that there is work for the threads where channels are few. Their
   // number depends on the shape alone, so that the result does not depend on the threads.
   const int64_t items = problem.batch * plan.tile_count();
   const int64_t parts = std::clamp<int64_t>(ceil_div(16, groups), 1, std::max<int64_t>(1, items));
   const int64_t part_floats = plan.blocks * sums_of_block(plan);
-  float* packed = scratch(Scratch::kPack, static_cast<std::size_t>(plan.weight_floats() + parts * part_floats));
-  float* sums = packed + plan.weight_floats();
-  plan.pack(weights, packed);
+  const int64_t padded = plan.blocks * plan.lanes;
+  const bool affine = stage != nullptr && stage->affine_gradient != nullptr;
+  Layout layout;
+  const int64_t packed_at = layout.add(plan.weight_floats());
+  const int64_t sums_at = layout.add(parts * part_floats);
+  const int64_t affine_at = layout.add_doubles(affine ? parts * 2 * padded : 0);
+  float* memory = scratch(Scratch::kPack, static_cast<std::size_t>(layout.size()));
+  float* sums = memory + sums_at;
+  plan.pack(weights, memory + packed_at);
   std::fill_n(sums, parts * part_floats, 0.0f);
+  auto* affine_sums = reinterpret_cast<double*>(memory + affine_at);
+  if (affine) std::fill_n(affine_sums, parts * 2 * padded, 0.0);
 
   parallel_for(groups * parts, 1, [&](int64_t begin, int64_t end) {
-    float* memory = scratch(Scratch::kPanel, static_cast<std::size_t>(BackwardTile::floats(plan)));
+    float* panel = scratch(Scratch::kPanel, static_cast<std::size_t>(BackwardTile::floats(plan)));
     for (int64_t unit = begin; unit < end; ++unit) {
       const int64_t group = unit % groups, part = unit / groups;
-      BackwardTile tile(plan, tensors, activation, memory, sums + part * part_floats);
+      BackwardTile tile(plan, tensors, activation, panel, sums + part * part_floats);
+      if (stage != nullptr) tile.set_stage(*stage, affine ? affine_sums + part * 2 * padded : nullptr);
       for (int64_t item = items * part / parts; item < items * (part + 1) / parts; ++item) {
         tile.run(item / plan.tile_count(), item % plan.tile_count(), group * plan.group);
       }
@@ -37,6 +48,23 @@ void depthwise_conv_backward(const ConvProblem& problem, const WeightSources& we
   });
   if (tensors.weight_gradient != nullptr || tensors.bias_gradient != nullptr)
     write_weight_gradients(plan, tensors, sums, parts);
+  if (affine) add_moments(affine_sums, parts, padded, problem.channels, stage->affine_gradient);
+}
+
+}  // namespace
+
+void depthwise_conv_backward(const ConvProblem& problem, const WeightSources& weights, Activation activation,
+                             const DepthwiseBackwardTensors& tensors) {
+  const TilePurpose purpose =
+      activation == Activation::kNone ? TilePurpose::kBackward : TilePurpose::kBackwardRecompute;
+  PlanePlan plan(kernels(), problem, purpose, tensors.gradient_strides.channel == 1);
+  run(plan, weights, activation, nullptr, tensors);
+}
+
+void depthwise_stage_backward(const ConvProblem& problem, const WeightSources& weights, const StageBackward& stage,
+                              const DepthwiseBackwardTensors& tensors) {
+  PlanePlan plan(kernels(), problem, TilePurpose::kBackward, true);
+  run(plan, weights, Activation::kNone, &stage, tensors);
 }
 
 }  // namespace dwsep

@@ -18,6 +18,19 @@ struct DepthwiseBackwardTensors {
   void* bias_gradient;    // (C * M)
 };
 
+// What a stage of training adds: tensors are channels-last floats, the multiplier is 1.
+struct StageBackward {
+  const float* scale;  // of x, (C), or null
+  const float* shift;
+  Activation activation;    // of x
+  const float* y;           // the raw output, read with a correction alone
+  const float* correction;  // (2, C), or null
+  double* affine_gradient;  // (2, C), or null
+};
+
+void depthwise_stage_backward(const ConvProblem& problem, const WeightSources& weights, const StageBackward& stage,
+                              const DepthwiseBackwardTensors& tensors);
+
 void depthwise_conv_backward(const ConvProblem& problem, const WeightSources& weights, Activation activation,
                              const DepthwiseBackwardTensors& tensors);
 

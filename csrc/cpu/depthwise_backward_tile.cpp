@@ -41,10 +41,21 @@ BackwardTile::BackwardTile(const PlanePlan& plan, const DepthwiseBackwardTensors
   std::fill_n(zeros_, zero_floats(plan), 0.0f);
 }
 
+void BackwardTile::set_stage(const StageBackward& stage, double* affine_sums) {
+  staged_ = true;
+  x_load_ = {nullptr, stage.scale, stage.shift, stage.activation};
+  if (stage.correction != nullptr) {
+    gradient_load_ = {stage.y, stage.correction, stage.correction + plan_.problem.channels, Activation::kNone};
+  }
+  affine_sums_ = affine_sums;
+}
+
 void BackwardTile::run(int64_t image, int64_t tile, int64_t first_block) {
   move_to(image, tile, first_block);
   g_planes_ = own_planes_;
-  if (tensors_.weight_gradient != nullptr || activation_ != Activation::kNone) gather_x(tensors_.x, tensors_.x_strides);
+  if (tensors_.weight_gradient != nullptr || activation_ != Activation::kNone) {
+    gather_x(tensors_.x, tensors_.x_strides, staged_ ? &x_load_ : nullptr);
+  }
   gather_gradient();
   if (activation_ != Activation::kNone) differentiate_activation();
   if (tensors_.x_gradient != nullptr) compute_x_gradient();
@@ -65,7 +76,8 @@ void BackwardTile::gather_gradient() {
   const int64_t multiplier = plan_.problem.multiplier;
   for (int64_t m = 0; m < multiplier; ++m) {
     gather(tensors_.gradient, tensors_.gradient_strides, block_ * plan_.lanes * multiplier + m, multiplier,
-           &AxisTile::gradient, plan_.axes[kWidth].output, own_planes_ + m * plan_.g_plane, multiplier * plan_.g_plane);
+           &AxisTile::gradient, plan_.axes[kWidth].output, own_planes_ + m * plan_.g_plane, multiplier * plan_.g_plane,
+           gradient_load_.y != nullptr ? &gradient_load_ : nullptr);
   }
 }
 
@@ -94,8 +106,8 @@ void BackwardTile::compute_x_gradient() {
   const ConvAxis &ad = plan_.axes[kDepth], &ah = plan_.axes[kHeight], &aw = plan_.axes[kWidth];
   const Range &rd = part_[kDepth]->input, &rh = part_[kHeight]->input, &rw = part_[kWidth]->input;
   const int64_t lanes = plan_.lanes, multiplier = plan_.problem.multiplier;
-  const bool direct =
-      plan_.problem.element_type == ElementType::kFloat32 && strides.channel == 1 && channels() == group_ * lanes;
+  const bool direct = !staged_ && plan_.problem.element_type == ElementType::kFloat32 && strides.channel == 1 &&
+                      channels() == group_ * lanes;
   const int64_t residues = std::min(aw.stride, rw.size());
   // Rows at the same place between two strides have the same taps, away from the image's edges.
   const int64_t phases_d = std::min<int64_t>(ad.stride, 4), phases_h = std::min<int64_t>(ah.stride, 4);
@@ -139,13 +151,26 @@ void BackwardTile::compute_x_gradient() {
           plan_.table.correlate_row(job);
         }
       }
-      if (!direct) {
+      if (staged_) {
+        write_stage_row(static_cast<float*>(target), at);
+      } else if (!direct) {
         const RowCopy copy = {plan_.problem.element_type, strides.axis[kWidth], strides.channel, rw.size(), channels(),
                               rw.size() * lanes};
         plan_.table.scatter_row(copy, rows_, target);
       }
     }
   }
+}
+
+// A row of gradients of z, in rows_, as those of x.
+void BackwardTile::write_stage_row(float* target, int64_t at) const {
+  const int64_t pixels = part_[kWidth]->input.size(), channel = block_ * plan_.lanes;
+  const bool affine = x_load_.scale != nullptr;
+  plan_.table.stage_gradient_row({rows_, plan_.lanes, pixels * plan_.lanes, static_cast<const float*>(tensors_.x) + at,
+                                  affine ? x_load_.scale + channel : nullptr,
+                                  affine ? x_load_.shift + channel : nullptr, x_load_.activation,
+                                  tensors_.x_strides.axis[kWidth], pixels, channels(), target,
+                                  affine ? affine_sums_ + channel : nullptr, plan_.blocks * plan_.lanes});
 }
 
 void BackwardTile::add_taps(TapList& list, Range kd, Range kh, int64_t d, int64_t h, int64_t first, int64_t base,

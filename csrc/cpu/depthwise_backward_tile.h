@@ -20,6 +20,9 @@ class BackwardTile : PlaneTile {
   BackwardTile(const PlanePlan& plan, const DepthwiseBackwardTensors& tensors, Activation activation, float* memory,
                float* sums);
 
+  // From here on x is a stage's raw input; `affine_sums` [2][padded channels] are added to, or null.
+  void set_stage(const StageBackward& stage, double* affine_sums);
+
   // Everything that is wanted for one image's tile and the group of channel blocks from `first_block`.
   void run(int64_t image, int64_t tile, int64_t first_block);
 
@@ -35,6 +38,10 @@ class BackwardTile : PlaneTile {
   float* zeros_;
   float* own_planes_;
   const float* g_planes_;
+  bool staged_ = false;
+  StageLoad x_load_ = {};
+  StageLoad gradient_load_ = {};
+  double* affine_sums_ = nullptr;
   std::vector<TapList> lists_;
   std::vector<const float*> pointers_;
 
@@ -42,6 +49,7 @@ class BackwardTile : PlaneTile {
   void gather_gradient();
   void differentiate_activation();
   void compute_x_gradient();
+  void write_stage_row(float* target, int64_t at) const;
   void add_taps(TapList& list, Range kd, Range kh, int64_t d, int64_t h, int64_t first, int64_t base, int64_t m) const;
   void add_weight_gradient();
   void add_bias_gradient();

@@ -28,6 +28,14 @@ struct KernelTable {
   void (*multiply_panel)(const PanelProduct&, int64_t block);
   void (*outer_product)(const PanelOuterProduct&);
   void (*activate_row)(Activation, float* values, int64_t pixels);
+  void (*stage_row)(const StageRow&);
+  void (*corrected_row)(const StageRow&);
+  void (*stage_gradient_row)(const StageGradientRow&);
+  void (*stage_output)(const StageOutput&);
+  void (*moments_row)(const MomentsRow&);
+  void (*pointwise_stage_tile)(const PointwiseStageTile&);
+  // One K block of a pointwise weight (rows, inner) as [inner, padded to whole vectors][column].
+  void (*pack_columns)(const float* source, int64_t rows, int64_t inner, float* target);
   OperandKernels operands;
   // Floats of memory that separable_tile needs for a tile of so many pixels.
   int64_t (*separable_floats)(const ConvProblem&, int64_t pixels);

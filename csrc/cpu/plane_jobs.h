@@ -82,6 +82,74 @@ struct PanelOuterProduct {
   bool first;           // whether there is nothing yet to add to
 };
 
+// A row of pixels of a channels-last float tensor on its way into planes: through its norm and activation, or, a
+// gradient, with scale * y + shift added to it.
+struct StageRow {
+  const float* x;
+  const float* y;      // a gradient's alone
+  const float* scale;  // per channel; null for none
+  const float* shift;
+  Activation activation;
+  int64_t pixel_stride;
+  int64_t pixels;
+  int64_t channels;
+  float* plane;          // [block][pixel][lane]
+  int64_t block_stride;  // floats from a block's row to the next block's
+};
+
+// The way back: from the gradient of activation(scale * x + shift) to that of x, which lies as x does.
+struct StageGradientRow {
+  const float* gradient;    // in planes [block][pixel][lane], or a tensor
+  int64_t gradient_stride;  // floats from a pixel to the next
+  int64_t block_stride;     // and from a block to the next
+  const float* x;
+  const float* scale;  // per channel; null for none
+  const float* shift;
+  Activation activation;
+  int64_t pixel_stride;
+  int64_t pixels;
+  int64_t channels;
+  float* out;
+  double* sums;  // of the gradient before the activation times x, then of that gradient; per channel, padded
+  int64_t sums_stride;
+};
+
+// out = activation(scale * x + shift) + residual, consecutive pixels of channels-last float tensors.
+struct StageOutput {
+  const float* x;
+  const float* scale;  // per channel; null for none
+  const float* shift;
+  Activation activation;
+  const float* residual;  // or null
+  int64_t pixels;
+  int64_t channels;
+  float* out;
+};
+
+// A row of pixels of one block of channels whose sums and sums of squares are wanted.
+struct MomentsRow {
+  const float* row;
+  int64_t pixel_stride;
+  int64_t pixels;
+  int64_t channels;  // of the block
+  double* sums;      // [lane], and the squares' sums_stride further
+  int64_t sums_stride;
+};
+
+// A panel [inner block][pixel][lane] times packed weights [K block][inner][column], into consecutive pixels.
+struct PointwiseStageTile {
+  const float* panel;
+  int64_t inner_blocks;
+  int64_t pixels;
+  int64_t out_channels;
+  const float* weights;
+  const float* bias;
+  float* out;
+  float*
+      sums;  // of the outputs, added to, per channel in whole K blocks; of their squares sums_stride further; or null
+  int64_t sums_stride;
+};
+
 // Operands of products which an instruction set wants in a form of its own; for what is multiplied as it lies,
 // `prepared` says false and the others are null.
 struct OperandKernels {

@@ -21,7 +21,8 @@ int64_t PlaneTile::channels() const {
 }
 
 void PlaneTile::gather(const void* source, const Strides& strides, int64_t first_channel, int64_t channel_step,
-                       Range AxisTile::* range, int64_t width, float* planes, int64_t plane_step) const {
+                       Range AxisTile::* range, int64_t width, float* planes, int64_t plane_step,
+                       const StageLoad* load) const {
   const Range &rd = part_[kDepth]->*range, &rh = part_[kHeight]->*range, &rw = part_[kWidth]->*range;
   const int64_t lanes = plan_.lanes;
   const int64_t begin = std::clamp<int64_t>(0, rw.begin, rw.end), end = std::clamp(width, begin, rw.end);
@@ -41,7 +42,20 @@ void PlaneTile::gather(const void* source, const Strides& strides, int64_t first
       }
       const int64_t at = image_ * strides.image + first_channel * strides.channel + d * strides.axis[kDepth] +
                          h * strides.axis[kHeight] + begin * strides.axis[kWidth];
-      if (end > begin) {
+      if (end > begin && load != nullptr) {
+        StageRow row = {static_cast<const float*>(source) + at,
+                        nullptr,
+                        load->scale != nullptr ? load->scale + first_channel : nullptr,
+                        load->scale != nullptr ? load->shift + first_channel : nullptr,
+                        load->activation,
+                        copy.pixel_stride,
+                        copy.pixels,
+                        copy.channels,
+                        planes + offset + (begin - rw.begin) * lanes,
+                        plane_step};
+        if (load->y != nullptr) row.y = load->y + at;
+        (load->y != nullptr ? plan_.table.corrected_row : plan_.table.stage_row)(row);
+      } else if (end > begin) {
         plan_.table.gather_row(copy, advanced(source, at * plan_.element_size),
                                planes + offset + (begin - rw.begin) * lanes);
       }
@@ -50,8 +64,8 @@ void PlaneTile::gather(const void* source, const Strides& strides, int64_t first
   }
 }
 
-void PlaneTile::gather_x(const void* x, const Strides& strides) {
-  gather(x, strides, block_ * plan_.lanes, 1, &AxisTile::x, plan_.axes[kWidth].input, x_planes_, plan_.x_plane);
+void PlaneTile::gather_x(const void* x, const Strides& strides, const StageLoad* load) {
+  gather(x, strides, block_ * plan_.lanes, 1, &AxisTile::x, plan_.axes[kWidth].input, x_planes_, plan_.x_plane, load);
 }
 
 void PlaneTile::list_outputs(int64_t od, int64_t oh, Range columns, int64_t base) {

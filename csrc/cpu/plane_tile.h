@@ -27,6 +27,14 @@ struct TapList {
   }
 };
 
+// What a stage does to a channels-last float tensor on its way into planes; channels from the first.
+struct StageLoad {
+  const float* y;  // of a gradient, whose correction scale and shift then are; else null
+  const float* scale;
+  const float* shift;
+  Activation activation;
+};
+
 class PlaneTile {
  public:
   // `x_planes` holds plan.group * plan.x_plane floats.
@@ -50,10 +58,11 @@ class PlaneTile {
   }
   int64_t x_offset(int64_t d, int64_t h, int64_t w) const { return offset(&AxisTile::x, d, h, w); }
 
-  // Fills one plane a channel block from a tensor; zeros in the columns beyond its width.
+  // Fills one plane a channel block from a tensor; zeros in the columns beyond its width. Through `load`, if any.
   void gather(const void* source, const Strides& strides, int64_t first_channel, int64_t channel_step,
-              Range AxisTile::* range, int64_t width, float* planes, int64_t plane_step) const;
-  void gather_x(const void* x, const Strides& strides);
+              Range AxisTile::* range, int64_t width, float* planes, int64_t plane_step,
+              const StageLoad* load = nullptr) const;
+  void gather_x(const void* x, const Strides& strides, const StageLoad* load = nullptr);
 
   // Calls f(block of the group, m, job) with the correlation of one row of outputs, columns [columns.begin, end), for
   // each channel block and each of its multiples; f sets the job's target and activation.

@@ -6,6 +6,7 @@
 #include "cpu/depthwise_backward_tile.h"
 #include "cpu/elements.h"
 #include "cpu/isa.h"
+#include "cpu/layout.h"
 #include "cpu/parallel.h"
 #include "cpu/plane_plan.h"
 #include "cpu/scratch.h"
@@ -13,20 +14,6 @@
 
 namespace dwsep {
 namespace {
-
-// Elements in memory one after the other, each rounded up to whole cache lines.
-class Layout {
- public:
-  int64_t add(int64_t floats) {
-    const int64_t at = size_;
-    size_ += (floats + 15) / 16 * 16;
-    return at;
-  }
-  int64_t size() const { return size_; }
-
- private:
-  int64_t size_ = 0;
-};
 
 // Images are strides of a channels-last tensor.
 Strides channels_last(const int64_t size[3], int64_t channels) {

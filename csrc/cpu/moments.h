@@ -1,0 +1,19 @@
+// Sums per channel, of something and of something else, in parts that are added in their order.
+#pragma once
+
+#include <cstdint>
+
+namespace dwsep {
+
+// totals[row][channel] = the sum over parts of sums[part][row][channel], two rows each, padded in `sums`.
+inline void add_moments(const double* sums, int64_t parts, int64_t padded, int64_t channels, double* totals) {
+  for (int64_t row = 0; row < 2; ++row) {
+    for (int64_t channel = 0; channel < channels; ++channel) {
+      double sum = 0.0;
+      for (int64_t part = 0; part < parts; ++part) sum += sums[(2 * part + row) * padded + channel];
+      totals[row * channels + channel] = sum;
+    }
+  }
+}
+
+}  // namespace dwsep

@@ -1,0 +1,265 @@
+#include "cpu/pointwise_stage_kernel.h"
+
+#include <algorithm>
+
+#include "cpu/cache_size.h"
+#include "cpu/isa.h"
+#include "cpu/layout.h"
+#include "cpu/moments.h"
+#include "cpu/parallel.h"
+#include "cpu/plane_tiling.h"
+#include "cpu/scratch.h"
+
+namespace dwsep {
+namespace {
+
+constexpr auto kFloatBytes = static_cast<int64_t>(sizeof(float));
+
+// What both directions need. Parts of the pixels have sums of their own, added in their order: their number depends on
+// the shape alone, so that results do not depend on the threads.
+struct Pixels {
+  int64_t count, parts, tile;
+
+  int64_t begin(int64_t part) const { return count * part / parts; }
+
+  // f(first pixel, pixels) for the tiles of a part.
+  template <class F>
+  void for_tiles(int64_t part, const F& f) const {
+    const int64_t first = begin(part), size = begin(part + 1) - first;
+    const int64_t tiles = ceil_div(size, tile);
+    for (int64_t i = 0; i < tiles; ++i) {
+      const int64_t from = size * i / tiles, to = size * (i + 1) / tiles;
+      f(first + from, to - from);
+    }
+  }
+};
+
+void pack_weight(const KernelTable& table, const PointwiseStage& stage, float* packed) {
+  const int64_t columns = table.tile_columns;
+  const int64_t block_floats = ceil_div(stage.channels, table.lanes) * table.lanes * columns;
+  const int64_t blocks = ceil_div(stage.out_channels, columns);
+  parallel_for(blocks, std::max<int64_t>(1, 65536 / block_floats), [&](int64_t begin, int64_t end) {
+    for (int64_t block = begin; block < end; ++block) {
+      const int64_t first = block * columns;
+      table.pack_columns(stage.weight + first * stage.channels, std::min(columns, stage.out_channels - first),
+                         stage.channels, packed + block * block_floats);
+    }
+  });
+}
+
+// The weight as [column block of inputs][output, padded][column]: the way back from outputs to inputs.
+void pack_transposed(const KernelTable& table, const PointwiseStage& stage, int64_t padded, float* packed) {
+  const int64_t columns = table.tile_columns, block_floats = padded * columns;
+  const int64_t blocks = ceil_div(stage.channels, columns);
+  parallel_for(blocks, std::max<int64_t>(1, 65536 / block_floats), [&](int64_t begin, int64_t end) {
+    for (int64_t block = begin; block < end; ++block) {
+      const int64_t first = block * columns, valid = std::min(columns, stage.channels - first);
+      float* target = packed + block * block_floats;
+      for (int64_t k = 0; k < stage.out_channels; ++k, target += columns) {
+        std::copy_n(stage.weight + k * stage.channels + first, valid, target);
+        std::fill_n(target + valid, columns - valid, 0.0f);
+      }
+      std::fill_n(target, (padded - stage.out_channels) * columns, 0.0f);
+    }
+  });
+}
+
+StageRow load_of(const PointwiseStage& stage, int64_t first, int64_t pixels, int64_t lanes, float* panel) {
+  return {stage.x + first * stage.channels,
+          nullptr,
+          stage.scale,
+          stage.shift,
+          stage.activation,
+          stage.channels,
+          pixels,
+          stage.channels,
+          panel,
+          pixels * lanes};
+}
+
+class Backward {
+ public:
+  Backward(const PointwiseStage& stage, const PointwiseStageGradients& gradients)
+      : table_(kernels()),
+        stage_(stage),
+        gradients_(gradients),
+        lanes_(table_.lanes),
+        k_blocks_(ceil_div(stage.out_channels, lanes_)),
+        inner_blocks_(ceil_div(stage.channels, lanes_)),
+        column_blocks_(ceil_div(stage.channels, table_.tile_columns)),
+        vectors_(table_.tile_columns / lanes_) {
+    const int64_t bytes_of_pixel = (k_blocks_ + inner_blocks_) * lanes_ * kFloatBytes;
+    const int64_t fit = l2_cache_bytes() / 2 / bytes_of_pixel;
+    pixels_.tile = std::clamp<int64_t>(fit, 2 * table_.tile_pixels, 14 * table_.tile_pixels);
+    pixels_.count = stage.pixels;
+    pixels_.parts = 2;
+    while (pixels_.parts < 8 && pixels_.parts * 256 < stage.pixels) pixels_.parts *= 2;
+  }
+
+  void run();
+
+ private:
+  const KernelTable& table_;
+  const PointwiseStage& stage_;
+  const PointwiseStageGradients& gradients_;
+  int64_t lanes_;
+  int64_t k_blocks_;       // of the outputs, a vector each
+  int64_t inner_blocks_;   // of the inputs
+  int64_t column_blocks_;  // of the inputs, a micro-kernel's columns each
+  int64_t vectors_;        // of a column block
+  Pixels pixels_{};
+  const float* transposed_ = nullptr;
+  float* weight_sums_ = nullptr;   // [part][input vector][k][lane]
+  float* bias_sums_ = nullptr;     // [part][k]
+  double* affine_sums_ = nullptr;  // [part][2][inner]
+
+  int64_t k_padded() const { return k_blocks_ * lanes_; }
+  int64_t inner_padded() const { return inner_blocks_ * lanes_; }
+  int64_t weight_floats() const { return gradients_.weight_gradient != nullptr ? k_padded() * inner_padded() : 0; }
+  void run_tile(int64_t part, int64_t first, int64_t pixels, float* memory, bool is_first) const;
+  void write_weight_gradient() const;
+};
+
+void Backward::run_tile(int64_t part, int64_t first, int64_t pixels, float* memory, bool is_first) const {
+  float* gradient = memory;
+  float* input = gradient + k_blocks_ * pixels * lanes_;
+  float* product = input + inner_blocks_ * pixels * lanes_;
+  const int64_t outputs = stage_.out_channels, at = first * outputs;
+  if (gradients_.correction != nullptr) {
+    table_.corrected_row({gradients_.gradient + at, gradients_.y + at, gradients_.correction,
+                          gradients_.correction + outputs, Activation::kNone, outputs, pixels, outputs, gradient,
+                          pixels * lanes_});
+  } else {
+    table_.stage_row({gradients_.gradient + at, nullptr, nullptr, nullptr, Activation::kNone, outputs, pixels, outputs,
+                      gradient, pixels * lanes_});
+  }
+  if (gradients_.bias_gradient != nullptr) {
+    for (int64_t block = 0; block < k_blocks_; ++block) {
+      table_.sum_row(gradient + block * pixels * lanes_, pixels, bias_sums_ + part * k_padded() + block * lanes_);
+    }
+  }
+  if (gradients_.weight_gradient != nullptr) table_.stage_row(load_of(stage_, first, pixels, lanes_, input));
+  if (gradients_.x_gradient != nullptr) {
+    const PanelProduct job = {gradient, k_blocks_, pixels, transposed_, product};
+    for (int64_t block = 0; block < column_blocks_; ++block) {
+      table_.multiply_panel(job, block);
+      const int64_t channel = block * table_.tile_columns;
+      const bool affine = stage_.scale != nullptr;
+      table_.stage_gradient_row(
+          {product, lanes_, pixels * lanes_, stage_.x + first * stage_.channels + channel,
+           affine ? stage_.scale + channel : nullptr, affine ? stage_.shift + channel : nullptr, stage_.activation,
+           stage_.channels, pixels, std::min(table_.tile_columns, stage_.channels - channel),
+           gradients_.x_gradient + first * stage_.channels + channel,
+           affine ? affine_sums_ + 2 * part * inner_padded() + channel : nullptr, inner_padded()});
+    }
+  }
+  if (gradients_.weight_gradient != nullptr) {
+    table_.outer_product({gradient, k_padded(), input, inner_blocks_, pixels, weight_sums_ + part * weight_floats(),
+                          k_padded() * lanes_, is_first});
+  }
+}
+
+void Backward::write_weight_gradient() const {
+  parallel_for(inner_blocks_, std::max<int64_t>(1, 16384 / (k_padded() * lanes_)), [&](int64_t begin, int64_t end) {
+    for (int64_t vector = begin; vector < end; ++vector) {
+      float* sums = weight_sums_ + vector * k_padded() * lanes_;
+      for (int64_t part = 1; part < pixels_.parts; ++part) {
+        const float* more = sums + part * weight_floats();
+        for (int64_t i = 0; i < k_padded() * lanes_; ++i) sums[i] += more[i];
+      }
+      const int64_t channel = vector * lanes_, valid = std::min(lanes_, stage_.channels - channel);
+      for (int64_t k = 0; k < stage_.out_channels; ++k) {
+        std::copy_n(sums + k * lanes_, valid, gradients_.weight_gradient + k * stage_.channels + channel);
+      }
+    }
+  });
+}
+
+void Backward::run() {
+  Layout layout;
+  const int64_t transposed_at = layout.add(column_blocks_ * table_.tile_columns * k_padded());
+  const int64_t weights_at = layout.add(pixels_.parts * weight_floats());
+  const int64_t bias_at = layout.add(pixels_.parts * k_padded());
+  const int64_t affine_at = layout.add_doubles(pixels_.parts * 2 * inner_padded());
+  float* memory = scratch(Scratch::kPack, static_cast<std::size_t>(layout.size()));
+  transposed_ = memory + transposed_at;
+  weight_sums_ = memory + weights_at;
+  bias_sums_ = memory + bias_at;
+  affine_sums_ = reinterpret_cast<double*>(memory + affine_at);
+  if (gradients_.x_gradient != nullptr) pack_transposed(table_, stage_, k_padded(), memory + transposed_at);
+  std::fill_n(bias_sums_, pixels_.parts * k_padded(), 0.0f);
+  std::fill_n(affine_sums_, pixels_.parts * 2 * inner_padded(), 0.0);
+  const int64_t panel = pixels_.tile * lanes_ * (k_blocks_ + inner_blocks_ + vectors_);
+  parallel_for(pixels_.parts, 1, [&](int64_t begin, int64_t end) {
+    float* panels = scratch(Scratch::kPanel, static_cast<std::size_t>(panel));
+    for (int64_t part = begin; part < end; ++part) {
+      const int64_t from = pixels_.begin(part);
+      // A part without pixels writes no sums.
+      if (pixels_.begin(part + 1) == from) {
+        std::fill_n(weight_sums_ + part * weight_floats(), weight_floats(), 0.0f);
+      }
+      pixels_.for_tiles(part,
+                        [&](int64_t first, int64_t pixels) { run_tile(part, first, pixels, panels, first == from); });
+    }
+  });
+  if (gradients_.weight_gradient != nullptr) write_weight_gradient();
+  for (int64_t k = 0; gradients_.bias_gradient != nullptr && k < stage_.out_channels; ++k) {
+    float sum = 0.0f;
+    for (int64_t part = 0; part < pixels_.parts; ++part) sum += bias_sums_[part * k_padded() + k];
+    gradients_.bias_gradient[k] = sum;
+  }
+  if (gradients_.affine_gradient != nullptr) {
+    add_moments(affine_sums_, pixels_.parts, inner_padded(), stage_.channels, gradients_.affine_gradient);
+  }
+}
+
+}  // namespace
+
+void pointwise_stage_forward(const PointwiseStage& stage, const float* bias, float* y, double* sums) {
+  const KernelTable& table = kernels();
+  const int64_t lanes = table.lanes, inner_blocks = ceil_div(stage.channels, lanes);
+  const int64_t blocks = ceil_div(stage.out_channels, table.tile_columns), k_padded = blocks * table.tile_columns;
+  const int64_t bytes_of_pixel = inner_blocks * lanes * kFloatBytes;
+  const int64_t weight_floats = k_padded * inner_blocks * lanes;
+  // As in the separable forward: a panel in L1 while the weights stream from L2, a larger one where they outgrow it.
+  const int64_t budget =
+      weight_floats * kFloatBytes > l2_cache_bytes() / 2 ? l2_cache_bytes() / 4 : l1_cache_bytes() / 2;
+  Pixels pixels = {};
+  pixels.count = stage.pixels;
+  pixels.tile = std::clamp(budget / bytes_of_pixel, 2 * table.tile_pixels, 14 * table.tile_pixels);
+  pixels.parts = std::clamp<int64_t>(stage.pixels / (2 * table.tile_pixels), 1, 32);
+
+  Layout layout;
+  const int64_t weights_at = layout.add(weight_floats);
+  const int64_t bias_at = layout.add(k_padded);
+  const int64_t sums_at = layout.add_doubles(pixels.parts * 2 * k_padded);
+  float* memory = scratch(Scratch::kPack, static_cast<std::size_t>(layout.size()));
+  pack_weight(table, stage, memory + weights_at);
+  float* packed_bias = memory + bias_at;
+  std::fill_n(packed_bias, k_padded, 0.0f);
+  if (bias != nullptr) std::copy_n(bias, stage.out_channels, packed_bias);
+  auto* part_sums = reinterpret_cast<double*>(memory + sums_at);
+  std::fill_n(part_sums, pixels.parts * 2 * k_padded, 0.0);
+  parallel_for(pixels.parts, 1, [&](int64_t begin, int64_t end) {
+    const int64_t panel_floats = pixels.tile * inner_blocks * lanes;
+    float* panel = scratch(Scratch::kPanel, static_cast<std::size_t>(panel_floats + 2 * k_padded));
+    float* tile_sums = panel + panel_floats;
+    for (int64_t part = begin; part < end; ++part) {
+      double* own = part_sums + part * 2 * k_padded;
+      pixels.for_tiles(part, [&](int64_t first, int64_t count) {
+        table.stage_row(load_of(stage, first, count, lanes, panel));
+        std::fill_n(tile_sums, 2 * k_padded, 0.0f);
+        table.pointwise_stage_tile({panel, inner_blocks, count, stage.out_channels, memory + weights_at, packed_bias,
+                                    y + first * stage.out_channels, tile_sums, k_padded});
+        for (int64_t i = 0; i < 2 * k_padded; ++i) own[i] += static_cast<double>(tile_sums[i]);
+      });
+    }
+  });
+  add_moments(part_sums, pixels.parts, k_padded, stage.out_channels, sums);
+}
+
+void pointwise_stage_backward(const PointwiseStage& stage, const PointwiseStageGradients& gradients) {
+  Backward(stage, gradients).run();
+}
+
+}  // namespace dwsep

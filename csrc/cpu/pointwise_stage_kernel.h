@@ -1,0 +1,38 @@
+// A 1x1 convolution whose input goes through a norm and an activation while it is loaded, and its gradients.
+#pragma once
+
+#include <cstdint>
+
+#include "cpu/conv_problem.h"
+
+namespace dwsep {
+
+// Channels-last floats: x (pixels, channels), y (pixels, out_channels).
+struct PointwiseStage {
+  int64_t pixels;
+  int64_t channels;
+  int64_t out_channels;
+  const float* x;
+  const float* scale;  // (channels), or null for none
+  const float* shift;
+  Activation activation;
+  const float* weight;  // (out_channels, channels)
+};
+
+// `sums` (2, out_channels): of y and of its squares.
+void pointwise_stage_forward(const PointwiseStage& stage, const float* bias, float* y, double* sums);
+
+// Null where a result is not wanted.
+struct PointwiseStageGradients {
+  const float* gradient;    // (pixels, out_channels)
+  const float* y;           // the same, and read with a correction alone
+  const float* correction;  // (2, out_channels), or null
+  float* x_gradient;
+  double* affine_gradient;  // (2, channels)
+  float* weight_gradient;
+  float* bias_gradient;
+};
+
+void pointwise_stage_backward(const PointwiseStage& stage, const PointwiseStageGradients& gradients);
+
+}  // namespace dwsep

@@ -1,0 +1,50 @@
+#include "cpu/stage_output_kernel.h"
+
+#include <algorithm>
+
+#include "cpu/isa.h"
+#include "cpu/moments.h"
+#include "cpu/parallel.h"
+#include "cpu/plane_tiling.h"
+#include "cpu/scratch.h"
+
+namespace dwsep {
+
+void stage_output_forward(const StageOutput& output) {
+  const KernelTable& table = kernels();
+  const int64_t channels = output.channels;
+  parallel_for(output.pixels, std::max<int64_t>(1, 16384 / channels), [&](int64_t begin, int64_t end) {
+    StageOutput part = output;
+    part.x += begin * channels;
+    if (part.residual != nullptr) part.residual += begin * channels;
+    part.out += begin * channels;
+    part.pixels = end - begin;
+    table.stage_output(part);
+  });
+}
+
+void stage_output_backward(const StageOutput& output, const float* gradient, float* x_gradient,
+                           double* affine_gradient) {
+  const KernelTable& table = kernels();
+  const int64_t channels = output.channels, pixels = output.pixels;
+  const int64_t padded = ceil_div(channels, table.lanes) * table.lanes;
+  // A tile's channels are read a block at a time: it stays in L1. The parts depend on the shape alone.
+  const int64_t tile = std::max<int64_t>(1, 2048 / channels);
+  const int64_t parts = std::clamp<int64_t>(pixels * channels / 16384, 1, 32);
+  auto* sums = reinterpret_cast<double*>(scratch(Scratch::kPack, static_cast<std::size_t>(parts * 2 * padded * 2)));
+  std::fill_n(sums, parts * 2 * padded, 0.0);
+  parallel_for(parts, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t part = begin; part < end; ++part) {
+      const int64_t stop = pixels * (part + 1) / parts;
+      for (int64_t pixel = pixels * part / parts; pixel < stop; pixel += tile) {
+        const int64_t at = pixel * channels;
+        table.stage_gradient_row({gradient + at, channels, table.lanes, output.x + at, output.scale, output.shift,
+                                  output.activation, channels, std::min(tile, stop - pixel), channels, x_gradient + at,
+                                  sums + part * 2 * padded, padded});
+      }
+    }
+  });
+  if (affine_gradient != nullptr) add_moments(sums, parts, padded, channels, affine_gradient);
+}
+
+}  // namespace dwsep

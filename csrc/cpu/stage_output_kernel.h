@@ -1,0 +1,16 @@
+// What a stage of training leaves pending, norm, activation and residual, as a tensor; and the way back.
+#pragma once
+
+#include "cpu/plane_jobs.h"
+
+namespace dwsep {
+
+// All of a job's pixels, on the threads.
+void stage_output_forward(const StageOutput& output);
+
+// `gradient` and `x_gradient` lie as output.x does, whose scale, shift and activation are read; `affine_gradient`
+// (2, channels), or null without a scale.
+void stage_output_backward(const StageOutput& output, const float* gradient, float* x_gradient,
+                           double* affine_gradient);
+
+}  // namespace dwsep

@@ -1,0 +1,87 @@
+#include <torch/csrc/stable/ops.h>
+
+#include "cpu/depthwise_backward_kernel.h"
+#include "cpu/depthwise_stage_kernel.h"
+#include "ops/stage_arguments.h"
+#include "ops/stages.h"
+
+namespace dwsep {
+namespace {
+
+ConvProblem make_stage_problem(const Tensor& x, const Tensor& weight, const std::vector<int64_t>& stride,
+                               const std::vector<int64_t>& padding, const std::vector<int64_t>& dilation) {
+  const ConvProblem problem = make_problem(x, weight, stride, padding, dilation);
+  STD_TORCH_CHECK(problem.multiplier == 1, "depthwise_stage takes a depth multiplier of 1, got ", problem.multiplier);
+  return problem;
+}
+
+std::vector<int64_t> output_spatial(const ConvProblem& problem, const Tensor& x) {
+  return {problem.output + (5 - x.dim()), problem.output + 3};
+}
+
+}  // namespace
+
+StageResult depthwise_stage(const Tensor& x, const std::optional<Tensor>& scale, const std::optional<Tensor>& shift,
+                            const std::string& activation, const Tensor& weight, const std::optional<Tensor>& bias,
+                            const std::vector<int64_t>& stride, const std::vector<int64_t>& padding,
+                            const std::vector<int64_t>& dilation) {
+  const StageInput input(x, scale, shift, activation);
+  const Tensor dense = torch::stable::contiguous(weight);
+  const ConvProblem problem = make_stage_problem(x, dense, stride, padding, dilation);
+  check_vector("depthwise bias", bias, x, problem.channels);
+  const Tensor y = empty_stage_output(problem.batch, problem.channels, output_spatial(problem, x));
+  const Tensor sums = empty_sums(problem.channels);
+  depthwise_stage_forward(problem, {dense.const_data_ptr(), data_or_null(bias), nullptr, nullptr},
+                          {nullptr, input.scale_or_null(), input.shift_or_null(), input.activation}, input.data(),
+                          channels_last_strides(problem.input, problem.channels), mutable_floats(y),
+                          channels_last_strides(problem.output, problem.channels),
+                          static_cast<double*>(sums.mutable_data_ptr()));
+  return {y, sums};
+}
+
+StageGradientResult depthwise_stage_backward(const Tensor& grad, const Tensor& y,
+                                             const std::optional<Tensor>& correction, const Tensor& x,
+                                             const std::optional<Tensor>& scale, const std::optional<Tensor>& shift,
+                                             const std::string& activation, const Tensor& weight, bool has_bias,
+                                             const std::vector<int64_t>& stride, const std::vector<int64_t>& padding,
+                                             const std::vector<int64_t>& dilation,
+                                             const std::vector<bool>& output_mask) {
+  const StageInput input(x, scale, shift, activation);
+  const Tensor dense = torch::stable::contiguous(weight);
+  const ConvProblem problem = make_stage_problem(x, dense, stride, padding, dilation);
+  const int64_t channels = problem.channels;
+  STD_TORCH_CHECK(output_mask.size() == 2, "output_mask must have 2 entries, got ", output_mask.size());
+  const std::vector<int64_t> sizes = sizes_of(problem.batch, channels, output_spatial(problem, x));
+  const Tensor gradient = check_output_like("grad", grad, sizes);
+  const Tensor raw = correction.has_value() ? check_output_like("y", y, sizes) : gradient;
+  check_correction(correction, x, channels);
+
+  // Outputs of an operator must not share memory, an empty one neither.
+  const auto none = [] { return empty_float({0}); };
+  const bool wants_x = output_mask[0], wants_affine = wants_x && scale.has_value();
+  const bool wants_bias = output_mask[1] && has_bias;
+  const Tensor x_gradient = wants_x ? empty_stage_output(problem.batch, channels, spatial_of(x)) : none();
+  const Tensor affine = wants_affine ? empty_sums(channels) : none();
+  const Tensor weight_gradient = output_mask[1] ? empty_contiguous(dense) : none();
+  const Tensor bias_gradient = wants_bias ? empty_float({channels}) : none();
+  const DepthwiseBackwardTensors tensors = {
+      gradient.const_data_ptr(),
+      channels_last_strides(problem.output, channels),
+      input.x.const_data_ptr(),
+      channels_last_strides(problem.input, channels),
+      wants_x ? x_gradient.mutable_data_ptr() : nullptr,
+      channels_last_strides(problem.input, channels),
+      output_mask[1] ? weight_gradient.mutable_data_ptr() : nullptr,
+      wants_bias ? bias_gradient.mutable_data_ptr() : nullptr,
+  };
+  const StageBackward stage = {input.scale_or_null(),
+                               input.shift_or_null(),
+                               input.activation,
+                               floats(raw),
+                               static_cast<const float*>(data_or_null(correction)),
+                               wants_affine ? static_cast<double*>(affine.mutable_data_ptr()) : nullptr};
+  depthwise_stage_backward(problem, {dense.const_data_ptr(), nullptr, nullptr, nullptr}, stage, tensors);
+  return {x_gradient, affine, weight_gradient, bias_gradient};
+}
+
+}  // namespace dwsep

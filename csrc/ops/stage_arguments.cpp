@@ -1,0 +1,75 @@
+#include "ops/stage_arguments.h"
+
+#include <torch/csrc/stable/ops.h>
+
+namespace dwsep {
+namespace {
+
+using torch::headeronly::MemoryFormat;
+using torch::headeronly::ScalarType;
+
+}  // namespace
+
+StageInput::StageInput(const Tensor& input, const std::optional<Tensor>& input_scale,
+                       const std::optional<Tensor>& input_shift, const std::string& name)
+    : x(input), scale(input_scale), shift(input_shift), activation(parse_activation(name)) {
+  STD_TORCH_CHECK(input.is_cpu() && input.scalar_type() == ScalarType::Float, "x must be float32 on the CPU");
+  STD_TORCH_CHECK(input.dim() >= 3 && input.dim() <= 5, "x must have 3 to 5 dimensions, got ", input.dim());
+  STD_TORCH_CHECK(input.size(1) >= 1, "x must have at least 1 channel");
+  STD_TORCH_CHECK(scale.has_value() == shift.has_value(), "scale and shift must be given together");
+  check_vector("scale", scale, input, input.size(1));
+  check_vector("shift", shift, input, input.size(1));
+  x = to_channels_last(input);
+}
+
+int64_t StageInput::pixels() const { return x.numel() / x.size(1); }
+
+std::vector<int64_t> spatial_of(const Tensor& x) { return {x.sizes().begin() + 2, x.sizes().end()}; }
+
+std::vector<int64_t> sizes_of(int64_t batch, int64_t channels, const std::vector<int64_t>& spatial) {
+  std::vector<int64_t> sizes = {batch, channels};
+  sizes.insert(sizes.end(), spatial.begin(), spatial.end());
+  return sizes;
+}
+
+Tensor check_output_like(const char* name, const Tensor& value, const std::vector<int64_t>& sizes) {
+  STD_TORCH_CHECK(value.is_cpu() && value.scalar_type() == ScalarType::Float, name, " must be float32 on the CPU");
+  bool fits = value.dim() == static_cast<int64_t>(sizes.size());
+  for (std::size_t axis = 0; fits && axis < sizes.size(); ++axis) {
+    fits = value.size(static_cast<int64_t>(axis)) == sizes[axis];
+  }
+  STD_TORCH_CHECK(fits, name, " must have the shape of the tensor it belongs to");
+  return to_channels_last(value);
+}
+
+void check_correction(const std::optional<Tensor>& correction, const Tensor& x, int64_t channels) {
+  if (!correction.has_value()) return;
+  check_like("correction", *correction, x);
+  STD_TORCH_CHECK(correction->dim() == 2 && correction->size(0) == 2 && correction->size(1) == channels,
+                  "correction must have shape (2, ", channels, ")");
+}
+
+Tensor empty_stage_output(int64_t batch, int64_t channels, const std::vector<int64_t>& spatial) {
+  std::vector<int64_t> sizes = {batch, channels};
+  if (spatial.size() == 1) sizes.push_back(1);  // no memory format has three axes
+  sizes.insert(sizes.end(), spatial.begin(), spatial.end());
+  const MemoryFormat format = sizes.size() == 5 ? MemoryFormat::ChannelsLast3d : MemoryFormat::ChannelsLast;
+  const Tensor out = torch::stable::empty(sizes, ScalarType::Float, std::nullopt, std::nullopt, std::nullopt, format);
+  return spatial.size() == 1 ? torch::stable::squeeze(out, 2) : out;
+}
+
+Tensor empty_sums(int64_t channels) { return torch::stable::empty({2, channels}, ScalarType::Double); }
+
+Tensor empty_float(const std::vector<int64_t>& sizes) { return torch::stable::empty(sizes, ScalarType::Float); }
+
+Strides channels_last_strides(const int64_t size[3], int64_t channels) {
+  Strides strides = {};
+  strides.channel = 1;
+  strides.axis[2] = channels;
+  strides.axis[1] = size[2] * channels;
+  strides.axis[0] = size[1] * strides.axis[1];
+  strides.image = size[0] * strides.axis[0];
+  return strides;
+}
+
+}  // namespace dwsep

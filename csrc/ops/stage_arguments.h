@@ -1,0 +1,49 @@
+// What the stage operators check and convert alike.
+#pragma once
+
+#include <torch/csrc/stable/tensor.h>
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "cpu/conv_problem.h"
+#include "cpu/plane_jobs.h"
+#include "ops/arguments.h"
+
+namespace dwsep {
+
+// A stage's input with its norm and activation, checked; float32 alone.
+struct StageInput {
+  Tensor x;  // channels last, dense, 4 or 5 axes
+  std::optional<Tensor> scale, shift;
+  Activation activation;
+
+  StageInput(const Tensor& x, const std::optional<Tensor>& scale, const std::optional<Tensor>& shift,
+             const std::string& activation);
+
+  int64_t channels() const { return x.size(1); }
+  int64_t pixels() const;
+  const float* data() const { return static_cast<const float*>(x.const_data_ptr()); }
+  const float* scale_or_null() const { return static_cast<const float*>(data_or_null(scale)); }
+  const float* shift_or_null() const { return static_cast<const float*>(data_or_null(shift)); }
+};
+
+// A tensor that must lie as a stage's output does, channels last and dense.
+Tensor check_output_like(const char* name, const Tensor& value, const std::vector<int64_t>& sizes);
+void check_correction(const std::optional<Tensor>& correction, const Tensor& x, int64_t channels);
+
+// Uninitialised: (N, channels, *spatial) in channels last whatever its sizes, with `rank` axes.
+Tensor empty_stage_output(int64_t batch, int64_t channels, const std::vector<int64_t>& spatial);
+Tensor empty_sums(int64_t channels);  // float64 (2, channels)
+Tensor empty_float(const std::vector<int64_t>& sizes);
+std::vector<int64_t> spatial_of(const Tensor& x);
+std::vector<int64_t> sizes_of(int64_t batch, int64_t channels, const std::vector<int64_t>& spatial);
+// Of a dense channels-last tensor.
+Strides channels_last_strides(const int64_t size[3], int64_t channels);
+
+inline float* mutable_floats(const Tensor& x) { return static_cast<float*>(x.mutable_data_ptr()); }
+inline const float* floats(const Tensor& x) { return static_cast<const float*>(x.const_data_ptr()); }
+
+}  // namespace dwsep

@@ -1,0 +1,54 @@
+// The operators of training stages; what they compute is in src/dwsep/kernels/stage_reference.py.
+#pragma once
+
+#include <torch/csrc/stable/tensor.h>
+
+#include <optional>
+#include <string>
+#include <tuple>
+#include <vector>
+
+namespace dwsep {
+
+using StageResult = std::tuple<torch::stable::Tensor, torch::stable::Tensor>;
+// Of x, of scale and shift, of the weight and of the bias; empty where none is wanted.
+using StageGradientResult =
+    std::tuple<torch::stable::Tensor, torch::stable::Tensor, torch::stable::Tensor, torch::stable::Tensor>;
+
+StageResult pointwise_stage(const torch::stable::Tensor& x, const std::optional<torch::stable::Tensor>& scale,
+                            const std::optional<torch::stable::Tensor>& shift, const std::string& activation,
+                            const torch::stable::Tensor& weight, const std::optional<torch::stable::Tensor>& bias);
+
+StageGradientResult pointwise_stage_backward(const torch::stable::Tensor& grad, const torch::stable::Tensor& y,
+                                             const std::optional<torch::stable::Tensor>& correction,
+                                             const torch::stable::Tensor& x,
+                                             const std::optional<torch::stable::Tensor>& scale,
+                                             const std::optional<torch::stable::Tensor>& shift,
+                                             const std::string& activation, const torch::stable::Tensor& weight,
+                                             bool has_bias, const std::vector<bool>& output_mask);
+
+StageResult depthwise_stage(const torch::stable::Tensor& x, const std::optional<torch::stable::Tensor>& scale,
+                            const std::optional<torch::stable::Tensor>& shift, const std::string& activation,
+                            const torch::stable::Tensor& weight, const std::optional<torch::stable::Tensor>& bias,
+                            const std::vector<int64_t>& stride, const std::vector<int64_t>& padding,
+                            const std::vector<int64_t>& dilation);
+
+StageGradientResult depthwise_stage_backward(const torch::stable::Tensor& grad, const torch::stable::Tensor& y,
+                                             const std::optional<torch::stable::Tensor>& correction,
+                                             const torch::stable::Tensor& x,
+                                             const std::optional<torch::stable::Tensor>& scale,
+                                             const std::optional<torch::stable::Tensor>& shift,
+                                             const std::string& activation, const torch::stable::Tensor& weight,
+                                             bool has_bias, const std::vector<int64_t>& stride,
+                                             const std::vector<int64_t>& padding, const std::vector<int64_t>& dilation,
+                                             const std::vector<bool>& output_mask);
+
+torch::stable::Tensor stage_output(const torch::stable::Tensor& x, const std::optional<torch::stable::Tensor>& scale,
+                                   const std::optional<torch::stable::Tensor>& shift, const std::string& activation,
+                                   const std::optional<torch::stable::Tensor>& residual);
+
+StageResult stage_output_backward(const torch::stable::Tensor& grad, const torch::stable::Tensor& x,
+                                  const std::optional<torch::stable::Tensor>& scale,
+                                  const std::optional<torch::stable::Tensor>& shift, const std::string& activation);
+
+}  // namespace dwsep
