@@ -169,7 +169,7 @@ void BackwardTile::write_stage_row(float* target, int64_t at) const {
   plan_.table.stage_gradient_row({rows_, plan_.lanes, pixels * plan_.lanes, static_cast<const float*>(tensors_.x) + at,
                                   affine ? x_load_.scale + channel : nullptr,
                                   affine ? x_load_.shift + channel : nullptr, x_load_.activation,
-                                  tensors_.x_strides.axis[kWidth], pixels, channels(), target,
+                                  tensors_.x_strides.axis[kWidth], pixels, channels(), target, false,
                                   affine ? affine_sums_ + channel : nullptr, plan_.blocks * plan_.lanes});
 }
 

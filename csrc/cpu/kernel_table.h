@@ -34,6 +34,7 @@ struct KernelTable {
   void (*stage_output)(const StageOutput&);
   void (*moments_row)(const MomentsRow&);
   void (*pointwise_stage_tile)(const PointwiseStageTile&);
+  void (*finish_streams)();  // behind stores past the caches, before another thread reads
   // One K block of a pointwise weight (rows, inner) as [inner, padded to whole vectors][column].
   void (*pack_columns)(const float* source, int64_t rows, int64_t inner, float* target);
   OperandKernels operands;

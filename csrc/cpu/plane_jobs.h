@@ -61,6 +61,16 @@ struct WeightGradientRows {
   int64_t sums_stride;  // floats from a kernel row's sums to the next's
 };
 
+struct MemoryRange {
+  const void* first;
+  int64_t bytes;
+};
+
+// What is asked for from memory while something else is computed.
+struct Prefetch {
+  MemoryRange ranges[3];
+};
+
 // A panel [inner block][pixel][lane] times packed weights [block][inner][column].
 struct PanelProduct {
   const float* panel;
@@ -68,12 +78,15 @@ struct PanelProduct {
   int64_t pixels;
   const float* weights;
   float* target;
+  int64_t inner;    // channels in the inner blocks
+  int64_t columns;  // of the target which are wanted, a block's at most
+  Prefetch prefetch;
 };
 
 // The products of two panels' pixels, summed over the pixels.
 struct PanelOuterProduct {
   const float* left;   // [row block][pixel][lane]
-  int64_t rows;        // rounded up to a multiple of the rows that are computed together, which the lanes are one of
+  int64_t rows;        // computed a few together: sums has room for whole blocks of them
   const float* right;  // [vector][pixel][lane]
   int64_t vectors;
   int64_t pixels;
@@ -110,6 +123,7 @@ struct StageGradientRow {
   int64_t pixels;
   int64_t channels;
   float* out;
+  bool stream;   // store past the caches: `out`, stride and channels are whole cache lines
   double* sums;  // of the gradient before the activation times x, then of that gradient; per channel, padded
   int64_t sums_stride;
 };
@@ -139,7 +153,7 @@ struct MomentsRow {
 // A panel [inner block][pixel][lane] times packed weights [K block][inner][column], into consecutive pixels.
 struct PointwiseStageTile {
   const float* panel;
-  int64_t inner_blocks;
+  int64_t inner;  // channels in the inner blocks
   int64_t pixels;
   int64_t out_channels;
   const float* weights;
@@ -148,6 +162,8 @@ struct PointwiseStageTile {
   float*
       sums;  // of the outputs, added to, per channel in whole K blocks; of their squares sums_stride further; or null
   int64_t sums_stride;
+  bool stream;  // store past the caches: `out` and the channels are whole cache lines
+  Prefetch prefetch;
 };
 
 // Operands of products which an instruction set wants in a form of its own; for what is multiplied as it lies,

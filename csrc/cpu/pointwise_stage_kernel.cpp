@@ -1,6 +1,7 @@
 #include "cpu/pointwise_stage_kernel.h"
 
 #include <algorithm>
+#include <cstdint>
 
 #include "cpu/cache_size.h"
 #include "cpu/isa.h"
@@ -22,17 +23,28 @@ struct Pixels {
 
   int64_t begin(int64_t part) const { return count * part / parts; }
 
-  // f(first pixel, pixels) for the tiles of a part.
+  // f(a tile's first pixel, that of the tile behind it, that of the one behind both) for the tiles of a part.
   template <class F>
   void for_tiles(int64_t part, const F& f) const {
     const int64_t first = begin(part), size = begin(part + 1) - first;
     const int64_t tiles = ceil_div(size, tile);
-    for (int64_t i = 0; i < tiles; ++i) {
-      const int64_t from = size * i / tiles, to = size * (i + 1) / tiles;
-      f(first + from, to - from);
-    }
+    const auto at = [&](int64_t i) { return first + size * i / tiles; };
+    for (int64_t i = 0; i < tiles; ++i) f(at(i), at(i + 1), i + 2 <= tiles ? at(i + 2) : at(i + 1));
   }
 };
+
+// The rows [begin, end) of a matrix.
+MemoryRange rows(const float* matrix, int64_t columns, int64_t begin, int64_t end) {
+  return {matrix + begin * columns, (end - begin) * columns * kFloatBytes};
+}
+
+// Whether to store past the caches what the next operator reads: a tensor of this size is gone from them by then. Its
+// rows must be whole cache lines.
+bool streams(const float* tensor, int64_t pixels, int64_t channels) {
+  constexpr int64_t kLarge = int64_t{4} << 20, kLineFloats = 16;
+  return pixels * channels * kFloatBytes >= kLarge && channels % kLineFloats == 0 &&
+         reinterpret_cast<std::uintptr_t>(tensor) % (kLineFloats * sizeof(float)) == 0;
+}
 
 void pack_weight(const KernelTable& table, const PointwiseStage& stage, float* packed) {
   const int64_t columns = table.tile_columns;
@@ -116,11 +128,14 @@ class Backward {
   int64_t k_padded() const { return k_blocks_ * lanes_; }
   int64_t inner_padded() const { return inner_blocks_ * lanes_; }
   int64_t weight_floats() const { return gradients_.weight_gradient != nullptr ? k_padded() * inner_padded() : 0; }
-  void run_tile(int64_t part, int64_t first, int64_t pixels, float* memory, bool is_first) const;
+  void run_tile(int64_t part, int64_t first, int64_t end, int64_t next_end, float* memory, bool is_first) const;
   void write_weight_gradient() const;
 };
 
-void Backward::run_tile(int64_t part, int64_t first, int64_t pixels, float* memory, bool is_first) const {
+// Pixels [first, end); what comes next ends at `next_end`.
+void Backward::run_tile(int64_t part, int64_t first, int64_t end, int64_t next_end, float* memory,
+                        bool is_first) const {
+  const int64_t pixels = end - first;
   float* gradient = memory;
   float* input = gradient + k_blocks_ * pixels * lanes_;
   float* product = input + inner_blocks_ * pixels * lanes_;
@@ -140,32 +155,40 @@ void Backward::run_tile(int64_t part, int64_t first, int64_t pixels, float* memo
   }
   if (gradients_.weight_gradient != nullptr) table_.stage_row(load_of(stage_, first, pixels, lanes_, input));
   if (gradients_.x_gradient != nullptr) {
-    const PanelProduct job = {gradient, k_blocks_, pixels, transposed_, product};
+    const bool affine = stage_.scale != nullptr;
+    const bool stream = streams(gradients_.x_gradient, stage_.pixels, stage_.channels);
+    PanelProduct job = {gradient, k_blocks_, pixels, transposed_, product, outputs, 0, {}};
     for (int64_t block = 0; block < column_blocks_; ++block) {
-      table_.multiply_panel(job, block);
       const int64_t channel = block * table_.tile_columns;
-      const bool affine = stage_.scale != nullptr;
+      job.columns = std::min(table_.tile_columns, stage_.channels - channel);
+      // An equal share of what the next tile reads.
+      const int64_t from = end + (next_end - end) * block / column_blocks_;
+      const int64_t to = end + (next_end - end) * (block + 1) / column_blocks_;
+      job.prefetch = {{rows(gradients_.gradient, outputs, from, to),
+                       rows(gradients_.y, outputs, from, gradients_.correction != nullptr ? to : from),
+                       rows(stage_.x, stage_.channels, from, to)}};
+      table_.multiply_panel(job, block);
       table_.stage_gradient_row(
           {product, lanes_, pixels * lanes_, stage_.x + first * stage_.channels + channel,
            affine ? stage_.scale + channel : nullptr, affine ? stage_.shift + channel : nullptr, stage_.activation,
-           stage_.channels, pixels, std::min(table_.tile_columns, stage_.channels - channel),
-           gradients_.x_gradient + first * stage_.channels + channel,
+           stage_.channels, pixels, job.columns, gradients_.x_gradient + first * stage_.channels + channel, stream,
            affine ? affine_sums_ + 2 * part * inner_padded() + channel : nullptr, inner_padded()});
     }
   }
   if (gradients_.weight_gradient != nullptr) {
-    table_.outer_product({gradient, k_padded(), input, inner_blocks_, pixels, weight_sums_ + part * weight_floats(),
+    table_.outer_product({gradient, outputs, input, inner_blocks_, pixels, weight_sums_ + part * weight_floats(),
                           k_padded() * lanes_, is_first});
   }
 }
 
 void Backward::write_weight_gradient() const {
-  parallel_for(inner_blocks_, std::max<int64_t>(1, 16384 / (k_padded() * lanes_)), [&](int64_t begin, int64_t end) {
+  const int64_t used = stage_.out_channels * lanes_;
+  parallel_for(inner_blocks_, std::max<int64_t>(1, 16384 / used), [&](int64_t begin, int64_t end) {
     for (int64_t vector = begin; vector < end; ++vector) {
       float* sums = weight_sums_ + vector * k_padded() * lanes_;
       for (int64_t part = 1; part < pixels_.parts; ++part) {
         const float* more = sums + part * weight_floats();
-        for (int64_t i = 0; i < k_padded() * lanes_; ++i) sums[i] += more[i];
+        for (int64_t i = 0; i < used; ++i) sums[i] += more[i];
       }
       const int64_t channel = vector * lanes_, valid = std::min(lanes_, stage_.channels - channel);
       for (int64_t k = 0; k < stage_.out_channels; ++k) {
@@ -190,17 +213,19 @@ void Backward::run() {
   std::fill_n(bias_sums_, pixels_.parts * k_padded(), 0.0f);
   std::fill_n(affine_sums_, pixels_.parts * 2 * inner_padded(), 0.0);
   const int64_t panel = pixels_.tile * lanes_ * (k_blocks_ + inner_blocks_ + vectors_);
-  parallel_for(pixels_.parts, 1, [&](int64_t begin, int64_t end) {
+  parallel_for(pixels_.parts, 1, [&](int64_t part_begin, int64_t part_end) {
     float* panels = scratch(Scratch::kPanel, static_cast<std::size_t>(panel));
-    for (int64_t part = begin; part < end; ++part) {
+    for (int64_t part = part_begin; part < part_end; ++part) {
       const int64_t from = pixels_.begin(part);
       // A part without pixels writes no sums.
       if (pixels_.begin(part + 1) == from) {
         std::fill_n(weight_sums_ + part * weight_floats(), weight_floats(), 0.0f);
       }
-      pixels_.for_tiles(part,
-                        [&](int64_t first, int64_t pixels) { run_tile(part, first, pixels, panels, first == from); });
+      pixels_.for_tiles(part, [&](int64_t first, int64_t end, int64_t next_end) {
+        run_tile(part, first, end, next_end, panels, first == from);
+      });
     }
+    table_.finish_streams();
   });
   if (gradients_.weight_gradient != nullptr) write_weight_gradient();
   for (int64_t k = 0; gradients_.bias_gradient != nullptr && k < stage_.out_channels; ++k) {
@@ -238,6 +263,7 @@ void pointwise_stage_forward(const PointwiseStage& stage, const float* bias, flo
   float* packed_bias = memory + bias_at;
   std::fill_n(packed_bias, k_padded, 0.0f);
   if (bias != nullptr) std::copy_n(bias, stage.out_channels, packed_bias);
+  const bool stream = streams(y, stage.pixels, stage.out_channels);
   auto* part_sums = reinterpret_cast<double*>(memory + sums_at);
   std::fill_n(part_sums, pixels.parts * 2 * k_padded, 0.0);
   parallel_for(pixels.parts, 1, [&](int64_t begin, int64_t end) {
@@ -246,14 +272,25 @@ void pointwise_stage_forward(const PointwiseStage& stage, const float* bias, flo
     float* tile_sums = panel + panel_floats;
     for (int64_t part = begin; part < end; ++part) {
       double* own = part_sums + part * 2 * k_padded;
-      pixels.for_tiles(part, [&](int64_t first, int64_t count) {
+      pixels.for_tiles(part, [&](int64_t first, int64_t next, int64_t next_end) {
+        const int64_t count = next - first;
         table.stage_row(load_of(stage, first, count, lanes, panel));
         std::fill_n(tile_sums, 2 * k_padded, 0.0f);
-        table.pointwise_stage_tile({panel, inner_blocks, count, stage.out_channels, memory + weights_at, packed_bias,
-                                    y + first * stage.out_channels, tile_sums, k_padded});
+        table.pointwise_stage_tile({panel,
+                                    stage.channels,
+                                    count,
+                                    stage.out_channels,
+                                    memory + weights_at,
+                                    packed_bias,
+                                    y + first * stage.out_channels,
+                                    tile_sums,
+                                    k_padded,
+                                    stream,
+                                    {{rows(stage.x, stage.channels, next, next_end)}}});
         for (int64_t i = 0; i < 2 * k_padded; ++i) own[i] += static_cast<double>(tile_sums[i]);
       });
     }
+    table.finish_streams();
   });
   add_moments(part_sums, pixels.parts, k_padded, stage.out_channels, sums);
 }

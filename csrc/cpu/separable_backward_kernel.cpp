@@ -191,7 +191,8 @@ void SeparableBackward::run_tile(const Tile& tile, int64_t first_image, float* p
     }
   }
   if (wants_below()) {
-    const PanelProduct job = {gradient, k_blocks_, pixels, transposed_, product};
+    const PanelProduct job = {
+        gradient, k_blocks_, pixels, transposed_, product, problem_.out_channels, plan_.table.tile_columns, {}};
     for (int64_t block = 0; block < column_blocks_; ++block) {
       plan_.table.multiply_panel(job, block);
       const int64_t stop = std::min(vectors_, inner_blocks_ - block * vectors_);

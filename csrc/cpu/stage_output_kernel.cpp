@@ -40,7 +40,7 @@ void stage_output_backward(const StageOutput& output, const float* gradient, flo
         const int64_t at = pixel * channels;
         table.stage_gradient_row({gradient + at, channels, table.lanes, output.x + at, output.scale, output.shift,
                                   output.activation, channels, std::min(tile, stop - pixel), channels, x_gradient + at,
-                                  sums + part * 2 * padded, padded});
+                                  false, sums + part * 2 * padded, padded});
       }
     }
   });
