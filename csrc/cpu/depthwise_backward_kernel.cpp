@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "cpu/depthwise_backward_tile.h"
+#include "cpu/depthwise_rows.h"
 #include "cpu/isa.h"
 #include "cpu/layout.h"
 #include "cpu/moments.h"
@@ -63,6 +64,11 @@ void depthwise_conv_backward(const ConvProblem& problem, const WeightSources& we
 
 void depthwise_stage_backward(const ConvProblem& problem, const WeightSources& weights, const StageBackward& stage,
                               const DepthwiseBackwardTensors& tensors) {
+  RowsPlan rows(kernels(), problem, true);
+  if (rows.group > 0) {
+    depthwise_rows_backward(rows, weights, stage, tensors);
+    return;
+  }
   PlanePlan plan(kernels(), problem, TilePurpose::kBackward, true);
   run(plan, weights, Activation::kNone, &stage, tensors);
 }

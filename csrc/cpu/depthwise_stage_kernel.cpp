@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "cpu/depthwise_rows.h"
 #include "cpu/isa.h"
 #include "cpu/layout.h"
 #include "cpu/moments.h"
@@ -34,16 +35,11 @@ class StageTile : PlaneTile {
         correlate_outputs(od, oh, rw, [&](int64_t b, int64_t, CorrelateRow& job) {
           const int64_t channel = (block_ + b) * lanes, valid = std::min(lanes, plan_.problem.channels - channel);
           float* target = y + at + channel;
-          // A whole block goes where it belongs; of a part of one the tensor has no room for the rest.
-          const bool direct = valid == lanes;
-          job.out = direct ? target : row_;
-          job.out_stride = direct ? strides.axis[kWidth] : lanes;
+          job.out = row_;
+          job.out_stride = lanes;
           plan_.table.correlate_row(job);
-          plan_.table.moments_row({job.out, job.out_stride, job.pixels, valid, sums + channel, plan_.blocks * lanes});
-          if (!direct) {
-            plan_.table.scatter_row({ElementType::kFloat32, strides.axis[kWidth], 1, job.pixels, valid, 0}, row_,
-                                    target);
-          }
+          plan_.table.finish_row(
+              {row_, job.pixels, valid, target, strides.axis[kWidth], false, sums + channel, plan_.blocks * lanes});
         });
       }
     }
@@ -59,6 +55,11 @@ class StageTile : PlaneTile {
 void depthwise_stage_forward(const ConvProblem& problem, const WeightSources& weights, const StageLoad& load,
                              const float* x, const Strides& x_strides, float* y, const Strides& y_strides,
                              double* sums) {
+  RowsPlan rows(kernels(), problem, false);
+  if (rows.group > 0) {
+    depthwise_rows_forward(rows, weights, load, x, y, sums);
+    return;
+  }
   PlanePlan plan(kernels(), problem, TilePurpose::kForward, true);
   const int64_t groups = plan.groups(), items = problem.batch * plan.tile_count();
   const int64_t padded = plan.blocks * plan.lanes;

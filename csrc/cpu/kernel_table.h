@@ -32,7 +32,7 @@ struct KernelTable {
   void (*corrected_row)(const StageRow&);
   void (*stage_gradient_row)(const StageGradientRow&);
   void (*stage_output)(const StageOutput&);
-  void (*moments_row)(const MomentsRow&);
+  void (*finish_row)(const FinishRow&);
   void (*pointwise_stage_tile)(const PointwiseStageTile&);
   void (*finish_streams)();  // behind stores past the caches, before another thread reads
   // One K block of a pointwise weight (rows, inner) as [inner, padded to whole vectors][column].

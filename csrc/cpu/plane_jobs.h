@@ -140,13 +140,15 @@ struct StageOutput {
   float* out;
 };
 
-// A row of pixels of one block of channels whose sums and sums of squares are wanted.
-struct MomentsRow {
-  const float* row;
-  int64_t pixel_stride;
+// A row of pixels of one block of channels, computed, on its way to a channels-last tensor; its sums are wanted.
+struct FinishRow {
+  const float* row;  // [pixel][lane]
   int64_t pixels;
   int64_t channels;  // of the block
-  double* sums;      // [lane], and the squares' sums_stride further
+  float* out;
+  int64_t pixel_stride;  // of out
+  bool stream;           // store past the caches: `out`, stride and channels are whole cache lines
+  double* sums;          // of the values [lane], and sums_stride further of their squares: added to
   int64_t sums_stride;
 };
 

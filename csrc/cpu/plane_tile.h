@@ -7,6 +7,7 @@
 
 #include "cpu/plane_jobs.h"
 #include "cpu/plane_plan.h"
+#include "cpu/stage_load.h"
 
 namespace dwsep {
 
@@ -25,14 +26,6 @@ struct TapList {
     }
     return true;
   }
-};
-
-// What a stage does to a channels-last float tensor on its way into planes; channels from the first.
-struct StageLoad {
-  const float* y;  // of a gradient, whose correction scale and shift then are; else null
-  const float* scale;
-  const float* shift;
-  Activation activation;
 };
 
 class PlaneTile {

@@ -1,7 +1,6 @@
 #include "cpu/pointwise_stage_kernel.h"
 
 #include <algorithm>
-#include <cstdint>
 
 #include "cpu/cache_size.h"
 #include "cpu/isa.h"
@@ -10,6 +9,7 @@
 #include "cpu/parallel.h"
 #include "cpu/plane_tiling.h"
 #include "cpu/scratch.h"
+#include "cpu/streaming.h"
 
 namespace dwsep {
 namespace {
@@ -36,14 +36,6 @@ struct Pixels {
 // The rows [begin, end) of a matrix.
 MemoryRange rows(const float* matrix, int64_t columns, int64_t begin, int64_t end) {
   return {matrix + begin * columns, (end - begin) * columns * kFloatBytes};
-}
-
-// Whether to store past the caches what the next operator reads: a tensor of this size is gone from them by then. Its
-// rows must be whole cache lines.
-bool streams(const float* tensor, int64_t pixels, int64_t channels) {
-  constexpr int64_t kLarge = int64_t{4} << 20, kLineFloats = 16;
-  return pixels * channels * kFloatBytes >= kLarge && channels % kLineFloats == 0 &&
-         reinterpret_cast<std::uintptr_t>(tensor) % (kLineFloats * sizeof(float)) == 0;
 }
 
 void pack_weight(const KernelTable& table, const PointwiseStage& stage, float* packed) {

@@ -1,0 +1,125 @@
+#include "cpu/depthwise_rows.h"
+
+#include <algorithm>
+
+#include "cpu/cache_size.h"
+#include "cpu/isa.h"
+
+namespace dwsep {
+namespace {
+
+constexpr int64_t kLine = 64;
+
+// Columns that the taps of any output column reach, beyond the input too.
+Range input_columns(const ConvAxis& axis) {
+  return {std::min<int64_t>(0, axis.position(0, 0)),
+          std::max(axis.input, axis.position(axis.output - 1, axis.kernel - 1) + 1)};
+}
+
+// Columns of outputs whose taps reach any input column, beyond the output too.
+Range gradient_columns(const ConvAxis& axis) {
+  const int64_t first = floor_div(axis.pad_low - (axis.kernel - 1) * axis.dilation, axis.stride);
+  const int64_t last = floor_div(axis.input - 1 + axis.pad_low, axis.stride);
+  return {std::min<int64_t>(0, first), std::max(axis.output, last + 1)};
+}
+
+}  // namespace
+
+RowsPlan::RowsPlan(const KernelTable& kernels, const ConvProblem& of, bool backward)
+    : table(kernels),
+      problem(of),
+      height(conv_axis(of, 1)),
+      width(conv_axis(of, 2)),
+      lanes(kernels.lanes),
+      blocks(ceil_div(of.channels, kernels.lanes)) {
+  const bool flat = of.input[0] == 1 && of.output[0] == 1 && of.kernel[0] == 1 && of.pad_low[0] == 0;
+  if (!flat || of.multiplier != 1 || of.element_type != ElementType::kFloat32) return;
+  const int64_t reach = (height.kernel - 1) * height.dilation;
+  inputs = RowRing(std::min(reach + 1, height.input), input_columns(width), lanes);
+  if (backward) {
+    gradients = RowRing(std::min(reach / height.stride + 1, height.output), gradient_columns(width), lanes);
+  }
+  const int64_t budget = l2_cache_bytes() / 2 / static_cast<int64_t>(sizeof(float));
+  group = std::min(blocks, budget / (inputs.floats(1) + gradients.floats(1)));
+  if (group == 0) return;
+  // Groups of the same size, as far as that goes.
+  group = ceil_div(blocks, ceil_div(blocks, group));
+  const int64_t wanted = ceil_div(16, groups() * std::max<int64_t>(1, of.batch));
+  bands = std::clamp<int64_t>(wanted, 1, std::max<int64_t>(1, height.output / 8));
+}
+
+void RowsPlan::pack(const WeightSources& sources, float* memory) {
+  const auto* weight = static_cast<const float*>(sources.depthwise);
+  const auto* given = static_cast<const float*>(sources.depthwise_bias);
+  float* packed_bias = memory + blocks * taps() * lanes;
+  for (int64_t channel = 0; channel < padded(); ++channel) {
+    float* target = memory + channel / lanes * taps() * lanes + channel % lanes;
+    const bool inside = channel < problem.channels;
+    for (int64_t tap = 0; tap < taps(); ++tap) target[tap * lanes] = inside ? weight[channel * taps() + tap] : 0.0f;
+    packed_bias[channel] = inside && given != nullptr ? given[channel] : 0.0f;
+  }
+  weights = memory;
+  bias = packed_bias;
+}
+
+void RowsGroup::fetch(const RowRing& ring, const float* tensor, const StageLoad& load, int64_t image, int64_t rows,
+                      int64_t columns, int64_t row) const {
+  const int64_t lanes = plan_.lanes, from = at(image, rows, columns, row);
+  const Range& range = ring.columns();
+  for (int64_t block = 0; block < group_; ++block) {
+    float* plane = ring.row(row, block);
+    std::fill(plane + range.begin * lanes, plane, 0.0f);
+    std::fill(plane + columns * lanes, plane + range.end * lanes, 0.0f);
+  }
+  StageRow job = {tensor + from,
+                  nullptr,
+                  load.scale != nullptr ? load.scale + channel() : nullptr,
+                  load.scale != nullptr ? load.shift + channel() : nullptr,
+                  load.activation,
+                  plan_.problem.channels,
+                  columns,
+                  channels(),
+                  ring.row(row, 0),
+                  ring.block_floats()};
+  if (load.y != nullptr) job.y = load.y + from;
+  (load.y != nullptr ? plan_.table.corrected_row : plan_.table.stage_row)(job);
+}
+
+void RowsAhead::add(const float* first, int64_t pixels, int64_t stride, int64_t floats) {
+  // What follows each other is one stretch.
+  const bool dense = floats == stride;
+  const int64_t size = static_cast<int64_t>(sizeof(float)), bytes = (dense ? floats * pixels : floats) * size;
+  const int64_t count = dense ? 1 : pixels;
+  stretches_.push_back({reinterpret_cast<const char*>(first), bytes, stride * size, count});
+  lines_ += ceil_div(bytes, kLine) * count;
+}
+
+void RowsAhead::ask(int64_t lines) {
+  while (lines > 0 && current_ < stretches_.size()) {
+    Stretch& stretch = stretches_[current_];
+    if (stretch.stride == 0 || stretch.pixels == 0) {
+      ++current_;
+      continue;
+    }
+    if (stretch.pixels > 1) {
+      for (int64_t byte = 0; byte < stretch.bytes; byte += kLine, --lines) __builtin_prefetch(stretch.at + byte, 0, 2);
+      stretch.at += stretch.stride;
+      --stretch.pixels;
+      continue;
+    }
+    const int64_t count = std::min(lines, ceil_div(stretch.bytes, kLine));
+    for (int64_t line = 0; line < count; ++line) __builtin_prefetch(stretch.at + line * kLine, 0, 2);
+    stretch.at += count * kLine;
+    stretch.bytes -= count * kLine;
+    lines -= count;
+    if (stretch.bytes <= 0) stretch.pixels = 0;
+  }
+}
+
+void RowsAhead::clear() {
+  stretches_.clear();
+  current_ = 0;
+  lines_ = 0;
+}
+
+}  // namespace dwsep

@@ -1,0 +1,123 @@
+// Depthwise convolution of channels-last floats row by row: of every tensor that is read, the last few rows lie in the
+// cache as planes, a block of channels each, and every row is fetched once.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <vector>
+
+#include "cpu/depthwise_backward_kernel.h"
+#include "cpu/packing.h"
+#include "cpu/plane_jobs.h"
+#include "cpu/plane_tiling.h"
+#include "cpu/stage_load.h"
+
+namespace dwsep {
+
+// The last rows of a tensor, of a group of channel blocks: [slot][block][column][lane], zeros beyond the tensor's
+// columns.
+class RowRing {
+ public:
+  RowRing() = default;
+  RowRing(int64_t slots, Range columns, int64_t lanes) : slots_(slots), columns_(columns), lanes_(lanes) {}
+
+  int64_t block_floats() const { return columns_.size() * lanes_; }
+  int64_t floats(int64_t group) const { return slots_ * group * block_floats(); }
+  void place(float* memory, int64_t group) {
+    memory_ = memory;
+    group_ = group;
+  }
+  // Column 0 of a row's block; columns before it may be there too.
+  float* row(int64_t row, int64_t block) const {
+    const int64_t slot = ((row % slots_) + slots_) % slots_;
+    return memory_ + (slot * group_ + block) * block_floats() - columns_.begin * lanes_;
+  }
+  const Range& columns() const { return columns_; }
+
+ private:
+  int64_t slots_ = 0;
+  Range columns_ = {0, 0};
+  int64_t lanes_ = 0;
+  float* memory_ = nullptr;
+  int64_t group_ = 0;
+};
+
+// How a problem is cut for this: groups of channel blocks, and bands of output rows that parts of the threads' work are
+// made of. All of it depends on the shape alone.
+struct RowsPlan {
+  const KernelTable& table;
+  const ConvProblem& problem;
+  ConvAxis height, width;
+  int64_t lanes, blocks;
+  int64_t group = 0;  // channel blocks together; 0 where not even the rows of one fit into the cache
+  int64_t bands = 1;
+  RowRing inputs, gradients;
+  const float* weights = nullptr;  // [block][tap][lane]
+  const float* bias = nullptr;     // [block][lane]
+
+  RowsPlan(const KernelTable& kernels, const ConvProblem& of, bool backward);
+
+  int64_t groups() const { return ceil_div(blocks, group); }
+  // A band of an image is an item; a part is some items, with sums of its own.
+  int64_t items() const { return problem.batch * bands; }
+  int64_t parts() const { return std::clamp<int64_t>(items(), 1, 16); }
+  Range items_of(int64_t part) const { return {items() * part / parts(), items() * (part + 1) / parts()}; }
+  Range band(int64_t item) const {
+    return {height.output * (item % bands) / bands, height.output * (item % bands + 1) / bands};
+  }
+  int64_t taps() const { return height.kernel * width.kernel; }
+  int64_t padded() const { return blocks * lanes; }
+  int64_t packed_floats() const { return blocks * (taps() + 1) * lanes; }
+  void pack(const WeightSources& sources, float* memory);
+};
+
+// Where the channels of one group are being computed, and how rows come into the rings.
+class RowsGroup {
+ public:
+  RowsGroup(const RowsPlan& plan, int64_t first_block)
+      : plan_(plan), block_(first_block), group_(std::min(plan.group, plan.blocks - first_block)) {}
+
+ protected:
+  const RowsPlan& plan_;
+  int64_t block_;  // the first
+  int64_t group_;  // blocks
+
+  int64_t channel() const { return block_ * plan_.lanes; }
+  int64_t channels() const { return std::min(plan_.problem.channels - channel(), group_ * plan_.lanes); }
+  // Row `row` of `width` columns of image `image` of a tensor (N, rows, width, C) into a ring.
+  void fetch(const RowRing& ring, const float* tensor, const StageLoad& load, int64_t image, int64_t rows,
+             int64_t width, int64_t row) const;
+  // The same row's place in the tensor.
+  int64_t at(int64_t image, int64_t rows, int64_t width, int64_t row) const {
+    return ((image * rows + row) * width) * plan_.problem.channels + channel();
+  }
+};
+
+// Asks for rows of tensors while others are computed.
+class RowsAhead {
+ public:
+  // `floats` of each of `pixels` pixels, which are `stride` floats apart.
+  void add(const float* first, int64_t pixels, int64_t stride, int64_t floats);
+  // The next `lines` cache lines or so.
+  void ask(int64_t lines);
+  int64_t lines() const { return lines_; }
+  void clear();
+
+ private:
+  struct Stretch {
+    const char* at;
+    int64_t bytes, stride, pixels;
+  };
+  std::vector<Stretch> stretches_;
+  std::size_t current_ = 0;
+  int64_t lines_ = 0;  // asked for and not
+};
+
+// `plan.group` must not be 0. `sums` (2, C): of y and of its squares.
+void depthwise_rows_forward(RowsPlan& plan, const WeightSources& weights, const StageLoad& load, const float* x,
+                            float* y, double* sums);
+
+void depthwise_rows_backward(RowsPlan& plan, const WeightSources& weights, const StageBackward& stage,
+                             const DepthwiseBackwardTensors& tensors);
+
+}  // namespace dwsep
