@@ -93,6 +93,7 @@ struct PanelOuterProduct {
   float* sums;          // [vector][row][lane]
   int64_t sums_stride;  // floats from a vector's sums to the next's
   bool first;           // whether there is nothing yet to add to
+  Prefetch prefetch;
 };
 
 // A row of pixels of a channels-last float tensor on its way into planes: through its norm and activation, or, a

@@ -121,6 +121,13 @@ class Backward {
   int64_t inner_padded() const { return inner_blocks_ * lanes_; }
   int64_t weight_floats() const { return gradients_.weight_gradient != nullptr ? k_padded() * inner_padded() : 0; }
   void run_tile(int64_t part, int64_t first, int64_t end, int64_t next_end, float* memory, bool is_first) const;
+  // What the pixels [begin, end) are read from.
+  Prefetch next_rows(int64_t begin, int64_t end) const {
+    const int64_t outputs = stage_.out_channels;
+    return {{rows(gradients_.gradient, outputs, begin, end),
+             rows(gradients_.y, outputs, begin, gradients_.correction != nullptr ? end : begin),
+             rows(stage_.x, stage_.channels, begin, end)}};
+  }
   void write_weight_gradient() const;
 };
 
@@ -145,6 +152,9 @@ void Backward::run_tile(int64_t part, int64_t first, int64_t end, int64_t next_e
       table_.sum_row(gradient + block * pixels * lanes_, pixels, bias_sums_ + part * k_padded() + block * lanes_);
     }
   }
+  // Both products take about the same time, and each asks for its share of what the next tile reads.
+  const int64_t multiplied = gradients_.x_gradient != nullptr ? column_blocks_ : 0;
+  const int64_t shares = std::max<int64_t>(1, gradients_.weight_gradient != nullptr ? 2 * column_blocks_ : multiplied);
   if (gradients_.weight_gradient != nullptr) table_.stage_row(load_of(stage_, first, pixels, lanes_, input));
   if (gradients_.x_gradient != nullptr) {
     const bool affine = stage_.scale != nullptr;
@@ -153,12 +163,8 @@ void Backward::run_tile(int64_t part, int64_t first, int64_t end, int64_t next_e
     for (int64_t block = 0; block < column_blocks_; ++block) {
       const int64_t channel = block * table_.tile_columns;
       job.columns = std::min(table_.tile_columns, stage_.channels - channel);
-      // An equal share of what the next tile reads.
-      const int64_t from = end + (next_end - end) * block / column_blocks_;
-      const int64_t to = end + (next_end - end) * (block + 1) / column_blocks_;
-      job.prefetch = {{rows(gradients_.gradient, outputs, from, to),
-                       rows(gradients_.y, outputs, from, gradients_.correction != nullptr ? to : from),
-                       rows(stage_.x, stage_.channels, from, to)}};
+      const int64_t ahead = next_end - end;
+      job.prefetch = next_rows(end + ahead * block / shares, end + ahead * (block + 1) / shares);
       table_.multiply_panel(job, block);
       table_.stage_gradient_row(
           {product, lanes_, pixels * lanes_, stage_.x + first * stage_.channels + channel,
@@ -169,7 +175,8 @@ void Backward::run_tile(int64_t part, int64_t first, int64_t end, int64_t next_e
   }
   if (gradients_.weight_gradient != nullptr) {
     table_.outer_product({gradient, outputs, input, inner_blocks_, pixels, weight_sums_ + part * weight_floats(),
-                          k_padded() * lanes_, is_first});
+                          k_padded() * lanes_, is_first,
+                          next_rows(end + (next_end - end) * multiplied / shares, next_end)});
   }
 }
 

@@ -210,7 +210,7 @@ void SeparableBackward::run_tile(const Tile& tile, int64_t first_image, float* p
   if (tensors_.pointwise_gradient != nullptr) {
     if (activated) plan_.table.activate_row(activation_, depthwise, inner_blocks_ * pixels);
     plan_.table.outer_product(
-        {gradient, k_padded(), depthwise, inner_blocks_, pixels, sums, k_padded() * lanes, first});
+        {gradient, k_padded(), depthwise, inner_blocks_, pixels, sums, k_padded() * lanes, first, {}});
   }
 }
 
