@@ -20,6 +20,14 @@ STABLE_TORCH_LIBRARY_IMPL(dwsep, CPU, library) {
   library.impl("separable_conv", TORCH_BOX(&dwsep::separable_conv));
   library.impl("separable_conv_backward", TORCH_BOX(&dwsep::separable_conv_backward));
   library.impl("separable_conv_packed", TORCH_BOX(&dwsep::separable_conv_packed));
+  library.impl("stage_correction", TORCH_BOX(&dwsep::stage_correction));
+  library.impl("stage_statistics", TORCH_BOX(&dwsep::stage_statistics));
+  library.impl("stage_sums",
+               TORCH_BOX(static_cast<torch::stable::Tensor (*)(const torch::stable::Tensor&)>(&dwsep::stage_sums)));
+  library.impl(
+      "stage_corrected",
+      TORCH_BOX(static_cast<torch::stable::Tensor (*)(const torch::stable::Tensor&, const torch::stable::Tensor&,
+                                                      const torch::stable::Tensor&)>(&dwsep::stage_corrected)));
   library.impl("stage_output", TORCH_BOX(&dwsep::stage_output));
   library.impl("stage_output_backward", TORCH_BOX(&dwsep::stage_output_backward));
 }

@@ -13,4 +13,11 @@ void stage_output_forward(const StageOutput& output);
 void stage_output_backward(const StageOutput& output, const float* gradient, float* x_gradient,
                            double* affine_gradient);
 
+// Sums and sums of squares of x (pixels, channels), per channel.
+void stage_sums(const float* x, int64_t pixels, int64_t channels, double* sums);
+
+// out = gradient + correction[0] * y + correction[1], all (pixels, channels).
+void stage_corrected(const float* gradient, const float* y, const float* correction, int64_t pixels, int64_t channels,
+                     float* out);
+
 }  // namespace dwsep

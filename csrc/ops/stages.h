@@ -51,4 +51,19 @@ StageResult stage_output_backward(const torch::stable::Tensor& grad, const torch
                                   const std::optional<torch::stable::Tensor>& scale,
                                   const std::optional<torch::stable::Tensor>& shift, const std::string& activation);
 
+// Scale, shift, mean and 1 / sqrt(variance + eps); the running statistics are updated in place.
+std::tuple<torch::stable::Tensor, torch::stable::Tensor, torch::stable::Tensor, torch::stable::Tensor> stage_statistics(
+    const torch::stable::Tensor& sums, int64_t count, const std::optional<torch::stable::Tensor>& weight,
+    const std::optional<torch::stable::Tensor>& bias, double eps, double momentum,
+    const std::optional<torch::stable::Tensor>& running_mean, const std::optional<torch::stable::Tensor>& running_var);
+
+// The correction (2, C), and the gradients of the norm's weight and bias.
+std::tuple<torch::stable::Tensor, torch::stable::Tensor, torch::stable::Tensor> stage_correction(
+    const torch::stable::Tensor& grad_affine, const torch::stable::Tensor& mean, const torch::stable::Tensor& invstd,
+    const std::optional<torch::stable::Tensor>& weight, int64_t count);
+
+torch::stable::Tensor stage_sums(const torch::stable::Tensor& x);
+torch::stable::Tensor stage_corrected(const torch::stable::Tensor& grad, const torch::stable::Tensor& y,
+                                      const torch::stable::Tensor& correction);
+
 }  // namespace dwsep

@@ -62,6 +62,9 @@ def test_opcheck_of_the_norm():
     opcheck(ops.stage_statistics, (sums, 30, None, None, 1e-5, 0.1, None, None))
     opcheck(ops.stage_correction, (draw(2, 9).double(), draw(9), draw(9).abs(), draw(9), 30))
     opcheck(ops.stage_correction, (draw(2, 9).double(), draw(9), draw(9).abs(), None, 30))
+    x = last(draw(2, 9, 5, 4))
+    opcheck(ops.stage_sums, (x,))
+    opcheck(ops.stage_corrected, (last(draw(2, 9, 5, 4)), x, draw(2, 9)))
 
 
 class _Norm:
