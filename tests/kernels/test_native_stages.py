@@ -1,0 +1,226 @@
+"""The native stages against the float64 reference: bit for bit on small integers, on every instruction set."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+import torch
+
+import dwsep
+from dwsep.kernels import stage_reference
+from tests import isas
+
+pytestmark = pytest.mark.skipif(
+    not dwsep.ops.native_status().loaded, reason=f"native library: {dwsep.ops.native_status().reason}"
+)
+ops = torch.ops.dwsep
+NAMES = ("x", "scale and shift", "weight", "bias")
+
+
+def _last(x: torch.Tensor) -> torch.Tensor:
+    return x.movedim(1, -1).contiguous().movedim(-1, 1)
+
+
+def _integers(*shape: int, top: int = 2) -> torch.Tensor:
+    return torch.randint(-top, top + 1, shape).float()
+
+
+def _double(arguments):
+    return [a.double() if isinstance(a, torch.Tensor) else a for a in arguments]
+
+
+def _equal(got: torch.Tensor, wanted: torch.Tensor | None, what: str) -> None:
+    if wanted is None:
+        assert got.numel() == 0, what
+        return
+    assert got.shape == wanted.shape, what
+    assert torch.equal(got.double(), wanted.double()), what
+
+
+def check(op: str, x, weight, geometry, activation: str, *, affine: bool, bias: bool, corrected: bool, mask) -> None:
+    """One problem, forward and backward; every number in it and every sum is an integer that float32 holds."""
+    what = f"{op} {tuple(x.shape)} {tuple(weight.shape)} {geometry} {activation} {affine=} {bias=} {corrected=} {mask}"
+    channels, outputs = x.shape[1], weight.shape[0]
+    scale, shift = (_integers(channels), _integers(channels)) if affine else (None, None)
+    arguments = (x, scale, shift, activation, weight, _integers(outputs) if bias else None)
+    y, sums = getattr(ops, op)(*arguments, *geometry)
+    wanted_y, wanted_sums = stage_reference.stage(*_double(arguments), geometry)
+    _equal(y, wanted_y, f"output of {what}")
+    _equal(sums, wanted_sums, f"sums of {what}")
+    assert y.numel() <= 1 or y.movedim(1, -1).is_contiguous()
+
+    grad = _last(_integers(*y.shape, top=1))
+    # Values that stay small: the gradient's products are summed over all pixels.
+    raw = _last(_integers(*y.shape, top=1))
+    correction = _integers(2, outputs, top=1) if corrected else None
+    arguments = (grad, raw, correction, x, scale, shift, activation, weight, bias)
+    found = getattr(ops, f"{op}_backward")(*arguments, *geometry, mask)
+    wanted = stage_reference.stage_backward(*_double(arguments), geometry, mask)
+    for name, got, expected in zip(NAMES, found, wanted, strict=True):
+        _equal(got, expected, f"gradient of {name}, {what}")
+
+
+def _problem(rng: random.Random):
+    axes = rng.choice((1, 2, 2, 2, 3))
+    kernel = [rng.choice((1, 2, 3, 3, 4, 5, 7)) for _ in range(axes)]
+    stride, dilation = [rng.choice((1, 1, 2, 3)) for _ in kernel], [rng.choice((1, 1, 2, 5)) for _ in kernel]
+    padding = [rng.choice((-1, 0, 1, (k - 1) * d // 2, 4)) for k, d in zip(kernel, dilation, strict=True) for _ in "lh"]
+    least = [
+        max(3, d * (k - 1) + 1 - low - high)
+        for k, d, low, high in zip(kernel, dilation, padding[0::2], padding[1::2], strict=True)
+    ]
+    largest = {1: 90, 2: 19, 3: 5}[axes]
+    spatial = [rng.randint(low, max(low, largest)) for low in least]
+    return kernel, stride, padding, dilation, spatial
+
+
+def check_many(count: int, seed: int) -> None:
+    """Drawn problems of both operators, on the instruction set in use."""
+    rng = random.Random(seed)
+    torch.manual_seed(seed)
+    for index in range(count):
+        batch, channels = rng.choice((1, 1, 2, 3)), rng.choice((1, 3, 7, 8, 16, 17, 24, 32, 40, 72, 150))
+        activation = rng.choice(("none", "relu", "relu6"))
+        options = {
+            "affine": rng.random() < 0.7,
+            "bias": rng.random() < 0.3,
+            "corrected": rng.random() < 0.7,
+            "mask": rng.choice(([True, True], [True, True], [True, False], [False, True])),
+        }
+        kernel, stride, padding, dilation, spatial = _problem(rng)
+        x = _last(_integers(batch, channels, *spatial))
+        ones = (1,) * len(spatial)
+        if index % 2 == 0:
+            weight = _integers(rng.choice((1, 5, 8, 16, 24, 33, 48, 100)), channels, *ones)
+            check("pointwise_stage", x, weight, (), activation, **options)
+        else:
+            weight = _integers(channels, 1, *kernel)
+            check("depthwise_stage", x, weight, (stride, padding, dilation), activation, **options)
+
+
+@pytest.mark.parametrize("isa", isas.SUPPORTED)
+def test_drawn_problems_exact_on_integers(isa):
+    isas.run_on(isa, "from tests.kernels import test_native_stages as t; t.check_many(400, seed=3)")
+
+
+def test_large_problems_exact_on_integers():
+    """Sizes at which tensors are cut into tiles, bands and groups of channels, and stored past the caches."""
+    torch.manual_seed(1)
+    options = {"affine": True, "bias": False, "corrected": True, "mask": [True, True]}
+    x = _last(_integers(2, 96, 112, 112))
+    check("pointwise_stage", x, _integers(40, 96, 1, 1, top=1), (), "relu6", **options)
+    for stride, kernel, dilation in ((1, 3, 1), (2, 3, 1), (1, 5, 2)):
+        pad = (kernel - 1) * dilation // 2
+        geometry = ([stride] * 2, [pad] * 4, [dilation] * 2)
+        check("depthwise_stage", x, _integers(96, 1, kernel, kernel, top=1), geometry, "relu", **options)
+    # Rows of one block of channels alone outgrow the cache.
+    wide = _last(_integers(1, 20, 9, 9000))
+    check("depthwise_stage", wide, _integers(20, 1, 9, 3, top=1), ([1, 1], [4, 4, 1, 1], [1, 1]), "relu", **options)
+    few = _last(_integers(1, 640, 3, 3))
+    check("pointwise_stage", few, _integers(700, 640, 1, 1, top=1), (), "relu", **options)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3, 5])
+def test_bits_do_not_depend_on_the_threads(threads):
+    generator = torch.Generator().manual_seed(7)
+    x = _last(torch.randn(3, 72, 19, 23, generator=generator))
+    scale, shift = torch.randn(2, 72, generator=generator)
+    weights = torch.randn(40, 72, 1, 1, generator=generator), torch.randn(72, 1, 3, 3, generator=generator)
+    geometry = ([1, 1], [1] * 4, [1, 1])
+
+    def results():
+        for op, weight, rest in (("pointwise_stage", weights[0], ()), ("depthwise_stage", weights[1], geometry)):
+            y, sums = getattr(ops, op)(x, scale, shift, "silu", weight, None, *rest)
+            correction = torch.stack([sums[0], sums[1]]).float() * 1e-4
+            arguments = (y.flip(0), y, correction, x, scale, shift, "silu", weight, True, *rest, [True, True])
+            yield from (y, sums, *getattr(ops, f"{op}_backward")(*arguments))
+        y = ops.stage_output(x, scale, shift, "gelu", x)
+        yield from (y, ops.stage_sums(y), *ops.stage_output_backward(y, x, scale, shift, "gelu"))
+
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        expected = list(results())
+        torch.set_num_threads(threads)
+        for _ in range(10):
+            for got, wanted in zip(results(), expected, strict=True):
+                assert torch.equal(got, wanted)
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("activation", ["none", "relu", "relu6", "silu", "hardswish", "gelu"])
+def test_floats_within_rounding(activation):
+    torch.manual_seed(2)
+    x, scale, shift = _last(torch.randn(2, 40, 12, 13)), torch.randn(40), torch.randn(40)
+    for op, weight, geometry in (
+        ("pointwise_stage", torch.randn(24, 40, 1, 1), ()),
+        ("depthwise_stage", torch.randn(40, 1, 5, 5), ([1, 1], [2] * 4, [1, 1])),
+    ):
+        arguments = (x, scale, shift, activation, weight, None)
+        y, sums = getattr(ops, op)(*arguments, *geometry)
+        wanted, wanted_sums = stage_reference.stage(*_double(arguments), geometry)
+        # Sums of at most 40 products of numbers around 1, and an activation within 4e-7 of its argument.
+        torch.testing.assert_close(y.double(), wanted, rtol=1e-5, atol=2e-5)
+        torch.testing.assert_close(sums[1], wanted_sums[1], rtol=1e-5, atol=1e-3)
+        arguments = (
+            _last(torch.randn_like(y)),
+            y,
+            torch.randn(2, y.shape[1]),
+            x,
+            scale,
+            shift,
+            activation,
+            weight,
+            True,
+        )
+        found = getattr(ops, f"{op}_backward")(*arguments, *geometry, [True, True])
+        expected = stage_reference.stage_backward(*_double(arguments), geometry, [True, True])
+        for name, got, value in zip(NAMES, found, expected, strict=True):
+            distance = (got.double() - value).norm() / value.norm()
+            assert distance < 2e-6, f"gradient of {name}, {op}: {distance:.1e}"
+
+
+def test_nothing_to_do():
+    scale, shift = torch.ones(5), torch.zeros(5)
+    empty = torch.empty(0, 5, 4, 4).to(memory_format=torch.channels_last)
+    y, sums = ops.pointwise_stage(empty, scale, shift, "relu", torch.ones(3, 5, 1, 1), None)
+    assert y.shape == (0, 3, 4, 4)
+    assert torch.equal(sums, torch.zeros(2, 3, dtype=torch.float64))
+    found = ops.pointwise_stage_backward(
+        y, y, torch.zeros(2, 3), empty, scale, shift, "relu", torch.ones(3, 5, 1, 1), True, [True, True]
+    )
+    assert all(bool((grad == 0).all()) for grad in found)
+    geometry = ([1, 1], [1] * 4, [1, 1])
+    y, sums = ops.depthwise_stage(empty, scale, shift, "relu", torch.ones(5, 1, 3, 3), None, *geometry)
+    assert y.shape == (0, 5, 4, 4)
+    assert not sums.any()
+    found = ops.depthwise_stage_backward(
+        y, y, torch.zeros(2, 5), empty, scale, shift, "relu", torch.ones(5, 1, 3, 3), True, *geometry, [True, True]
+    )
+    assert all(bool((grad == 0).all()) for grad in found)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"x": torch.ones(1, 4, 3, 3, dtype=torch.float64)}, "x must be float32"),
+        ({"x": torch.ones(4, 3)}, "3 to 5 dimensions"),
+        ({"scale": torch.ones(5)}, r"scale must have shape \(4\)"),
+        ({"shift": None}, "given together"),
+        ({"activation": "tanh"}, "unknown activation 'tanh'"),
+        ({"weight": torch.ones(2, 5, 1, 1)}, "pointwise weight must have shape"),
+    ],
+)
+def test_bad_arguments(change, message):
+    arguments = {
+        "x": torch.ones(1, 4, 3, 3),
+        "scale": torch.ones(4),
+        "shift": torch.ones(4),
+        "activation": "relu",
+        "weight": torch.ones(2, 4, 1, 1),
+        "bias": None,
+    }
+    with pytest.raises(RuntimeError, match=message):
+        ops.pointwise_stage(**{**arguments, **change})
