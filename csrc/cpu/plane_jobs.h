@@ -162,8 +162,7 @@ struct PointwiseStageTile {
   const float* weights;
   const float* bias;
   float* out;
-  float*
-      sums;  // of the outputs, added to, per channel in whole K blocks; of their squares sums_stride further; or null
+  double* sums;  // of the outputs per channel in whole K blocks, and sums_stride further of their squares: added to
   int64_t sums_stride;
   bool stream;  // store past the caches: `out` and the channels are whole cache lines
   Prefetch prefetch;

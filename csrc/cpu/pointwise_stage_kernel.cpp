@@ -267,14 +267,12 @@ void pointwise_stage_forward(const PointwiseStage& stage, const float* bias, flo
   std::fill_n(part_sums, pixels.parts * 2 * k_padded, 0.0);
   parallel_for(pixels.parts, 1, [&](int64_t begin, int64_t end) {
     const int64_t panel_floats = pixels.tile * inner_blocks * lanes;
-    float* panel = scratch(Scratch::kPanel, static_cast<std::size_t>(panel_floats + 2 * k_padded));
-    float* tile_sums = panel + panel_floats;
+    float* panel = scratch(Scratch::kPanel, static_cast<std::size_t>(panel_floats));
     for (int64_t part = begin; part < end; ++part) {
       double* own = part_sums + part * 2 * k_padded;
       pixels.for_tiles(part, [&](int64_t first, int64_t next, int64_t next_end) {
         const int64_t count = next - first;
         table.stage_row(load_of(stage, first, count, lanes, panel));
-        std::fill_n(tile_sums, 2 * k_padded, 0.0f);
         table.pointwise_stage_tile({panel,
                                     stage.channels,
                                     count,
@@ -282,11 +280,10 @@ void pointwise_stage_forward(const PointwiseStage& stage, const float* bias, flo
                                     memory + weights_at,
                                     packed_bias,
                                     y + first * stage.out_channels,
-                                    tile_sums,
+                                    own,
                                     k_padded,
                                     stream,
                                     {{rows(stage.x, stage.channels, next, next_end)}}});
-        for (int64_t i = 0; i < 2 * k_padded; ++i) own[i] += static_cast<double>(tile_sums[i]);
       });
     }
     table.finish_streams();

@@ -89,10 +89,12 @@ std::tuple<Tensor, Tensor, Tensor> stage_correction(const Tensor& grad_affine, c
     const double average = static_cast<double>(floats(mean)[c]), inverse = static_cast<double>(floats(invstd)[c]);
     const double grad_shift = grads[channels + c], grad_scale = grads[c] - average * grad_shift;
     const double factor = gamma != nullptr ? inverse * static_cast<double>(gamma[c]) : inverse;
-    // Twice the gradient of the variance, and the gradient of the mean, of each pixel.
-    const double slope = -inverse * inverse * factor * grad_scale / pixels;
-    mutable_floats(correction)[c] = static_cast<float>(slope);
-    mutable_floats(correction)[channels + c] = static_cast<float>(-factor * grad_shift / pixels - slope * average);
+    // Twice the gradient of the variance, and the gradient of the mean, of each pixel. The second belongs to the first
+    // as it is after rounding: together they still take nothing from the gradient's mean.
+    const auto slope = static_cast<float>(-inverse * inverse * factor * grad_scale / pixels);
+    mutable_floats(correction)[c] = slope;
+    mutable_floats(correction)[channels + c] =
+        static_cast<float>(-factor * grad_shift / pixels - static_cast<double>(slope) * average);
     mutable_floats(grad_weight)[c] = static_cast<float>(grad_scale * inverse);
     mutable_floats(grad_bias)[c] = static_cast<float>(grad_shift);
   }
