@@ -6,6 +6,7 @@
 #include "cpu/isa.h"
 #include "cpu/peak.h"
 #include "ops/depthwise_conv.h"
+#include "ops/pointwise_conv.h"
 #include "ops/separable_conv.h"
 #include "ops/stages.h"
 
@@ -14,7 +15,9 @@ STABLE_TORCH_LIBRARY_IMPL(dwsep, CPU, library) {
   library.impl("depthwise_conv_backward", TORCH_BOX(&dwsep::depthwise_conv_backward));
   library.impl("depthwise_stage", TORCH_BOX(&dwsep::depthwise_stage));
   library.impl("depthwise_stage_backward", TORCH_BOX(&dwsep::depthwise_stage_backward));
+  library.impl("pack_pointwise_weights", TORCH_BOX(&dwsep::pack_pointwise_weights));
   library.impl("pack_separable_weights", TORCH_BOX(&dwsep::pack_separable_weights));
+  library.impl("pointwise_conv_packed", TORCH_BOX(&dwsep::pointwise_conv_packed));
   library.impl("pointwise_stage", TORCH_BOX(&dwsep::pointwise_stage));
   library.impl("pointwise_stage_backward", TORCH_BOX(&dwsep::pointwise_stage_backward));
   library.impl("separable_conv", TORCH_BOX(&dwsep::separable_conv));
@@ -52,6 +55,10 @@ DWSEP_EXPORT int dwsep_set_isa(const char* name) { return dwsep::set_isa(name) ?
 DWSEP_EXPORT int64_t dwsep_packed_separable_size(int64_t inner_channels, int64_t taps, int64_t out_channels,
                                                  int bfloat16) {
   return dwsep::packed_separable_size(inner_channels, taps, out_channels, bfloat16 != 0);
+}
+
+DWSEP_EXPORT int64_t dwsep_packed_pointwise_size(int64_t channels, int64_t out_channels) {
+  return dwsep::packed_pointwise_size(channels, out_channels);
 }
 
 DWSEP_EXPORT double dwsep_fma_peak(double seconds) { return dwsep::fma_peak(seconds); }

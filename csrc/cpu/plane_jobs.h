@@ -168,6 +168,22 @@ struct PointwiseStageTile {
   Prefetch prefetch;
 };
 
+// The same for inference, K blocks [block_begin, block_end): activation, then residual.
+struct PointwiseTile {
+  const float* panel;
+  int64_t inner;  // channels in the inner blocks
+  int64_t pixels;
+  int64_t out_channels;
+  const float* weights;
+  const float* bias;
+  Activation activation;
+  const float* residual;  // lies as `out` does; or null
+  float* out;
+  int64_t block_begin;
+  int64_t block_end;
+  Prefetch prefetch;
+};
+
 // Operands of products which an instruction set wants in a form of its own; for what is multiplied as it lies,
 // `prepared` says false and the others are null.
 struct OperandKernels {

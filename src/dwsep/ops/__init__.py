@@ -3,6 +3,7 @@
 from dwsep.ops import (
     depthwise_conv,
     depthwise_stage,
+    pointwise_conv_packed,
     pointwise_stage,
     separable_conv,
     separable_conv_packed,
@@ -18,6 +19,7 @@ __all__ = [
     "depthwise_conv",
     "depthwise_stage",
     "native_status",
+    "pointwise_conv_packed",
     "pointwise_stage",
     "separable_conv",
     "separable_conv_packed",

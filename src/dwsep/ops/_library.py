@@ -80,6 +80,15 @@ def packed_separable_size(inner_channels: int, taps: int, out_channels: int, *, 
     return size(inner_channels, taps, out_channels, bfloat16)
 
 
+def packed_pointwise_size(channels: int, out_channels: int) -> int:
+    """Floats that ``dwsep::pack_pointwise_weights`` returns, which the kernels in use decide."""
+    if _native is None:
+        raise NotImplementedError(f"packed weights need the native library: {native_status().reason}")
+    size = _native.dwsep_packed_pointwise_size
+    size.argtypes, size.restype = [ctypes.c_int64] * 2, ctypes.c_int64
+    return size(channels, out_channels)
+
+
 def native_status() -> NativeStatus:
     """What became of loading the native library, which happens when ``dwsep`` is imported.
 

@@ -1,0 +1,86 @@
+#include "cpu/pointwise_conv_kernel.h"
+
+#include <algorithm>
+
+#include "cpu/cache_size.h"
+#include "cpu/isa.h"
+#include "cpu/parallel.h"
+#include "cpu/plane_tiling.h"
+#include "cpu/scratch.h"
+
+namespace dwsep {
+namespace {
+
+constexpr auto kFloatBytes = static_cast<int64_t>(sizeof(float));
+
+int64_t padded_inner(const KernelTable& table, int64_t channels) {
+  return ceil_div(channels, table.lanes) * table.lanes;
+}
+
+}  // namespace
+
+int64_t packed_pointwise_size(const KernelTable& table, int64_t channels, int64_t out_channels) {
+  return ceil_div(out_channels, table.tile_columns) * table.tile_columns * (padded_inner(table, channels) + 1);
+}
+
+void pack_pointwise(const KernelTable& table, const float* weight, const float* bias, int64_t channels,
+                    int64_t out_channels, float* packed) {
+  const int64_t columns = table.tile_columns, blocks = ceil_div(out_channels, columns);
+  const int64_t block_floats = padded_inner(table, channels) * columns;
+  parallel_for(blocks, std::max<int64_t>(1, 65536 / block_floats), [&](int64_t begin, int64_t end) {
+    for (int64_t block = begin; block < end; ++block) {
+      const int64_t first = block * columns;
+      table.pack_columns(weight + first * channels, std::min(columns, out_channels - first), channels,
+                         packed + block * block_floats);
+    }
+  });
+  float* packed_bias = packed + blocks * block_floats;
+  std::fill_n(packed_bias, blocks * columns, 0.0f);
+  if (bias != nullptr) std::copy_n(bias, out_channels, packed_bias);
+}
+
+void pointwise_conv_forward(const PointwiseConv& conv) {
+  const KernelTable& table = kernels();
+  const int64_t padded = padded_inner(table, conv.channels), threads = thread_count();
+  const int64_t blocks = ceil_div(conv.out_channels, table.tile_columns);
+  const int64_t block_floats = padded * table.tile_columns;
+  // A panel in L1 while the weights stream from L2; a larger one in L2 where they outgrow it. An output's value depends
+  // on no other's, so that the cut may follow the threads.
+  const bool large = blocks * block_floats * kFloatBytes > l2_cache_bytes() / 2;
+  const int64_t budget = large ? l2_cache_bytes() / 4 : l1_cache_bytes() / 2;
+  const int64_t least = 2 * table.tile_pixels;
+  const int64_t fair = std::max(least, ceil_div(conv.pixels, 2 * threads));
+  const int64_t tile = std::min(std::max(budget / (padded * kFloatBytes), least), fair);
+  const int64_t tiles = ceil_div(conv.pixels, tile);
+  // Few tiles: the output's channels are split, too.
+  const int64_t splits = tiles >= 2 * threads || threads == 1 ? 1 : std::min(blocks, ceil_div(2 * threads, tiles));
+  parallel_for(tiles * splits, 1, [&](int64_t begin, int64_t end) {
+    float* panel = scratch(Scratch::kPanel, static_cast<std::size_t>(tile * padded));
+    int64_t filled = -1;
+    for (int64_t unit = begin; unit < end; ++unit) {
+      const int64_t index = unit / splits, split = unit % splits;
+      const int64_t first = conv.pixels * index / tiles, pixels = conv.pixels * (index + 1) / tiles - first;
+      if (filled != index) {
+        table.stage_row({conv.x + first * conv.channels, nullptr, nullptr, nullptr, Activation::kNone, conv.channels,
+                         pixels, conv.channels, panel, pixels * table.lanes});
+        filled = index;
+      }
+      const int64_t next = first + pixels;
+      const int64_t next_pixels = unit + splits < end ? conv.pixels * (index + 2) / tiles - next : 0;
+      table.pointwise_tile({panel,
+                            conv.channels,
+                            pixels,
+                            conv.out_channels,
+                            conv.packed,
+                            conv.packed + blocks * block_floats,
+                            conv.activation,
+                            conv.residual != nullptr ? conv.residual + first * conv.out_channels : nullptr,
+                            conv.out + first * conv.out_channels,
+                            blocks * split / splits,
+                            blocks * (split + 1) / splits,
+                            {{{conv.x + next * conv.channels, next_pixels * conv.channels * kFloatBytes}}}});
+    }
+  });
+}
+
+}  // namespace dwsep

@@ -1,0 +1,30 @@
+// A 1x1 convolution with packed weights, bias, activation and residual: inference.
+#pragma once
+
+#include <cstdint>
+
+#include "cpu/conv_problem.h"
+#include "cpu/kernel_table.h"
+
+namespace dwsep {
+
+// Floats of packed weights: K blocks [inner, padded][column], then the bias.
+int64_t packed_pointwise_size(const KernelTable& table, int64_t channels, int64_t out_channels);
+void pack_pointwise(const KernelTable& table, const float* weight, const float* bias, int64_t channels,
+                    int64_t out_channels, float* packed);
+
+// Channels-last floats: x (pixels, channels), residual, if any, and out (pixels, out_channels).
+struct PointwiseConv {
+  int64_t pixels;
+  int64_t channels;
+  int64_t out_channels;
+  const float* x;
+  const float* packed;
+  Activation activation;
+  const float* residual;
+  float* out;
+};
+
+void pointwise_conv_forward(const PointwiseConv& conv);
+
+}  // namespace dwsep

@@ -1,0 +1,20 @@
+#pragma once
+
+#include <torch/csrc/stable/tensor.h>
+
+#include <optional>
+#include <string>
+
+namespace dwsep {
+
+torch::stable::Tensor pack_pointwise_weights(const torch::stable::Tensor& weight,
+                                             const std::optional<torch::stable::Tensor>& bias);
+
+// activation(convolution + bias) + residual in channels last, with what pack_pointwise_weights returned.
+torch::stable::Tensor pointwise_conv_packed(const torch::stable::Tensor& x, const torch::stable::Tensor& packed,
+                                            int64_t out_channels, const std::string& activation,
+                                            const std::optional<torch::stable::Tensor>& residual);
+
+int64_t packed_pointwise_size(int64_t channels, int64_t out_channels);
+
+}  // namespace dwsep
