@@ -19,6 +19,7 @@ BELOW = {
     "dispatch": {"ops", "kernels", "geometry", "errors"},
     "functional": {"dispatch", "ops", "kernels", "geometry", "errors"},
     "nn": {"functional", "dispatch", "ops", "kernels", "geometry", "errors"},
+    "accelerate": {"nn", "functional", "dispatch", "ops", "kernels", "geometry", "errors"},
     "networks": {"nn", "functional", "geometry", "errors"},
     "analysis": {"nn", "geometry", "errors"},
     "bench": {"analysis", "nn", "functional", "dispatch", "ops", "kernels", "geometry", "errors"},

@@ -3,6 +3,7 @@
 from importlib.metadata import PackageNotFoundError, version
 
 from dwsep import functional, networks, nn, ops
+from dwsep.accelerate import AccelerationReport, accelerate_, revert_
 from dwsep.dispatch import backends
 from dwsep.errors import ArgumentError
 
@@ -11,4 +12,15 @@ try:
 except PackageNotFoundError:  # a source folder on the path, not installed
     __version__ = "0+unknown"
 
-__all__ = ["ArgumentError", "__version__", "backends", "functional", "networks", "nn", "ops"]
+__all__ = [
+    "AccelerationReport",
+    "ArgumentError",
+    "__version__",
+    "accelerate_",
+    "backends",
+    "functional",
+    "networks",
+    "nn",
+    "ops",
+    "revert_",
+]

@@ -1,0 +1,183 @@
+"""``accelerate_`` and ``revert_``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from dwsep.accelerate import _modules, _tracing
+from dwsep.accelerate._forward import AcceleratedForward, DepthwiseForward, gains, is_ours
+from dwsep.accelerate._program import Call, Program, Stage
+from dwsep.accelerate._report import AccelerationReport, Line
+
+Filter = Callable[[str, nn.Module], bool]
+
+
+def accelerate_(model: nn.Module, *, filter_fn: Filter | None = None) -> AccelerationReport:
+    """Make a network of depthwise separable convolutions faster, in place, its numbers unchanged.
+
+    Chains of convolution, batch norm, activation and sum run fused from the next call on. Parameters, buffers, names,
+    ``state_dict`` keys, hooks, device, dtype, mode and shared modules stay; optimizers built before stay valid; copies
+    and pickles of the model are accelerated, too. What cannot run fused (another device or dtype, autocast,
+    ``torch.func``, a compiler, hooks) runs as before. Weights may change at any time.
+
+    Args:
+        model: any module; changed in place.
+        filter_fn: called with the name and the module of everything inside; where it returns ``False``, that module
+            and all within are left alone.
+
+    Returns:
+        What was fused, and what was left alone and why.
+
+    Raises:
+        TypeError: ``model`` is no module, or ``filter_fn`` cannot be called.
+
+    Cost: reads the forward of every part once; no arithmetic, no memory until the first inference.
+
+    Example:
+        >>> import torch, dwsep
+        >>> model = torch.nn.Sequential(
+        ...     torch.nn.Conv2d(8, 8, 3, padding=1, groups=8), torch.nn.BatchNorm2d(8), torch.nn.ReLU(),
+        ...     torch.nn.Conv2d(8, 16, 1), torch.nn.BatchNorm2d(16)).eval()
+        >>> print(dwsep.accelerate_(model))
+        2 chains run fused
+        module  what                             status  reason
+        0       3x3 depthwise, batch norm, relu  fused
+        3       1x1, batch norm                  fused
+        >>> with torch.no_grad():
+        ...     model(torch.ones(1, 8, 4, 4)).shape
+        torch.Size([1, 16, 4, 4])
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, got {model!r} of type {type(model).__name__}")
+    if filter_fn is not None and not callable(filter_fn):
+        raise TypeError(f"filter_fn must be a function of a name and a module, got {filter_fn!r}")
+    revert_(model)
+    names = {id(module): name for name, module in model.named_modules()}
+    excluded = [m for n, m in model.named_modules() if filter_fn is not None and not filter_fn(n, m)]
+    lines = [Line(names[id(m)], type(m).__name__, "left alone", "filter_fn returned False") for m in excluded]
+    _install(model, names, excluded, lines, set())
+    fused = sum(line.status == "fused" for line in lines)
+    if not fused:
+        why = "no chain could be read" if _has_depthwise(model) else "the model has no depthwise torch.nn.Conv2d"
+        summary = f"nothing to gain, left alone: {why}"
+        return AccelerationReport(tuple(lines), summary)
+    return AccelerationReport(tuple(lines), f"{fused} chain{'s' if fused > 1 else ''} run{'s' * (fused == 1)} fused")
+
+
+def revert_(model: nn.Module) -> None:
+    """Undo :func:`accelerate_`: the model is then exactly as it was.
+
+    Args:
+        model: any module; changed in place. One that was never accelerated stays as it is.
+
+    Raises:
+        TypeError: ``model`` is no module.
+
+    Cost: none.
+
+    Example:
+        >>> import torch, dwsep
+        >>> model = torch.nn.Sequential(torch.nn.Conv2d(4, 4, 3, groups=4), torch.nn.BatchNorm2d(4))
+        >>> _ = dwsep.accelerate_(model)
+        >>> dwsep.revert_(model)
+        >>> "forward" in vars(model)
+        False
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, got {model!r} of type {type(model).__name__}")
+    for module in model.modules():
+        if is_ours(module.__dict__.get("forward")):
+            del module.__dict__["forward"]
+
+
+def _install(
+    module: nn.Module, names: dict[int, str], excluded: list[nn.Module], lines: list[Line], covered: set[int]
+) -> None:
+    """Accelerate a module, and every one inside for the calls that reach it without its parents' programs.
+
+    ``covered`` holds what the programs found so far run themselves, so that the report names nothing twice.
+    """
+    if any(module is other for other in excluded) or not _has_depthwise(module):
+        return
+    if is_ours(module.__dict__.get("forward")):
+        return  # a shared module, met before
+    kind, name = type(module).__name__, names[id(module)]
+    if "forward" in module.__dict__ or isinstance(module, torch.jit.ScriptModule):
+        if id(module) not in covered:
+            lines.append(Line(name, kind, "left alone", "its forward was replaced or compiled"))
+        return
+    if isinstance(module, nn.Conv2d):
+        if _modules.is_conv(module) and module.padding_mode == "zeros":
+            module.__dict__["forward"] = DepthwiseForward(module)
+            if id(module) not in covered:
+                lines.append(Line(name, describe(Stage(name, 0, conv=module)), "fused", "by itself, where it pays"))
+        elif id(module) not in covered:
+            lines.append(Line(name, kind, "left alone", "its convolution is not torch's plain one"))
+        return
+    if type(module).forward is not nn.Module.forward:
+        forward = AcceleratedForward(module, excluded)
+        if id(module) in covered:
+            module.__dict__["forward"] = forward
+        else:
+            try:
+                program = forward.read().program
+            except _tracing.CannotTrace as error:
+                lines.append(Line(name, kind, "left alone", f"itself, not its parts: {error}"))
+            else:
+                if gains(program):
+                    module.__dict__["forward"] = forward
+                    lines.extend(_lines(program, names))
+                    covered |= {id(part) for part in (*program.inside, *program.parts)}
+    for child in module.children():
+        _install(child, names, excluded, lines, covered)
+
+
+def _has_depthwise(module: nn.Module) -> bool:
+    return any(isinstance(inner, nn.Conv2d) and _modules.is_depthwise(inner) for inner in module.modules())
+
+
+def _lines(program: Program, names: dict[int, str]) -> list[Line]:
+    lines = []
+    for step in program.steps:
+        if isinstance(step, Stage):
+            first = step.conv if step.conv is not None else step.norm
+            alone = step.norm is None and step.activation == "none" and step.residual is None
+            depthwise = step.conv is not None and _modules.is_depthwise(step.conv)
+            if first is not None and (depthwise or not alone):
+                lines.append(Line(names[id(first)], describe(step), "fused"))
+        elif isinstance(step, Call) and isinstance(step.target, nn.Module):
+            reason = _reason(step.target)
+            if reason is not None:
+                lines.append(Line(names[id(step.target)], type(step.target).__name__, "left alone", reason))
+    return lines
+
+
+def _reason(module: nn.Module) -> str | None:
+    """Why a module runs as it is; ``None`` for one that nobody would expect to be fused."""
+    if _modules.is_replaced(module):
+        return "hooks have to see it run"
+    if isinstance(module, nn.Conv2d):
+        return "its convolution is not torch's plain one"
+    if isinstance(module, nn.modules.batchnorm._BatchNorm) or "norm" in type(module).__name__.lower():
+        return "not a plain batch norm"
+    if any(isinstance(inner, nn.Conv2d) for inner in module.modules()):
+        own = type(module).__module__.startswith("dwsep.")
+        return "runs on these kernels already" if own else "holds no chain that can be read"
+    return None
+
+
+def describe(stage: Stage) -> str:
+    """A chain in words."""
+    parts = []
+    if stage.conv is not None:
+        size = "x".join(map(str, stage.conv.kernel_size))
+        groups = stage.conv.groups
+        kind = " depthwise" if _modules.is_depthwise(stage.conv) else f" in {groups} groups" if groups > 1 else ""
+        parts.append(size + kind)
+    parts += ["batch norm"] if stage.norm is not None else []
+    parts += [stage.activation] if stage.activation != "none" else []
+    parts += ["sum"] if stage.residual is not None else []
+    return ", ".join(parts)

@@ -1,0 +1,240 @@
+"""What ``accelerate_`` puts in a module's instance as its forward: guards, and the program they admit to."""
+
+from __future__ import annotations
+
+import inspect
+import operator
+from collections.abc import Collection
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules import module as torch_module
+
+from dwsep import _functorch, functional
+from dwsep.accelerate import _inference, _modules, _tracing, _training
+from dwsep.accelerate._matching import match
+from dwsep.accelerate._program import Program
+from dwsep.geometry import ConvGeometry
+
+# A module whose state changes at every call is not worth reading again at every call.
+_MOST_READINGS = 16
+_TRAINING = operator.attrgetter("training")
+_REQUIRES_GRAD = Tensor.requires_grad.__get__  # type: ignore[attr-defined]
+
+
+class _State:
+    """All that a program depends on beside tensors: plain attributes, children, hooks, modes, forwards replaced."""
+
+    def __init__(self, root: nn.Module, program: Program) -> None:
+        self.places: list[dict[str, Any]] = []
+        self.keys: list[str] = []
+        for module in program.inside:
+            self._watch(module.__dict__, [k for k, v in module.__dict__.items() if _steers(k, v)])
+        for module in (*program.inside, *program.parts):
+            self._watch(module._modules, list(module._modules))
+        for module in program.skipped:
+            self._watch(module.__dict__, ["training"])
+        self.values = [place[key] for place, key in zip(self.places, self.keys, strict=True)]
+        followed = [module for module in program.inside if module is not root]
+        self.modules = [*followed, *program.parts, *program.skipped]
+        self.hooks = [hooks for module in self.modules for hooks in _modules.hooks_of(module)]
+        self.dicts = [module.__dict__ for module in (root, *self.modules)]
+        self.lengths: list[int] | None = None
+
+    def _watch(self, place: dict[str, Any], keys: list[str]) -> None:
+        self.places += [place] * len(keys)
+        self.keys += keys
+
+    def _settle(self) -> bool:
+        """Before the first use: our own forwards are in place now, so that from here on none may come or change."""
+        for place in self.dicts:
+            forward = place.get("forward")
+            if forward is not None:
+                if not is_ours(forward):
+                    return False
+                self._watch(place, ["forward"])
+                self.values.append(forward)
+        self.lengths = list(map(len, self.dicts))
+        return True
+
+    def is_current(self) -> bool:
+        """Whether everything is as it was, asked in a few passes of C."""
+        if any(self.hooks) or (self.lengths is None and not self._settle()):
+            return False
+        try:
+            same = all(map(operator.is_, map(operator.getitem, self.places, self.keys), self.values))
+        except KeyError:
+            return False
+        # An attribute that is new in an instance hides the one of its class.
+        return same and list(map(len, self.dicts)) == self.lengths
+
+
+def _steers(key: str, value: Any) -> bool:
+    """Whether an attribute may decide which way a forward goes."""
+    return not key.startswith("_") and (value is None or type(value) in (bool, float))
+
+
+class Reading:
+    """A module's program in one state, with what was prepared from it."""
+
+    def __init__(self, root: nn.Module, excluded: Collection[nn.Module]) -> None:
+        self.program = match(root, _tracing.trace(root, excluded))
+        self.state = _State(root, self.program)
+        self.parameters = list(root.parameters())
+        self.norms = [stage.norm for stage in self.program.stages() if stage.norm is not None]
+        convs = [stage.conv for stage in self.program.stages() if stage.conv is not None and stage.input == 0]
+        self.channels = {conv.in_channels for conv in convs}
+        self.gains = gains(self.program)
+        self.plan: _inference.Plan | None = None
+
+    def wants_gradient(self, x: Tensor) -> bool:
+        """Whether autograd has to see the module run."""
+        return torch.is_grad_enabled() and (x.requires_grad or any(map(_REQUIRES_GRAD, self.parameters)))
+
+    def is_training(self) -> bool:
+        """Whether a norm takes the statistics of the batch and updates the running ones."""
+        return any(map(_TRAINING, self.norms))
+
+    def inference(self) -> _inference.Plan | None:
+        """The plan to run, made anew where it is stale; ``None`` where there can be none."""
+        if self.plan is None or not self.plan.is_current():
+            self.plan = None
+            try:
+                self.plan = _inference.Plan(self.program)
+            except NotImplementedError:
+                return None
+        return self.plan
+
+
+class _InstanceForward:
+    """Stands for a module's forward in its instance; who inspects it (``torch.export`` does) finds the original's."""
+
+    module: nn.Module
+
+    @property
+    def __code__(self) -> Any:
+        return type(self.module).forward.__code__
+
+    @property
+    def __signature__(self) -> inspect.Signature:
+        return inspect.signature(type(self.module).forward.__get__(self.module))
+
+
+class AcceleratedForward(_InstanceForward):
+    """Runs a module's program where the guards allow, its own forward else. Copies and pickles with its module."""
+
+    def __init__(self, module: nn.Module, excluded: Collection[nn.Module] = ()) -> None:
+        self.module = module
+        self.excluded = list(excluded)
+        self._forget()
+
+    def _forget(self) -> None:
+        self.readings: list[Reading] = []
+        self.count = 0
+        self.unreadable = False
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"module": self.module, "excluded": self.excluded}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._forget()
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if torch.compiler.is_compiling():
+            return type(self.module).forward(self.module, *args, **kwargs)
+        if len(args) == 1 and not kwargs and _admits(args[0]):
+            reading = self.reading()
+            if reading is not None and reading.channels <= {args[0].shape[1]}:
+                x = args[0]
+                if reading.wants_gradient(x) or reading.is_training():
+                    if _training.is_available() and _training.admits(reading.program):
+                        return _training.run(reading.program, x)
+                else:
+                    plan = reading.inference()
+                    if plan is not None:
+                        return plan.run(x)
+        return type(self.module).forward(self.module, *args, **kwargs)
+
+    def reading(self) -> Reading | None:
+        """The module's program in its present state; ``None`` where it cannot be read."""
+        readings = self.readings
+        for index, reading in enumerate(readings):
+            if reading.state.is_current():
+                if index:
+                    readings.insert(0, readings.pop(index))
+                    reading.plan = None
+                return reading if reading.gains else None
+        if self.count >= _MOST_READINGS:
+            return None
+        self.count += 1
+        try:
+            reading = self.read()
+        except _tracing.CannotTrace:
+            return None
+        return reading if reading.gains else None
+
+    def read(self) -> Reading:
+        """Read the module's forward anew."""
+        reading = Reading(self.module, self.excluded)
+        self.readings.insert(0, reading)
+        del self.readings[4:]
+        return reading
+
+
+class DepthwiseForward(_InstanceForward):
+    """Runs one depthwise convolution on whichever kernel is the faster, where no program runs it."""
+
+    def __init__(self, module: nn.Conv2d) -> None:
+        self.module = module
+        self._geometry: tuple[Any, ConvGeometry] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"module": self.module, "_geometry": None}
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        conv: Any = self.module
+        if torch.compiler.is_compiling() or len(args) != 1 or kwargs or not _admits(args[0], (conv.in_channels,)):
+            return type(conv).forward(conv, *args, **kwargs)
+        key = conv.kernel_size, conv.stride, conv.padding, conv.dilation, conv.groups
+        if not _modules.is_conv(conv) or conv.groups != conv.in_channels or conv.weight.dtype is not torch.float32:
+            return type(conv).forward(conv, *args, **kwargs)
+        if self._geometry is None or self._geometry[0] != key:
+            self._geometry = key, _modules.geometry_of(conv)
+        return functional.depthwise_conv(args[0], conv.weight, conv.bias, self._geometry[1], "none", "auto")
+
+
+def gains(program: Program) -> bool:
+    """Whether a program is worth running: a depthwise convolution in it has something to be fused with."""
+    users = program.users()
+    ends = {s.input for s in program.stages() if s.conv is not None and _modules.is_pointwise(s.conv)}
+    for stage in program.stages():
+        if stage.conv is not None and _modules.is_depthwise(stage.conv):
+            if stage.norm is not None or stage.activation != "none":
+                return True
+            if stage.output in ends and users[stage.output] == 1:
+                return True
+    return False
+
+
+def _admits(x: Any, channels: Collection[int] | None = None) -> bool:
+    """Whether an input, and what surrounds the call, leaves the choice of kernels to us."""
+    return (
+        type(x) is Tensor
+        and not _tracing.is_tracing_elsewhere()  # first: sizes are tensors while torch.jit traces
+        and x.dtype is torch.float32
+        and x.is_cpu
+        and x.dim() == 4
+        and x.layout is torch.strided
+        and x.numel() > 0
+        and (channels is None or x.shape[1] in channels)
+        and not torch.is_autocast_enabled("cpu")
+        and not _functorch.is_active()
+        and not torch_module._has_any_global_hook()
+    )
+
+
+def is_ours(forward: Any) -> bool:
+    """Whether a module's instance forward was put there by ``accelerate_``."""
+    return isinstance(forward, (AcceleratedForward, DepthwiseForward))

@@ -1,0 +1,232 @@
+"""From the graph of a forward to a program: chains of convolution, batch norm, activation and sum become stages."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import fx, nn
+
+from dwsep.accelerate import _modules
+from dwsep.accelerate._program import Call, Product, Program, Stage, Step, Value, inputs_of, values_in
+from dwsep.accelerate._tracing import Trace
+
+
+class _Matcher:
+    def __init__(self, root: nn.Module, traced: Trace) -> None:
+        self.root = root
+        self.traced = traced
+        self.nodes = list(traced.graph.nodes)
+        self.position = {node: index for index, node in enumerate(self.nodes)}
+        self.modules = {n: root.get_submodule(str(n.target)) for n in self.nodes if n.op == "call_module"}
+        self.values: dict[fx.Node, int] = {}
+        self.done: set[fx.Node] = set()
+        self.parts: list[nn.Module] = []
+        self.skipped: list[nn.Module] = []
+        self.steps: list[Step] = []
+        self.count = 0
+
+    def program(self) -> Program:
+        outputs: list[Any] = []
+        for node in self.nodes:
+            if node in self.done:
+                continue
+            if node.op == "placeholder":
+                self.values[node] = self._new()
+            elif node.op == "output":
+                outputs = list(self._argument(node.args[0]))
+            else:
+                self._step(node)
+        program = Program(
+            self.steps, outputs, self.traced.output_spec, self.count, self.traced.inside, self.parts, self.skipped
+        )
+        kept = set(values_in(program.outputs))
+        for index, step in enumerate(self.steps):
+            for value in inputs_of(step):
+                if value not in kept:
+                    program.last_use[value] = index
+        return program
+
+    def _new(self) -> int:
+        self.count += 1
+        return self.count - 1
+
+    def _argument(self, argument: Any) -> Any:
+        """An argument with values in place of nodes, in plain containers."""
+        if isinstance(argument, fx.Node):
+            return Value(self.values[argument])
+        if isinstance(argument, tuple):
+            entries = [self._argument(entry) for entry in argument]
+            return type(argument)(*entries) if hasattr(argument, "_fields") else tuple(entries)
+        if isinstance(argument, list):
+            return [self._argument(entry) for entry in argument]
+        if isinstance(argument, dict):
+            return {key: self._argument(entry) for key, entry in argument.items()}
+        if isinstance(argument, slice):
+            return slice(*(self._argument(side) for side in (argument.start, argument.stop, argument.step)))
+        return argument
+
+    def _step(self, node: fx.Node) -> None:
+        source = self._source(node)
+        module = self.modules.get(node)
+        if source is not None and module is not None and not _modules.is_replaced(module):
+            if _modules.passes_through(module):
+                self.values[node] = self.values[source]
+                self.skipped.append(module)
+                return
+            if _modules.is_conv(module) or _modules.is_norm(module):
+                self._stage(node, source)
+                return
+        if source is not None and self._activation(node) is not None:
+            stage = Stage(str(node.target), self.values[source], activation=self._activation(node) or "none")
+            self._finish(stage, node, None)
+            return
+        self._call(node)
+
+    def _source(self, node: fx.Node) -> fx.Node | None:
+        """The one value that a module or an elementwise call is applied to."""
+        if len(node.args) == 1 and isinstance(node.args[0], fx.Node):
+            return node.args[0] if node.op != "call_module" or not node.kwargs else None
+        return None
+
+    def _activation(self, node: fx.Node) -> str | None:
+        module = self.modules.get(node)
+        if module is not None:
+            name = None if _modules.is_replaced(module) else _modules.activation_of(module)
+            in_place = getattr(module, "inplace", False)
+        elif node.op in ("call_function", "call_method"):
+            name = _modules.activation_of_call(node.target, node.kwargs)
+            in_place = _writes(node, None)
+        else:
+            return None
+        source = self._source(node)
+        if name is not None and in_place and source is not None and len(source.users) > 1:
+            return None  # what else takes the tensor sees the change
+        return name
+
+    def _next(self, tail: fx.Node) -> fx.Node | None:
+        """The only user of a value, where it applies something to that value alone."""
+        if len(tail.users) != 1:
+            return None
+        user = next(iter(tail.users))
+        return user if self._source(user) is tail else None
+
+    def _stage(self, node: fx.Node, source: fx.Node) -> None:
+        stage = Stage(str(node.target), self.values[source])
+        module, tail = self.modules[node], node
+        unknown: nn.Module | None = None
+        self.parts.append(module)
+        if isinstance(module, nn.Conv2d):
+            stage.conv = module
+            tail = self._skip(tail)
+            user = self._next(tail)
+            norm = self.modules.get(user) if user is not None else None
+            if user is not None and norm is not None and not _modules.is_replaced(norm) and _modules.is_norm(norm):
+                tail, module = user, norm
+                self.done.add(user)
+                self.parts.append(norm)
+        if isinstance(module, nn.BatchNorm2d):
+            stage.norm = module
+            if _modules.has_inner_activation(module):
+                inner: Any = module.act
+                self.parts += [inner, module.drop]  # type: ignore[list-item]
+                stage.activation = _modules.activation_of(inner) or "none"
+                if stage.activation == "none" and type(inner) is not nn.Identity:
+                    unknown = inner
+        if unknown is not None:
+            value = self._new()
+            stage.output = value
+            self.steps.append(stage)
+            call = Call("module", unknown, (Value(value),), {}, self._new())
+            self.steps.append(call)
+            self.values[tail] = call.output
+            return
+        tail = self._skip(tail)
+        user = self._next(tail)
+        if stage.activation == "none" and user is not None and self._activation(user) is not None:
+            stage.activation = self._activation(user) or "none"
+            tail = user
+            self._take(user)
+            tail = self._skip(tail)
+        self._finish(stage, tail, node)
+
+    def _take(self, node: fx.Node) -> None:
+        self.done.add(node)
+        if node in self.modules:
+            self.parts.append(self.modules[node])
+
+    def _skip(self, tail: fx.Node) -> fx.Node:
+        """Past modules which return what they get."""
+        user = self._next(tail)
+        while user is not None and user in self.modules:
+            module = self.modules[user]
+            if _modules.is_replaced(module) or not _modules.passes_through(module):
+                break
+            self.done.add(user)
+            self.skipped.append(module)
+            tail, user = user, self._next(user)
+        return tail
+
+    def _finish(self, stage: Stage, tail: fx.Node, first: fx.Node | None) -> None:
+        """Append a stage that ends at ``tail``, with the sum behind it where the other operand is there already."""
+        if first is not None and len(tail.users) == 1:
+            user = next(iter(tail.users))
+            other = self._other_operand(user, tail)
+            if other is not None and other in self.values and not self._written_between(first, user):
+                stage.residual = self.values[other]
+                self.done.add(user)
+                tail = user
+        stage.output = self.values[tail] = self._new()
+        self.steps.append(stage)
+
+    def _other_operand(self, user: fx.Node, tail: fx.Node) -> fx.Node | None:
+        plain = user.op == "call_function" and user.target in _modules.ADDITIONS and not user.kwargs
+        if not plain or len(user.args) != 2:
+            return None
+        left, right = user.args
+        if not isinstance(left, fx.Node) or not isinstance(right, fx.Node) or left is right:
+            return None
+        if left is not tail and _writes(user, None):
+            return None  # the sum is written into the shortcut, which others may see
+        return right if left is tail else left
+
+    def _written_between(self, first: fx.Node, last: fx.Node) -> bool:
+        """Whether anything between two nodes may write into a tensor, so that a sum must wait for its place."""
+        between = self.nodes[self.position[first] + 1 : self.position[last]]
+        return any(_writes(node, self.modules.get(node)) for node in between if node not in self.done)
+
+    def _call(self, node: fx.Node) -> None:
+        if node.op != "call_module" and node.target in _modules.PRODUCTS and not node.kwargs and len(node.args) == 2:
+            left, right = node.args
+            if isinstance(left, fx.Node) and isinstance(right, fx.Node):
+                product = Product(self.values[left], self.values[right], self._new())
+                self.values[node] = product.output
+                self.steps.append(product)
+                return
+        args, kwargs = self._argument(node.args), self._argument(node.kwargs)
+        if node.op == "get_attr":
+            owner, _, attribute = str(node.target).rpartition(".")
+            step = Call("attribute", self.root.get_submodule(owner), attribute, {})
+        elif node.op == "call_module":
+            step = Call("module", self.modules[node], args, kwargs)
+        else:
+            step = Call("method" if node.op == "call_method" else "function", node.target, args, kwargs)
+        step.output = self.values[node] = self._new()
+        step.looks = node.op != "get_attr" and _modules.looks(step.target)
+        self.steps.append(step)
+
+
+def _writes(node: fx.Node, module: nn.Module | None) -> bool:
+    """Whether a node may write into what it takes."""
+    if module is not None:
+        return any(getattr(inner, "inplace", False) for inner in module.modules())
+    if node.kwargs.get("inplace"):
+        return True
+    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+    if node.op == "call_function" and getattr(node.target, "__module__", "") == "_operator":
+        return (name.startswith("i") and name[1:] in ("add", "sub", "mul", "truediv", "pow")) or name == "setitem"
+    return name.endswith("_") and not name.endswith("__")
+
+
+def match(root: nn.Module, traced: Trace) -> Program:
+    """The program of a module whose forward was read."""
+    return _Matcher(root, traced).program()

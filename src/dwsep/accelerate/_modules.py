@@ -1,0 +1,152 @@
+"""What a module is, as far as a chain is concerned: a plain convolution, a batch norm, an activation, or nothing."""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from dwsep.geometry import ConvGeometry
+
+_ACTIVATIONS: dict[type, str] = {
+    nn.ReLU: "relu",
+    nn.ReLU6: "relu6",
+    nn.SiLU: "silu",
+    nn.Hardswish: "hardswish",
+    nn.GELU: "gelu",
+}
+# Known by name, so that nothing here imports timm. Each computes what torch's module of that name does.
+_FOREIGN_ACTIVATIONS = {
+    ("timm.layers.activations", "Swish"): "silu",
+    ("timm.layers.activations", "HardSwish"): "hardswish",
+    ("timm.layers.activations", "GELU"): "gelu",
+}
+_FUNCTIONS: dict[Any, str] = {
+    F.relu: "relu",
+    torch.relu: "relu",
+    F.relu_: "relu",
+    torch.relu_: "relu",
+    F.relu6: "relu6",
+    F.silu: "silu",
+    F.hardswish: "hardswish",
+    F.gelu: "gelu",
+}
+_METHODS = {"relu": "relu", "relu_": "relu"}
+_DROPS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
+_FOREIGN_DROPS = {
+    ("timm.layers.drop", "DropPath"),
+    ("timm.layers.drop", "DropBlock2d"),
+    ("torchvision.ops.stochastic_depth", "StochasticDepth"),
+    ("torchvision.ops.drop_block", "DropBlock2d"),
+}
+PRODUCTS = (operator.mul, torch.mul, "mul")
+_LOOKS = (torch.mean, F.adaptive_avg_pool2d, "mean")
+ADDITIONS = (operator.add, operator.iadd, torch.add)
+
+
+def foreign_name(module: nn.Module) -> tuple[str, str]:
+    """Where a module's class comes from: its Python module and its name."""
+    return type(module).__module__, type(module).__name__
+
+
+def hooks_of(module: nn.Module) -> tuple[dict, ...]:
+    """The dictionaries which hold a module's hooks: all empty where nothing has to see it run."""
+    return (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
+
+
+def is_replaced(module: nn.Module) -> bool:
+    """Whether hooks have to see a module run, or somebody else put a forward of his own in its instance."""
+    from dwsep.accelerate._forward import is_ours
+
+    return any(hooks_of(module)) or ("forward" in module.__dict__ and not is_ours(module.__dict__["forward"]))
+
+
+def _pads_as_tensorflow(module: nn.Module) -> bool:
+    return foreign_name(module) == ("timm.layers.conv2d_same", "Conv2dSame")
+
+
+def is_conv(module: nn.Module) -> bool:
+    """Whether a module is a plain 2d convolution: torch's own arithmetic with parameters where torch keeps them."""
+    if not isinstance(module, nn.Conv2d) or module.padding_mode != "zeros":
+        return False
+    plain = type(module).forward is nn.Conv2d.forward and type(module)._conv_forward is nn.Conv2d._conv_forward
+    if not (plain or _pads_as_tensorflow(module)):
+        return False
+    return "weight" in module._parameters and "bias" in module._parameters
+
+
+def is_depthwise(conv: nn.Conv2d) -> bool:
+    """Whether a convolution works on every channel by itself."""
+    return conv.groups == conv.in_channels and conv.groups > 1
+
+
+def is_pointwise(conv: nn.Conv2d) -> bool:
+    """Whether a convolution is a matrix product at every pixel."""
+    taps_and_steps = (*conv.kernel_size, *conv.stride)
+    unpadded = conv.padding in ("valid", "same") or (not isinstance(conv.padding, str) and not any(conv.padding))
+    return conv.groups == 1 and set(taps_and_steps) == {1} and unpadded
+
+
+def geometry_of(conv: nn.Conv2d) -> ConvGeometry:
+    """A convolution's shape arithmetic."""
+    padding: Any = "same_tf" if _pads_as_tensorflow(conv) else conv.padding
+    return ConvGeometry.make(2, conv.kernel_size, conv.stride, padding, conv.dilation)
+
+
+def is_norm(module: nn.Module) -> bool:
+    """Whether a module is a batch norm, possibly one of timm's with an activation inside."""
+    if not isinstance(module, nn.BatchNorm2d):
+        return False
+    if not {"weight", "bias"} <= module._parameters.keys():
+        return False
+    if not {"running_mean", "running_var", "num_batches_tracked"} <= module._buffers.keys():
+        return False
+    if type(module).forward is _BatchNorm.forward:
+        return True
+    return has_inner_activation(module) and type(module.drop) is nn.Identity and not any(hooks_of(module.drop))
+
+
+def has_inner_activation(module: nn.Module) -> bool:
+    """Whether a norm is timm's, which applies an activation of its own."""
+    return foreign_name(module) == ("timm.layers.norm_act", "BatchNormAct2d")
+
+
+def activation_of(module: nn.Module) -> str | None:
+    """The name kernels know an activation module by; ``None`` for a module that is none or is unknown."""
+    if type(module) is nn.GELU and module.approximate != "none":
+        return None
+    return _ACTIVATIONS.get(type(module)) or _FOREIGN_ACTIVATIONS.get(foreign_name(module))
+
+
+def activation_of_call(target: Any, kwargs: dict[str, Any]) -> str | None:
+    """The same for a function, or the name of a tensor's method, called with ``kwargs``."""
+    if set(kwargs) - {"inplace"}:
+        return None
+    try:
+        return _METHODS.get(target) if isinstance(target, str) else _FUNCTIONS.get(target)
+    except TypeError:  # not hashable
+        return None
+
+
+def passes_through(module: nn.Module) -> bool:
+    """Whether a module returns its input as it is in its present mode."""
+    if type(module) is nn.Identity:
+        return True
+    drops = type(module) in _DROPS or foreign_name(module) in _FOREIGN_DROPS
+    return drops and not module.training
+
+
+def looks(target: Any) -> bool:
+    """Whether a module, function or method computes means of its input, and nothing else with it."""
+    if isinstance(target, nn.Module):
+        return type(target) is nn.AdaptiveAvgPool2d
+    return any(target is known or target == known for known in _LOOKS)
+
+
+def has_work(module: nn.Module) -> bool:
+    """Whether a module holds anything that chains are made of, so that looking inside is worth it."""
+    return any(isinstance(inner, (_BatchNorm, nn.Conv2d)) for inner in module.modules())

@@ -1,0 +1,127 @@
+"""A forward as a list of steps over numbered values: stages that run fused, and calls that run as they were."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import nn
+
+
+@dataclass
+class Stage:
+    """Convolution, batch norm, activation and a sum, each of which may be missing, from one value to another."""
+
+    name: str
+    input: int
+    output: int = -1
+    conv: nn.Conv2d | None = None
+    norm: nn.BatchNorm2d | None = None
+    activation: str = "none"
+    residual: int | None = None
+
+
+@dataclass
+class Product:
+    """A value times another, one of which may gate the other's channels as squeeze-and-excite does."""
+
+    left: int
+    right: int
+    output: int = -1
+
+
+class Value(int):
+    """The number of a value, where the arguments of a call hold one."""
+
+
+@dataclass
+class Call:
+    """A step which runs as the forward had it: a module, a function, a method's name, or an attribute's owner."""
+
+    kind: str
+    target: Any
+    args: Any
+    kwargs: dict[str, Any]
+    output: int = -1
+    # Whether it only looks at what it takes, and returns nothing which shares its memory.
+    looks: bool = False
+
+
+Step = Stage | Call | Product
+
+
+@dataclass
+class Program:
+    """The steps of a module's forward; value 0 is its input, the last step's results are its output."""
+
+    steps: list[Step]
+    outputs: list[Any]
+    output_spec: Any
+    values: int
+    # Modules whose code was followed, and modules which are part of stages: what the program relies on.
+    inside: list[nn.Module]
+    parts: list[nn.Module]
+    skipped: list[nn.Module]
+    last_use: dict[int, int] = field(default_factory=dict)
+
+    def stages(self) -> list[Stage]:
+        """The fused steps with a convolution or a norm in them."""
+        return [step for step in self.steps if isinstance(step, Stage) and (step.conv or step.norm)]
+
+    def users(self) -> dict[int, int]:
+        """How many steps take each value; what the program returns counts as one more."""
+        counts = dict.fromkeys(range(self.values), 0)
+        for step in self.steps:
+            for value in inputs_of(step):
+                counts[value] += 1
+        for value in values_in(self.outputs):
+            counts[value] += 1
+        return counts
+
+
+def values_in(argument: Any) -> list[int]:
+    """The values that a call's arguments mention."""
+    if isinstance(argument, Value):
+        return [int(argument)]
+    if isinstance(argument, (list, tuple)):
+        return [value for entry in argument for value in values_in(entry)]
+    if isinstance(argument, dict):
+        return [value for entry in argument.values() for value in values_in(entry)]
+    if isinstance(argument, slice):
+        return values_in((argument.start, argument.stop, argument.step))
+    return []
+
+
+def inputs_of(step: Step) -> list[int]:
+    """The values a step takes."""
+    if isinstance(step, Stage):
+        return [step.input] if step.residual is None else [step.input, step.residual]
+    if isinstance(step, Product):
+        return [step.left, step.right]
+    return values_in(step.args) + values_in(step.kwargs)
+
+
+def substitute(argument: Any, values: list[Any]) -> Any:
+    """A call's arguments with its values in place."""
+    if isinstance(argument, Value):
+        return values[argument]
+    if isinstance(argument, tuple):
+        entries = [substitute(entry, values) for entry in argument]
+        return type(argument)(*entries) if hasattr(argument, "_fields") else tuple(entries)
+    if isinstance(argument, list):
+        return [substitute(entry, values) for entry in argument]
+    if isinstance(argument, dict):
+        return {key: substitute(entry, values) for key, entry in argument.items()}
+    if isinstance(argument, slice):
+        return slice(*(substitute(side, values) for side in (argument.start, argument.stop, argument.step)))
+    return argument
+
+
+def run_call(step: Call, values: list[Any]) -> Any:
+    """What a call returns."""
+    if step.kind == "attribute":
+        return getattr(step.target, step.args)
+    args, kwargs = substitute(step.args, values), substitute(step.kwargs, values)
+    if step.kind == "method":
+        return getattr(args[0], step.target)(*args[1:], **kwargs)
+    return step.target(*args, **kwargs)

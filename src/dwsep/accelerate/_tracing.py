@@ -1,0 +1,141 @@
+"""Read what a module's forward does, without running it: ``torch.fx`` with modules that must stay whole as leaves."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+import threading
+import warnings
+from collections.abc import Callable, Collection
+from typing import Any, NamedTuple
+
+import torch
+import torch.utils.checkpoint
+from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
+
+from dwsep.accelerate import _modules
+
+# torch.fx changes nn.Module.__call__ for the whole process while it traces.
+_lock = threading.RLock()
+_CHECKPOINT_FILE = torch.utils.checkpoint.__file__
+
+
+class CannotTrace(Exception):
+    """A module's forward cannot be read; the message says why."""
+
+
+class Trace(NamedTuple):
+    """A module's forward as a graph: what it called, the modules looked into, the structure of what it returns."""
+
+    graph: fx.Graph
+    inside: list[nn.Module]
+    output_spec: Any
+
+
+class _Tracer(fx.Tracer):
+    def __init__(self, whole: Collection[nn.Module]) -> None:
+        super().__init__(autowrap_functions=_foreign_functions())
+        self.whole = {id(module) for module in whole}
+        self.stack: list[nn.Module] = []
+        self.inside: list[nn.Module] = []
+        self.output_spec: Any = None
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        if id(m) in self.whole or _modules.is_replaced(m):
+            return True
+        if isinstance(m, (nn.Conv2d, nn.modules.batchnorm._BatchNorm)) or not _modules.has_work(m):
+            return True
+        if not isinstance(m, nn.Sequential) and m.__module__.startswith("torch.nn"):
+            return True
+        # Our own layers choose their kernels themselves.
+        return m.__module__.startswith("dwsep.")
+
+    def call_module(self, m: nn.Module, forward: Callable[..., Any], args: tuple, kwargs: dict[str, Any]) -> Any:
+        if _inside_checkpoint():
+            raise CannotTrace("gradient checkpointing runs its parts")
+        if self.is_leaf_module(m, ""):
+            return super().call_module(m, forward, args, kwargs)
+        self.stack.append(m)
+        if not any(m is seen for seen in self.inside):
+            self.inside.append(m)
+        result = super().call_module(m, forward, args, kwargs)
+        self.stack.pop()  # not where it raised: the innermost module left on the stack is the one at fault
+        return result
+
+    def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> tuple[Any, list]:
+        """One placeholder for the first argument; every other takes its default, as in the calls that are sped up."""
+
+        def flat(root: nn.Module, x: Any) -> list[Any]:
+            leaves, self.output_spec = pytree.tree_flatten(root_fn(root, x))
+            return leaves
+
+        return flat, [self.root, self.create_proxy("placeholder", "x", (), {})]
+
+    def create_arg(self, a: Any) -> Any:
+        # fx would store a constant in the module, which is not ours to change.
+        made = isinstance(a, Tensor) and not isinstance(a, nn.Parameter) and a not in self.tensor_attrs
+        if made and not any(a is buffer for buffer in self.root.buffers()):
+            raise CannotTrace("it computes with a tensor made on the way")
+        return super().create_arg(a)
+
+
+def _inside_checkpoint() -> bool:
+    frame = sys._getframe(1)
+    while frame is not None and frame.f_code is not trace.__code__:
+        if frame.f_code.co_filename == _CHECKPOINT_FILE:
+            return True
+        frame = frame.f_back
+    return False
+
+
+def _foreign_functions() -> tuple[Callable[..., Any], ...]:
+    """Functions which timm asks tracers to leave whole."""
+    registry = sys.modules.get("timm.layers._fx")
+    return tuple(registry.get_notrace_functions()) if registry is not None else ()
+
+
+def takes_one_tensor(module: nn.Module) -> bool:
+    """Whether a forward can be called with one positional argument."""
+    try:
+        parameters = list(inspect.signature(type(module).forward).parameters.values())[1:]
+    except (TypeError, ValueError):
+        return False
+    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    if not parameters or parameters[0].kind not in positional:
+        return False
+    rest = parameters[1:]
+    optional = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    return all(parameter.default is not parameter.empty or parameter.kind in optional for parameter in rest)
+
+
+def trace(root: nn.Module, excluded: Collection[nn.Module] = ()) -> Trace:
+    """The graph of a module's forward in its present state.
+
+    A module inside whose forward cannot be read becomes one step of the graph; ``excluded`` ones do from the start.
+
+    Raises:
+        CannotTrace: the forward of ``root`` itself cannot be read.
+    """
+    if not takes_one_tensor(root):
+        raise CannotTrace("its forward does not take one tensor")
+    whole = list(excluded)
+    with _lock, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for _ in range(1 + sum(1 for _ in root.modules())):
+            tracer = _Tracer(whole)
+            try:
+                graph = tracer.trace(root)
+            except Exception as error:  # whatever a forward raises when it is given no tensor
+                if not tracer.stack:
+                    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+                    raise CannotTrace(reason) from error
+                whole.append(tracer.stack[-1])
+                continue
+            return Trace(graph, tracer.inside, tracer.output_spec)
+    raise CannotTrace("none of its parts can be read")
+
+
+def is_tracing_elsewhere() -> bool:
+    """Whether torch records what runs, so that it must see the module's own operations."""
+    return torch._C._get_tracing_state() is not None or torch._C._len_torch_dispatch_stack() > 0

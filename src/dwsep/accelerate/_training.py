@@ -1,0 +1,120 @@
+"""A program's training: stages hand one another their raw outputs, and a tensor is made where another step takes it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from dwsep.accelerate import _modules, _stages
+from dwsep.accelerate._program import Call, Product, Program, Stage, Step, inputs_of, run_call, substitute, values_in
+from dwsep.accelerate._stages import Pending
+from dwsep.kernels.activations import FORWARD
+from dwsep.ops._layout import is_channels_last
+
+# Whether networks train on stages at all, and whether they do where only the references of these run.
+ENABLED = True
+ON_REFERENCES = False
+
+
+def is_available() -> bool:
+    """Whether training on stages is switched on, and fast: the native library has the kernels."""
+    if not ENABLED:
+        return False
+    return ON_REFERENCES or torch._C._dispatch_has_kernel_for_dispatch_key("dwsep::pointwise_stage", "CPU")
+
+
+def admits(program: Program) -> bool:
+    """Whether parameters and statistics are what the stages take."""
+    for stage in program.stages():
+        for module in (stage.conv, stage.norm):
+            if module is None:
+                continue
+            tensors = [module._parameters.get("weight"), module._parameters.get("bias")]
+            tensors += [module._buffers.get("running_mean"), module._buffers.get("running_var")]
+            for tensor in tensors:
+                if tensor is not None and not (tensor.dtype is torch.float32 and tensor.is_cpu):
+                    return False
+    return True
+
+
+def run(program: Program, x: Tensor) -> Any:
+    """The output of a program for an input (N, C, H, W), differentiable; running statistics follow."""
+    keeps = is_channels_last(x) or any(s.conv is not None and is_channels_last(s.conv.weight) for s in program.stages())
+    values: list[Any] = [None] * program.values
+    values[0] = x.contiguous(memory_format=torch.channels_last)
+    for index, step in enumerate(program.steps):
+        values[step.output] = _step(step, values)
+        for value in inputs_of(step):
+            if program.last_use.get(value) == index:
+                values[value] = None
+    for value in values_in(program.outputs):
+        values[value] = _tensor(values[value])
+    results = substitute(program.outputs, values)
+    if not keeps:
+        results = [r.contiguous() if isinstance(r, Tensor) and r.dim() == 4 else r for r in results]
+    spec = program.output_spec
+    return results[0] if spec.is_leaf() else pytree.tree_unflatten(results, spec)
+
+
+def _step(step: Step, values: list[Any]) -> Any:
+    if isinstance(step, Stage):
+        return _stage(step, values)
+    if isinstance(step, Product):
+        left, right = values[step.left], values[step.right]
+        for x, gate in ((left, right), (right, left)):
+            if isinstance(x, Pending) and isinstance(gate, (Tensor, Pending)):
+                gate = _tensor(gate)
+                if gate.shape == (*x.raw.shape[:2], 1, 1) and gate.shape != x.raw.shape:
+                    return _stages.gated(x, gate)
+        return _tensor(left) * _tensor(right)
+    return _call(step, values)
+
+
+def _call(step: Call, values: list[Any]) -> Any:
+    taken = inputs_of(step)
+    pending = {value: values[value] for value in taken if isinstance(values[value], Pending)}
+    for value, output in pending.items():
+        values[value] = output.tensor()
+    result = run_call(step, values)
+    if step.looks:  # any other call may write into the tensor, or share it: later steps have to take that one
+        for value, output in pending.items():
+            values[value] = output
+    return result
+
+
+def _tensor(value: Any) -> Any:
+    return value.tensor() if isinstance(value, Pending) else value
+
+
+def _stage(stage: Stage, values: list[Any]) -> Any:
+    source = values[stage.input]
+    if isinstance(source, Tensor):
+        if source.dim() != 4:
+            return FORWARD[stage.activation](source)  # an activation alone: whatever has a norm has four axes
+        source = Pending(source)
+    out = (
+        _normalised(stage, source).then(stage.activation) if stage.activation != "none" else _normalised(stage, source)
+    )
+    if stage.residual is None:
+        return out
+    return out.tensor(_tensor(values[stage.residual]))
+
+
+def _normalised(stage: Stage, x: Pending) -> Pending:
+    """A stage's convolution and norm, each of which may be missing."""
+    conv, norm = stage.conv, stage.norm
+    if conv is None:
+        return x if norm is None else _stages.norm_only(x.tensor(), norm)
+    geometry = _modules.geometry_of(conv)
+    if _modules.is_pointwise(conv):
+        return _stages.conv_norm(x, conv, norm, (), x.raw.shape[2:])
+    if _modules.is_depthwise(conv):
+        spatial = x.raw.shape[2:]
+        pads = [side for pair in geometry.pads(spatial) for side in pair]
+        sizes = geometry.stride, pads, geometry.dilation
+        return _stages.conv_norm(x, conv, norm, sizes, geometry.output_size(spatial))
+    y = _stages.dense(x.tensor(), conv, geometry)
+    return Pending(y) if norm is None else _stages.norm_only(y, norm)

@@ -1,0 +1,106 @@
+"""Networks as timm and torchvision build them."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+
+import pytest
+import torch
+
+import dwsep
+from dwsep.accelerate import _training
+from tests.accelerate.toys import check_step, distance, program_runs, randomise, saved_bytes, smooth
+
+timm = pytest.importorskip("timm", reason="timm is an extra")
+models = pytest.importorskip("torchvision", reason="torchvision is an extra").models
+
+FEW = [
+    "mobilenetv2_100",
+    "mobilenetv3_large_100",
+    "efficientnet_b0",
+    "legacy_xception",
+    "mixnet_s",
+    "mobilenetv4_conv_small",
+    "tf_efficientnet_b0",
+    "torchvision/mobilenet_v2",
+    "torchvision/mobilenet_v3_small",
+    "torchvision/mnasnet0_5",
+]
+
+
+def create(name, **options):
+    torch.manual_seed(0)
+    library, _, plain = name.rpartition("/")
+    if library:
+        if "deeplab" in plain or "lraspp" in plain:
+            return models.get_model(plain, weights=None, weights_backbone=None, **options)
+        return models.get_model(plain, weights=None, **options)
+    return timm.create_model(name, **options)
+
+
+@pytest.mark.parametrize("name", FEW)
+def test_inference_matches_eager(name):
+    net = randomise(create(name)).eval()
+    plain = copy.deepcopy(net)
+    keys = list(net.state_dict())
+    report = dwsep.accelerate_(net)
+    assert report.fused
+    assert list(net.state_dict()) == keys
+    x = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        expected = plain(x)
+        assert distance(net(x), expected) < 1e-5
+        assert program_runs(net)
+        if name == "mobilenetv3_large_100":
+            again = pickle.loads(pickle.dumps(net))
+            assert distance(again(x), expected) < 1e-5
+            assert program_runs(again)
+
+
+TRAINED = ["mobilenetv3_large_100", "efficientnet_b0", "mixnet_s", "torchvision/mobilenet_v2"]
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_training_step_matches_eager(name, monkeypatch):
+    monkeypatch.setattr(_training, "ON_REFERENCES", True)
+    net = smooth(randomise(create(name)))
+    for module in net.modules():
+        if type(module).__name__ in ("Dropout", "DropPath"):
+            module.eval()  # random masks in float64 are others
+    dwsep.accelerate_(net)
+    check_step(net, torch.randn(4, 3, 64, 64), both_layouts=True)
+
+
+@pytest.mark.parametrize("name", ["mobilenetv2_100", "mobilenetv3_large_100", "efficientnet_b0"])
+def test_saves_at_most_half_of_eager_for_backward(name, monkeypatch):
+    monkeypatch.setattr(_training, "ON_REFERENCES", True)
+    net = create(name)
+    plain = copy.deepcopy(net)
+    dwsep.accelerate_(net)
+    x = torch.randn(4, 3, 128, 128).contiguous(memory_format=torch.channels_last)
+    # MobileNetV3 keeps 3 of 5 tensors in a block whose gate comes after a ReLU: 0.502 of eager's at 224 pixels.
+    assert saved_bytes(net, x) <= (0.51 if name == "mobilenetv3_large_100" else 0.5) * saved_bytes(plain, x)
+
+
+def test_convnext_runs_its_depthwise_convolutions_on_native_kernels():
+    net = create("convnext_atto").eval()
+    plain = copy.deepcopy(net)
+    report = dwsep.accelerate_(net)
+    assert len(report.fused) == 12
+    x = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        assert distance(net(x), plain(x)) < 1e-5
+
+
+@pytest.mark.parametrize("name", ["mobilenetv2_100", "torchvision/resnet18"])
+def test_features_are_accelerated_without_the_root(name):
+    net = randomise(create(name)).eval()
+    report = dwsep.accelerate_(net)
+    if name.endswith("resnet18"):
+        assert not report.fused
+        return
+    with torch.no_grad():
+        x = torch.randn(1, 3, 64, 64)
+        assert distance(net.forward_features(x), type(net).forward_features(copy.deepcopy(net), x)) < 1e-5
+        assert program_runs(net.blocks)
