@@ -48,7 +48,7 @@ void run(PlanePlan& plan, const WeightSources& weights, Activation activation, c
     }
   });
   if (tensors.weight_gradient != nullptr || tensors.bias_gradient != nullptr)
-    write_weight_gradients(plan, tensors, sums, parts);
+    write_weight_gradients(problem, plan.lanes, tensors, sums, parts);
   if (affine) add_moments(affine_sums, parts, padded, problem.channels, stage->affine_gradient);
 }
 

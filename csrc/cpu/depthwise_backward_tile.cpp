@@ -252,23 +252,23 @@ void BackwardTile::add_bias_gradient() {
   }
 }
 
-void write_weight_gradients(const PlanePlan& plan, const DepthwiseBackwardTensors& tensors, const float* sums,
-                            int64_t parts) {
-  const int64_t multiplier = plan.problem.multiplier, lanes = plan.lanes;
-  const int64_t part_size = plan.blocks * sums_of_block(plan);
-  const int64_t grain = std::max<int64_t>(1, 16384 / ((plan.taps + 1) * parts));
-  parallel_for(plan.problem.inner_channels, grain, [&](int64_t begin, int64_t end) {
+void write_weight_gradients(const ConvProblem& problem, int64_t lanes, const DepthwiseBackwardTensors& tensors,
+                            const float* sums, int64_t parts) {
+  const int64_t multiplier = problem.multiplier, taps = problem.kernel[0] * problem.kernel[1] * problem.kernel[2];
+  const int64_t block_size = multiplier * (taps + 1) * lanes,
+                part_size = ceil_div(problem.channels, lanes) * block_size;
+  const int64_t grain = std::max<int64_t>(1, 16384 / ((taps + 1) * parts));
+  parallel_for(problem.inner_channels, grain, [&](int64_t begin, int64_t end) {
     for (int64_t inner = begin; inner < end; ++inner) {
       const int64_t channel = inner / multiplier, m = inner % multiplier;
-      const float* source =
-          sums + channel / lanes * sums_of_block(plan) + m * (plan.taps + 1) * lanes + channel % lanes;
-      for (int64_t tap = 0; tap <= plan.taps; ++tap) {
+      const float* source = sums + channel / lanes * block_size + m * (taps + 1) * lanes + channel % lanes;
+      for (int64_t tap = 0; tap <= taps; ++tap) {
         float sum = source[tap * lanes];
         for (int64_t part = 1; part < parts; ++part) sum += source[part * part_size + tap * lanes];
-        const bool is_bias = tap == plan.taps;
+        const bool is_bias = tap == taps;
         void* target = is_bias ? tensors.bias_gradient : tensors.weight_gradient;
-        const int64_t index = is_bias ? inner : inner * plan.taps + tap;
-        if (target != nullptr) store_element(target, plan.problem.element_type, index, sum);
+        const int64_t index = is_bias ? inner : inner * taps + tap;
+        if (target != nullptr) store_element(target, problem.element_type, index, sum);
       }
     }
   });

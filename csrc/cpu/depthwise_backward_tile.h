@@ -55,8 +55,9 @@ class BackwardTile : PlaneTile {
   void add_bias_gradient();
 };
 
-// Sums `parts` sums of all blocks in their order and writes the parameters' gradients.
-void write_weight_gradients(const PlanePlan& plan, const DepthwiseBackwardTensors& tensors, const float* sums,
-                            int64_t parts);
+// Sums `parts` sums of all blocks, [block][m][tap, then bias][lane] each, in their order and writes the parameters'
+// gradients.
+void write_weight_gradients(const ConvProblem& problem, int64_t lanes, const DepthwiseBackwardTensors& tensors,
+                            const float* sums, int64_t parts);
 
 }  // namespace dwsep

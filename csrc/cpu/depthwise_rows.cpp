@@ -4,6 +4,7 @@
 
 #include "cpu/cache_size.h"
 #include "cpu/isa.h"
+#include "cpu/plane_plan.h"
 
 namespace dwsep {
 namespace {
@@ -49,15 +50,8 @@ RowsPlan::RowsPlan(const KernelTable& kernels, const ConvProblem& of, bool backw
 }
 
 void RowsPlan::pack(const WeightSources& sources, float* memory) {
-  const auto* weight = static_cast<const float*>(sources.depthwise);
-  const auto* given = static_cast<const float*>(sources.depthwise_bias);
   float* packed_bias = memory + blocks * taps() * lanes;
-  for (int64_t channel = 0; channel < padded(); ++channel) {
-    float* target = memory + channel / lanes * taps() * lanes + channel % lanes;
-    const bool inside = channel < problem.channels;
-    for (int64_t tap = 0; tap < taps(); ++tap) target[tap * lanes] = inside ? weight[channel * taps() + tap] : 0.0f;
-    packed_bias[channel] = inside && given != nullptr ? given[channel] : 0.0f;
-  }
+  pack_for_planes(problem, lanes, sources, memory, packed_bias);
   weights = memory;
   bias = packed_bias;
 }
@@ -71,18 +65,17 @@ void RowsGroup::fetch(const RowRing& ring, const float* tensor, const StageLoad&
     std::fill(plane + range.begin * lanes, plane, 0.0f);
     std::fill(plane + columns * lanes, plane + range.end * lanes, 0.0f);
   }
-  StageRow job = {tensor + from,
-                  nullptr,
-                  load.scale != nullptr ? load.scale + channel() : nullptr,
-                  load.scale != nullptr ? load.shift + channel() : nullptr,
-                  load.activation,
-                  plan_.problem.channels,
-                  columns,
-                  channels(),
-                  ring.row(row, 0),
-                  ring.block_floats()};
-  if (load.y != nullptr) job.y = load.y + from;
-  (load.y != nullptr ? plan_.table.corrected_row : plan_.table.stage_row)(job);
+  const StageRow row_job = {tensor,
+                            nullptr,
+                            nullptr,
+                            nullptr,
+                            Activation::kNone,
+                            plan_.problem.channels,
+                            columns,
+                            channels(),
+                            ring.row(row, 0),
+                            ring.block_floats()};
+  load_stage_row(plan_.table, load, from, channel(), row_job);
 }
 
 void RowsAhead::add(const float* first, int64_t pixels, int64_t stride, int64_t floats) {

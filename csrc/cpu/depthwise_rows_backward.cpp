@@ -1,5 +1,6 @@
 #include <algorithm>
 
+#include "cpu/depthwise_backward_tile.h"
 #include "cpu/depthwise_rows.h"
 #include "cpu/layout.h"
 #include "cpu/moments.h"
@@ -55,8 +56,7 @@ class BackwardRows : RowsGroup {
     const int64_t reach = (height.kernel - 1) * height.dilation / height.stride;
     const int64_t first = wants_x() ? std::max<int64_t>(0, band.begin - reach) : band.begin;
     for (int64_t row = first; row < band.end; ++row) {
-      const StageLoad& load = gradient_load_;
-      fetch(gradients_, gradient(), load, image_, height.output, plan_.width.output, row);
+      fetch(gradients_, gradient(), gradient_load_, image_, height.output, plan_.width.output, row);
       const bool own = row >= band.begin;
       if (own && wants_weight()) fetch_inputs(row);
       look_ahead(row + 1 < band.end, row + 1);
@@ -204,25 +204,6 @@ class BackwardRows : RowsGroup {
   }
 };
 
-void write_gradients(const RowsPlan& plan, const DepthwiseBackwardTensors& tensors, const float* sums) {
-  const int64_t lanes = plan.lanes, taps = plan.taps(), parts = plan.parts();
-  const int64_t part_floats = plan.blocks * (taps + 1) * lanes;
-  auto* weight = static_cast<float*>(tensors.weight_gradient);
-  auto* bias = static_cast<float*>(tensors.bias_gradient);
-  const int64_t grain = std::max<int64_t>(1, 16384 / ((taps + 1) * parts));
-  parallel_for(plan.problem.channels, grain, [&](int64_t begin, int64_t end) {
-    for (int64_t channel = begin; channel < end; ++channel) {
-      const float* source = sums + channel / lanes * (taps + 1) * lanes + channel % lanes;
-      for (int64_t tap = 0; tap <= taps; ++tap) {
-        float sum = 0.0f;
-        for (int64_t part = 0; part < parts; ++part) sum += source[part * part_floats + tap * lanes];
-        if (tap < taps && weight != nullptr) weight[channel * taps + tap] = sum;
-        if (tap == taps && bias != nullptr) bias[channel] = sum;
-      }
-    }
-  });
-}
-
 }  // namespace
 
 void depthwise_rows_backward(RowsPlan& plan, const WeightSources& weights, const StageBackward& stage,
@@ -255,7 +236,9 @@ void depthwise_rows_backward(RowsPlan& plan, const WeightSources& weights, const
     }
     plan.table.finish_streams();
   });
-  if (tensors.weight_gradient != nullptr || tensors.bias_gradient != nullptr) write_gradients(plan, tensors, sums);
+  if (tensors.weight_gradient != nullptr || tensors.bias_gradient != nullptr) {
+    write_weight_gradients(problem, plan.lanes, tensors, sums, parts);
+  }
   if (affine) add_moments(affine_sums, parts, plan.padded(), problem.channels, stage.affine_gradient);
 }
 

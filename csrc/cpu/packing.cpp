@@ -132,6 +132,19 @@ void pack_weights(const ConvProblem& problem, const KernelTable& kernels, const 
   }
 }
 
+void pack_pointwise_blocks(const KernelTable& kernels, const float* weight, int64_t inner, int64_t out_channels,
+                           float* packed) {
+  const int64_t columns = kernels.tile_columns, blocks = (out_channels + columns - 1) / columns;
+  const int64_t block_floats = (inner + kernels.lanes - 1) / kernels.lanes * kernels.lanes * columns;
+  parallel_for(blocks, std::max<int64_t>(1, 65536 / block_floats), [&](int64_t begin, int64_t end) {
+    for (int64_t block = begin; block < end; ++block) {
+      const int64_t first = block * columns;
+      kernels.pack_columns(weight + first * inner, std::min(columns, out_channels - first), inner,
+                           packed + block * block_floats);
+    }
+  });
+}
+
 PackedWeights pack_weights(const ConvProblem& problem, const KernelTable& kernels, const WeightSources& sources) {
   float* memory = scratch(Scratch::kPack, static_cast<std::size_t>(packed_size(problem, kernels)));
   pack_weights(problem, kernels, sources, memory);

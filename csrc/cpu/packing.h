@@ -27,6 +27,10 @@ PackedWeights packed_parts(const ConvProblem& problem, const KernelTable& kernel
 
 void pack_weights(const ConvProblem& problem, const KernelTable& kernels, const WeightSources& sources, float* memory);
 
+// A pointwise weight (out_channels, inner) alone, float32: [K block][inner, padded to whole vectors][column].
+void pack_pointwise_blocks(const KernelTable& kernels, const float* weight, int64_t inner, int64_t out_channels,
+                           float* packed);
+
 // Packs into this thread's scratch memory: valid until its next packing.
 PackedWeights pack_weights(const ConvProblem& problem, const KernelTable& kernels, const WeightSources& sources);
 

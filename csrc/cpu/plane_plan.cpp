@@ -9,20 +9,20 @@ namespace dwsep {
 namespace {
 
 template <class T>
-void pack_blocks(const PlanePlan& plan, const WeightSources& sources, float* weights, float* bias) {
-  const int64_t multiplier = plan.problem.multiplier;
+void pack_blocks(const ConvProblem& problem, int64_t lanes, const WeightSources& sources, float* weights, float* bias) {
+  const int64_t multiplier = problem.multiplier, taps = problem.kernel[0] * problem.kernel[1] * problem.kernel[2];
   const T* depthwise = static_cast<const T*>(sources.depthwise);
   const T* depthwise_bias = static_cast<const T*>(sources.depthwise_bias);
-  for (int64_t block = 0; block < plan.blocks; ++block) {
+  for (int64_t block = 0; block < ceil_div(problem.channels, lanes); ++block) {
     for (int64_t m = 0; m < multiplier; ++m) {
-      for (int64_t lane = 0; lane < plan.lanes; ++lane) {
-        const int64_t channel = block * plan.lanes + lane, inner = channel * multiplier + m;
-        const bool inside = channel < plan.problem.channels;
-        float* target = weights + (block * multiplier + m) * plan.taps * plan.lanes + lane;
-        for (int64_t tap = 0; tap < plan.taps; ++tap) {
-          target[tap * plan.lanes] = inside ? as_float(depthwise[inner * plan.taps + tap]) : 0.0f;
+      for (int64_t lane = 0; lane < lanes; ++lane) {
+        const int64_t channel = block * lanes + lane, inner = channel * multiplier + m;
+        const bool inside = channel < problem.channels;
+        float* target = weights + (block * multiplier + m) * taps * lanes + lane;
+        for (int64_t tap = 0; tap < taps; ++tap) {
+          target[tap * lanes] = inside ? as_float(depthwise[inner * taps + tap]) : 0.0f;
         }
-        bias[(block * multiplier + m) * plan.lanes + lane] =
+        bias[(block * multiplier + m) * lanes + lane] =
             inside && depthwise_bias != nullptr ? as_float(depthwise_bias[inner]) : 0.0f;
       }
     }
@@ -97,13 +97,18 @@ void PlanePlan::cut(TilePurpose purpose, bool together) {
   }
 }
 
+void pack_for_planes(const ConvProblem& problem, int64_t lanes, const WeightSources& sources, float* weights,
+                     float* bias) {
+  if (problem.element_type == ElementType::kFloat32) {
+    pack_blocks<float>(problem, lanes, sources, weights, bias);
+  } else {
+    pack_blocks<uint16_t>(problem, lanes, sources, weights, bias);
+  }
+}
+
 void PlanePlan::pack(const WeightSources& sources, float* memory) {
   float* packed_bias = memory + blocks * problem.multiplier * taps * lanes;
-  if (problem.element_type == ElementType::kFloat32) {
-    pack_blocks<float>(*this, sources, memory, packed_bias);
-  } else {
-    pack_blocks<uint16_t>(*this, sources, memory, packed_bias);
-  }
+  pack_for_planes(problem, lanes, sources, memory, packed_bias);
   weights = memory;
   bias = packed_bias;
 }

@@ -49,4 +49,8 @@ struct PlanePlan {
   void measure();
 };
 
+// Weights [input block][m][tap][lane] and bias [input block][m][lane], zeros beyond the channels.
+void pack_for_planes(const ConvProblem& problem, int64_t lanes, const WeightSources& sources, float* weights,
+                     float* bias);
+
 }  // namespace dwsep

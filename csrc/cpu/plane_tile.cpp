@@ -43,18 +43,17 @@ void PlaneTile::gather(const void* source, const Strides& strides, int64_t first
       const int64_t at = image_ * strides.image + first_channel * strides.channel + d * strides.axis[kDepth] +
                          h * strides.axis[kHeight] + begin * strides.axis[kWidth];
       if (end > begin && load != nullptr) {
-        StageRow row = {static_cast<const float*>(source) + at,
-                        nullptr,
-                        load->scale != nullptr ? load->scale + first_channel : nullptr,
-                        load->scale != nullptr ? load->shift + first_channel : nullptr,
-                        load->activation,
-                        copy.pixel_stride,
-                        copy.pixels,
-                        copy.channels,
-                        planes + offset + (begin - rw.begin) * lanes,
-                        plane_step};
-        if (load->y != nullptr) row.y = load->y + at;
-        (load->y != nullptr ? plan_.table.corrected_row : plan_.table.stage_row)(row);
+        const StageRow row = {static_cast<const float*>(source),
+                              nullptr,
+                              nullptr,
+                              nullptr,
+                              Activation::kNone,
+                              copy.pixel_stride,
+                              copy.pixels,
+                              copy.channels,
+                              planes + offset + (begin - rw.begin) * lanes,
+                              plane_step};
+        load_stage_row(plan_.table, *load, at, first_channel, row);
       } else if (end > begin) {
         plan_.table.gather_row(copy, advanced(source, at * plan_.element_size),
                                planes + offset + (begin - rw.begin) * lanes);

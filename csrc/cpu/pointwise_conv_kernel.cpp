@@ -4,6 +4,7 @@
 
 #include "cpu/cache_size.h"
 #include "cpu/isa.h"
+#include "cpu/packing.h"
 #include "cpu/parallel.h"
 #include "cpu/plane_tiling.h"
 #include "cpu/scratch.h"
@@ -25,17 +26,10 @@ int64_t packed_pointwise_size(const KernelTable& table, int64_t channels, int64_
 
 void pack_pointwise(const KernelTable& table, const float* weight, const float* bias, int64_t channels,
                     int64_t out_channels, float* packed) {
-  const int64_t columns = table.tile_columns, blocks = ceil_div(out_channels, columns);
-  const int64_t block_floats = padded_inner(table, channels) * columns;
-  parallel_for(blocks, std::max<int64_t>(1, 65536 / block_floats), [&](int64_t begin, int64_t end) {
-    for (int64_t block = begin; block < end; ++block) {
-      const int64_t first = block * columns;
-      table.pack_columns(weight + first * channels, std::min(columns, out_channels - first), channels,
-                         packed + block * block_floats);
-    }
-  });
-  float* packed_bias = packed + blocks * block_floats;
-  std::fill_n(packed_bias, blocks * columns, 0.0f);
+  pack_pointwise_blocks(table, weight, channels, out_channels, packed);
+  const int64_t columns = ceil_div(out_channels, table.tile_columns) * table.tile_columns;
+  float* packed_bias = packed + columns * padded_inner(table, channels);
+  std::fill_n(packed_bias, columns, 0.0f);
   if (bias != nullptr) std::copy_n(bias, out_channels, packed_bias);
 }
 

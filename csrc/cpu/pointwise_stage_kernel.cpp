@@ -6,6 +6,7 @@
 #include "cpu/isa.h"
 #include "cpu/layout.h"
 #include "cpu/moments.h"
+#include "cpu/packing.h"
 #include "cpu/parallel.h"
 #include "cpu/plane_tiling.h"
 #include "cpu/scratch.h"
@@ -36,19 +37,6 @@ struct Pixels {
 // The rows [begin, end) of a matrix.
 MemoryRange rows(const float* matrix, int64_t columns, int64_t begin, int64_t end) {
   return {matrix + begin * columns, (end - begin) * columns * kFloatBytes};
-}
-
-void pack_weight(const KernelTable& table, const PointwiseStage& stage, float* packed) {
-  const int64_t columns = table.tile_columns;
-  const int64_t block_floats = ceil_div(stage.channels, table.lanes) * table.lanes * columns;
-  const int64_t blocks = ceil_div(stage.out_channels, columns);
-  parallel_for(blocks, std::max<int64_t>(1, 65536 / block_floats), [&](int64_t begin, int64_t end) {
-    for (int64_t block = begin; block < end; ++block) {
-      const int64_t first = block * columns;
-      table.pack_columns(stage.weight + first * stage.channels, std::min(columns, stage.out_channels - first),
-                         stage.channels, packed + block * block_floats);
-    }
-  });
 }
 
 // The weight as [column block of inputs][output, padded][column]: the way back from outputs to inputs.
@@ -258,7 +246,7 @@ void pointwise_stage_forward(const PointwiseStage& stage, const float* bias, flo
   const int64_t bias_at = layout.add(k_padded);
   const int64_t sums_at = layout.add_doubles(pixels.parts * 2 * k_padded);
   float* memory = scratch(Scratch::kPack, static_cast<std::size_t>(layout.size()));
-  pack_weight(table, stage, memory + weights_at);
+  pack_pointwise_blocks(table, stage.weight, stage.channels, stage.out_channels, memory + weights_at);
   float* packed_bias = memory + bias_at;
   std::fill_n(packed_bias, k_padded, 0.0f);
   if (bias != nullptr) std::copy_n(bias, stage.out_channels, packed_bias);

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "cpu/cache_size.h"
+#include "cpu/channels_last.h"
 #include "cpu/depthwise_backward_tile.h"
 #include "cpu/elements.h"
 #include "cpu/isa.h"
@@ -14,17 +15,6 @@
 
 namespace dwsep {
 namespace {
-
-// Images are strides of a channels-last tensor.
-Strides channels_last(const int64_t size[3], int64_t channels) {
-  Strides strides = {};
-  strides.channel = 1;
-  strides.axis[kWidth] = channels;
-  strides.axis[kHeight] = size[kWidth] * channels;
-  strides.axis[kDepth] = size[kHeight] * strides.axis[kHeight];
-  strides.image = size[kDepth] * strides.axis[kDepth];
-  return strides;
-}
 
 class SeparableBackward {
  public:
@@ -42,9 +32,9 @@ class SeparableBackward {
     depthwise_tensors_ = {nullptr,
                           {},
                           tensors.x,
-                          channels_last(problem.input, problem.channels),
+                          channels_last_strides(problem.input, problem.channels),
                           tensors.x_gradient,
-                          channels_last(problem.input, problem.channels),
+                          channels_last_strides(problem.input, problem.channels),
                           tensors.depthwise_gradient,
                           tensors.depthwise_bias_gradient};
     const int64_t bytes_of_pixel = (k_blocks_ + inner_blocks_) * lanes * static_cast<int64_t>(sizeof(float));
@@ -399,7 +389,7 @@ void SeparableBackward::run(const WeightSources& weights, bool add_depthwise) {
   }
   write_pointwise_gradients(sums, parts);
   if (tensors_.depthwise_gradient != nullptr || tensors_.depthwise_bias_gradient != nullptr) {
-    write_weight_gradients(plan_, depthwise_tensors_, depthwise_sums, depthwise_parts);
+    write_weight_gradients(problem_, plan_.lanes, depthwise_tensors_, depthwise_sums, depthwise_parts);
   }
 }
 

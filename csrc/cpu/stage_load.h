@@ -1,7 +1,7 @@
 // What a stage of training does to a tensor while loading it.
 #pragma once
 
-#include "cpu/conv_problem.h"
+#include "cpu/kernel_table.h"
 
 namespace dwsep {
 
@@ -12,5 +12,16 @@ struct StageLoad {
   const float* shift;
   Activation activation;
 };
+
+// Does it to a row. Of `row`, x is the tensor's beginning, from which the row is `at` floats away and its first channel
+// is `channel`; y, scale, shift and activation are filled in here.
+inline void load_stage_row(const KernelTable& table, const StageLoad& load, int64_t at, int64_t channel, StageRow row) {
+  row.x += at;
+  row.y = load.y != nullptr ? load.y + at : nullptr;
+  row.scale = load.scale != nullptr ? load.scale + channel : nullptr;
+  row.shift = load.scale != nullptr ? load.shift + channel : nullptr;
+  row.activation = load.activation;
+  (load.y != nullptr ? table.corrected_row : table.stage_row)(row);
+}
 
 }  // namespace dwsep

@@ -1,5 +1,6 @@
 #include <torch/csrc/stable/ops.h>
 
+#include "cpu/channels_last.h"
 #include "cpu/depthwise_backward_kernel.h"
 #include "cpu/depthwise_stage_kernel.h"
 #include "ops/stage_arguments.h"

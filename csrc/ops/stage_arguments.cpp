@@ -62,14 +62,4 @@ Tensor empty_sums(int64_t channels) { return torch::stable::empty({2, channels},
 
 Tensor empty_float(const std::vector<int64_t>& sizes) { return torch::stable::empty(sizes, ScalarType::Float); }
 
-Strides channels_last_strides(const int64_t size[3], int64_t channels) {
-  Strides strides = {};
-  strides.channel = 1;
-  strides.axis[2] = channels;
-  strides.axis[1] = size[2] * channels;
-  strides.axis[0] = size[1] * strides.axis[1];
-  strides.image = size[0] * strides.axis[0];
-  return strides;
-}
-
 }  // namespace dwsep

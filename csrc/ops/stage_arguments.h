@@ -34,14 +34,12 @@ struct StageInput {
 Tensor check_output_like(const char* name, const Tensor& value, const std::vector<int64_t>& sizes);
 void check_correction(const std::optional<Tensor>& correction, const Tensor& x, int64_t channels);
 
-// Uninitialised: (N, channels, *spatial) in channels last whatever its sizes, with `rank` axes.
+// Uninitialised: (N, channels, *spatial) in channels last whatever its sizes.
 Tensor empty_stage_output(int64_t batch, int64_t channels, const std::vector<int64_t>& spatial);
 Tensor empty_sums(int64_t channels);  // float64 (2, channels)
 Tensor empty_float(const std::vector<int64_t>& sizes);
 std::vector<int64_t> spatial_of(const Tensor& x);
 std::vector<int64_t> sizes_of(int64_t batch, int64_t channels, const std::vector<int64_t>& spatial);
-// Of a dense channels-last tensor.
-Strides channels_last_strides(const int64_t size[3], int64_t channels);
 
 inline float* mutable_floats(const Tensor& x) { return static_cast<float*>(x.mutable_data_ptr()); }
 inline const float* floats(const Tensor& x) { return static_cast<const float*>(x.const_data_ptr()); }

@@ -12,5 +12,4 @@ def pytest_collection_modifyitems(items):
     here = Path(__file__).parent
     for item in items:
         if here in item.path.parents:
-            item.add_marker(pytest.mark.sweep)
             item.add_marker(pytest.mark.skipif(not item.config.getoption("--sweep"), reason="crashes in whole runs"))
