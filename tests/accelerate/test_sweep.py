@@ -50,7 +50,8 @@ def test_network_is_right_or_left_alone(name, monkeypatch):
     x = torch.randn(3, 3, size, size)
     net.eval(), plain.eval()
     with torch.no_grad():
-        assert distance(net(x), plain(x)) < 1e-5
+        exact = copy.deepcopy(plain).double()(x.double())
+        assert distance(net(x), exact) < 2 * distance(plain(x), exact) + 1e-6
     net.train()
     for module in net.modules():
         if re.search("Drop|Stochastic", type(module).__name__):

@@ -211,3 +211,22 @@ def test_switched_off_training_is_that_of_eager(x, runs, monkeypatch):
     dwsep.accelerate_(net)
     assert torch.equal(net(x), plain(x))
     assert not runs
+
+
+@pytest.mark.parametrize("padding", [0, 1])
+def test_strided_narrow_convolutions_stay_within_memory(padding, runs, monkeypatch):
+    """oneDNN's gradient for the weight of a strided 1x1 convolution of few channels, channels-last, does not."""
+    net = nn.Sequential(nn.Conv2d(3, 8, 1, 2, padding, bias=False), nn.BatchNorm2d(8), nn.ReLU(), Net().blocks[1])
+    dwsep.accelerate_(randomise(net))
+    x = torch.randn(2, 3, 16, 16)
+    check_step(net, x)
+    strides, conv2d = [], torch.nn.functional.conv2d
+
+    def seen(x, weight, bias=None, stride=1, *rest, **options):
+        strides.append(stride)
+        return conv2d(x, weight, bias, stride, *rest, **options)
+
+    monkeypatch.setattr(torch.nn.functional, "conv2d", seen)
+    net(x)
+    assert strides == [1]
+    assert len(runs) == 2

@@ -123,8 +123,9 @@ def step(model, x, call=None):
 def check_step(model, x, call=lambda model: model, both_layouts=False):
     """The accelerated step is no further from float64 than twice the distance of eager's, plus 1e-6.
 
-    ``both_layouts`` is for deep networks: eager's worse layout counts, and four times its distance, for eager's two
-    layouts are up to 3.9 times the bound from one another there (19 of 985 gradients of EfficientNet-B0 beyond it).
+    ``both_layouts`` is for deep networks: the worse of eager's two counts. Rounding is chance, and among hundreds of
+    tensors some fall unluckily (eager's own layouts: up to 4.2 times the bound of one another, 1 in 100 beyond it): two
+    tensors in 100 may be up to four times the bound away.
     """
     plain = copy.deepcopy(model)
     dwsep.revert_(plain)
@@ -133,11 +134,18 @@ def check_step(model, x, call=lambda model: model, both_layouts=False):
     ours, theirs, truth = step(model, x, call(model)), step(plain, x, call(plain)), step(exact, wide, call(exact))
     others = [theirs]
     if both_layouts:
-        plain = copy.deepcopy(exact).float().to(memory_format=torch.channels_last)
+        unsafe = any(_corrupts_memory(module) for module in plain.modules())
+        layout = torch.contiguous_format if unsafe else torch.channels_last
+        plain = copy.deepcopy(exact).float().to(memory_format=layout)
         plain.load_state_dict(before)
-        others.append(step(plain, x.contiguous(memory_format=torch.channels_last), call(plain)))
+        torch._C._set_mkldnn_enabled(not unsafe)  # other sums, if not another layout
+        try:
+            others.append(step(plain, x.contiguous(memory_format=layout), call(plain)))
+        finally:
+            torch._C._set_mkldnn_enabled(True)
     assert ours.keys() == theirs.keys() == truth.keys()
     total = max([t.double().norm().item() for name, t in truth.items() if name.endswith("grad")], default=0)
+    shares = {}
     for name, expected in truth.items():
         if not torch.is_floating_point(expected):
             assert torch.equal(ours[name], theirs[name]), name
@@ -149,8 +157,17 @@ def check_step(model, x, call=lambda model: model, both_layouts=False):
         eager = max(distance(other[name], expected) for other in others)
         if both_layouts and eager > 1e-4:
             continue  # lost in eager as well: a scale that the norm behind it takes out again, as RepVit's 1x1 branch
-        bound = (4 if both_layouts else 2) * eager + 1e-6
-        assert distance(ours[name], expected) <= bound, (name, distance(ours[name], expected), bound)
+        shares[name] = distance(ours[name], expected) / (2 * eager + 1e-6)
+    beyond = sorted(((share, name) for name, share in shares.items() if share > 1), reverse=True)
+    assert len(beyond) <= (len(shares) // 50 if both_layouts else 0), beyond
+    assert not beyond or beyond[0][0] <= 4, beyond
+
+
+def _corrupts_memory(module):
+    """Whether torch's backward of a convolution writes past its memory, channels-last: oneDNN's issue 6035."""
+    if type(module) is not nn.Conv2d:
+        return False
+    return module.kernel_size == (1, 1) and max(module.stride) > 1 and module.in_channels < 16
 
 
 def saved_bytes(model, x):

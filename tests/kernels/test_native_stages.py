@@ -182,6 +182,23 @@ def test_floats_within_rounding(activation):
             assert distance < 2e-6, f"gradient of {name}, {op}: {distance:.1e}"
 
 
+@pytest.mark.parametrize("op", ["pointwise_stage", "depthwise_stage", "stage_sums"])
+def test_variances_far_below_the_mean(op):
+    torch.manual_seed(3)
+    x = _last(torch.randn(3, 40, 12, 13) + 1000)
+    ones = torch.ones(40)
+    if op == "stage_sums":
+        y, sums = x, ops.stage_sums(x)
+    elif op == "depthwise_stage":
+        y, sums = ops.depthwise_stage(x, None, None, "none", ones.view(40, 1, 1, 1), None, [1, 1], [0] * 4, [1, 1])
+    else:
+        y, sums = ops.pointwise_stage(x, None, None, "none", torch.eye(40).view(40, 40, 1, 1), None)
+    assert torch.equal(y, x)
+    *_, invstd = ops.stage_statistics(sums, 3 * 12 * 13, ones, ones, 0.0, 0.1, None, None)
+    wanted = x.double().var((0, 2, 3), unbiased=False).rsqrt()
+    torch.testing.assert_close(invstd.double(), wanted, rtol=1e-6, atol=0)
+
+
 def test_nothing_to_do():
     scale, shift = torch.ones(5), torch.zeros(5)
     empty = torch.empty(0, 5, 4, 4).to(memory_format=torch.channels_last)

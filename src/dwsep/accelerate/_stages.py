@@ -273,10 +273,21 @@ def norm_only(x: Tensor, norm: nn.BatchNorm2d) -> Pending:
 
 def dense(x: Tensor, conv: nn.Conv2d, geometry: Any) -> Tensor:
     """A convolution that no stage runs, with torch's own kernels."""
-    padding = geometry.padding
-    if padding is None or any(low != high for low, high in padding):
+    padding, stride = geometry.padding, geometry.stride
+    overruns = _overruns(conv, geometry)
+    if overruns or padding is None or any(low != high for low, high in padding):
         (top, bottom), (left, right) = geometry.pads(x.shape[2:])
         x, sides = F.pad(x, (left, right, top, bottom)), (0, 0)
     else:
         sides = [low for low, _ in padding]
-    return F.conv2d(x, conv.weight, conv.bias, geometry.stride, sides, geometry.dilation, conv.groups)
+    if overruns:
+        x, stride = x[:, :, :: stride[0], :: stride[1]], 1
+    return F.conv2d(x, conv.weight, conv.bias, stride, sides, geometry.dilation, conv.groups)
+
+
+def _overruns(conv: nn.Conv2d, geometry: Any) -> bool:
+    """Whether torch's gradient for the weight would write past its scratch memory: a strided 1x1 convolution of fewer
+    channels than a vector has lanes, channels-last (https://github.com/uxlfoundation/oneDNN/issues/6035).
+    """
+    narrow = conv.in_channels < 16 and conv.groups == 1
+    return narrow and tuple(conv.weight.shape[2:]) == (1, 1) and max(geometry.stride) > 1
