@@ -31,8 +31,12 @@ STABLE_TORCH_LIBRARY_IMPL(dwsep, CPU, library) {
       "stage_corrected",
       TORCH_BOX(static_cast<torch::stable::Tensor (*)(const torch::stable::Tensor&, const torch::stable::Tensor&,
                                                       const torch::stable::Tensor&)>(&dwsep::stage_corrected)));
+  library.impl("stage_gate", TORCH_BOX(&dwsep::stage_gate));
+  library.impl("stage_gate_gradient", TORCH_BOX(&dwsep::stage_gate_gradient));
   library.impl("stage_output", TORCH_BOX(&dwsep::stage_output));
   library.impl("stage_output_backward", TORCH_BOX(&dwsep::stage_output_backward));
+  library.impl("stage_pool", TORCH_BOX(&dwsep::stage_pool));
+  library.impl("stage_squeeze_backward", TORCH_BOX(&dwsep::stage_squeeze_backward));
 }
 
 #define DWSEP_EXPORT extern "C" __attribute__((visibility("default")))

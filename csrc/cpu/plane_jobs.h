@@ -127,6 +127,10 @@ struct StageGradientRow {
   bool stream;   // store past the caches: `out`, stride and channels are whole cache lines
   double* sums;  // of the gradient before the activation times x, then of that gradient; per channel, padded
   int64_t sums_stride;
+  // With `addend` the gradient is gate * gradient + addend_factor * addend, per channel; zeros for a null gradient.
+  const float* gate = nullptr;
+  const float* addend = nullptr;
+  float addend_factor = 1.0f;
 };
 
 // out = activation(scale * x + shift) + residual, consecutive pixels of channels-last float tensors.
@@ -139,6 +143,19 @@ struct StageOutput {
   int64_t pixels;
   int64_t channels;
   float* out;
+  const float* gate = nullptr;  // per channel, times the activation; or null
+};
+
+// sums[channel] += gradient * activation(scale * x + shift), over consecutive pixels of channels-last float tensors.
+struct StageProductSums {
+  const float* gradient;  // null for ones
+  const float* x;
+  const float* scale;  // per channel; null for none
+  const float* shift;
+  Activation activation;
+  int64_t pixels;
+  int64_t channels;
+  double* sums;  // padded
 };
 
 // A row of pixels of one block of channels, computed, on its way to a channels-last tensor; its sums are wanted.

@@ -28,8 +28,9 @@ void stage_output_backward(const StageOutput& output, const float* gradient, flo
   const KernelTable& table = kernels();
   const int64_t channels = output.channels, pixels = output.pixels;
   const int64_t padded = ceil_div(channels, table.lanes) * table.lanes;
-  // A tile's channels are read a block at a time: it stays in L1. The parts depend on the shape alone.
-  const int64_t tile = std::max<int64_t>(1, 2048 / channels);
+  // A tile's channels are read a block at a time: it stays near. Sums go to doubles after eight pixels. The parts
+  // depend on the shape alone.
+  const int64_t tile = std::max<int64_t>(8, 4096 / channels / 8 * 8);
   const int64_t parts = std::clamp<int64_t>(pixels * channels / 16384, 1, 32);
   auto* sums = reinterpret_cast<double*>(scratch(Scratch::kPack, static_cast<std::size_t>(parts * 2 * padded * 2)));
   std::fill_n(sums, parts * 2 * padded, 0.0);

@@ -51,6 +51,26 @@ StageResult stage_output_backward(const torch::stable::Tensor& grad, const torch
                                   const std::optional<torch::stable::Tensor>& scale,
                                   const std::optional<torch::stable::Tensor>& shift, const std::string& activation);
 
+// Means over every image's pixels, (N, C).
+torch::stable::Tensor stage_pool(const torch::stable::Tensor& x, const std::optional<torch::stable::Tensor>& scale,
+                                 const std::optional<torch::stable::Tensor>& shift, const std::string& activation);
+
+torch::stable::Tensor stage_gate(const torch::stable::Tensor& x, const std::optional<torch::stable::Tensor>& scale,
+                                 const std::optional<torch::stable::Tensor>& shift, const std::string& activation,
+                                 const torch::stable::Tensor& gate);
+
+torch::stable::Tensor stage_gate_gradient(const torch::stable::Tensor& grad, const torch::stable::Tensor& x,
+                                          const std::optional<torch::stable::Tensor>& scale,
+                                          const std::optional<torch::stable::Tensor>& shift,
+                                          const std::string& activation);
+
+// The way back through the means and the product with the gate at once.
+StageResult stage_squeeze_backward(const std::optional<torch::stable::Tensor>& grad,
+                                   const std::optional<torch::stable::Tensor>& gate,
+                                   const std::optional<torch::stable::Tensor>& grad_mean,
+                                   const torch::stable::Tensor& x, const std::optional<torch::stable::Tensor>& scale,
+                                   const std::optional<torch::stable::Tensor>& shift, const std::string& activation);
+
 // Scale, shift, mean and 1 / sqrt(variance + eps); the running statistics are updated in place.
 std::tuple<torch::stable::Tensor, torch::stable::Tensor, torch::stable::Tensor, torch::stable::Tensor> stage_statistics(
     const torch::stable::Tensor& sums, int64_t count, const std::optional<torch::stable::Tensor>& weight,

@@ -230,3 +230,51 @@ def test_strided_narrow_convolutions_stay_within_memory(padding, runs, monkeypat
     net(x)
     assert strides == [1]
     assert len(runs) == 2
+
+
+class _Squeezed(nn.Module):
+    """A block whose gate is detached, used twice, or followed by other takers of what it gates."""
+
+    def __init__(self, takes):
+        super().__init__()
+        self.block, self.takes = Net().blocks[1], takes
+        self.reduce, self.expand = nn.Conv2d(16, 4, 1), nn.Conv2d(4, 16, 1)
+        self.project, self.norm = nn.Conv2d(16, 8, 1, bias=False), nn.BatchNorm2d(8)
+
+    def forward(self, x):
+        x = self.block.depthwise(self.block.expand(x))
+        gate = torch.sigmoid(self.expand(torch.relu(self.reduce(x.mean((2, 3), keepdim=True)))))
+        x = self.takes(x, gate)
+        return torch.relu(self.norm(self.project(x)))
+
+
+@pytest.mark.parametrize(
+    "takes",
+    [
+        lambda x, gate: x * gate,
+        lambda x, gate: gate * x,
+        lambda x, gate: x * gate.detach(),
+        lambda x, gate: x * gate + (1 - gate) * x,
+        lambda x, gate: x * gate * torch.mean(x, (-1, -2), True),
+        lambda x, gate: (x * gate) + x,
+        lambda x, gate: x + 0 * gate,
+        lambda x, gate: x.detach() * gate,
+    ],
+    ids=["product", "turned", "detached gate", "two", "two means", "other taker", "no product", "detached"],
+)
+def test_gates_in_every_position(takes, runs):
+    net = randomise(_Squeezed(takes))
+    dwsep.accelerate_(net)
+    x = torch.randn(2, 8, 9, 12, requires_grad=True)
+    check_step(net, x)
+    assert runs
+    check_step(net, x, lambda model: lambda x: checkpoint(model, x, use_reentrant=False))
+    for _ in range(2):  # a kept graph goes back twice
+        net.zero_grad()
+        out = net(x)
+        out.sum().backward(retain_graph=True)
+        once = [p.grad.clone() for p in net.parameters() if p.grad is not None]
+        out.sum().backward()
+        assert all(
+            torch.equal(2 * a, p.grad) for a, p in zip(once, (p for p in net.parameters() if p.grad is not None))
+        )

@@ -56,6 +56,16 @@ def test_opcheck(affine, bias):
     opcheck(ops.stage_output_backward, (residual, x, scale, shift, "silu"), rtol=1e-5, atol=1e-5)
 
 
+def test_opcheck_of_squeeze_and_excite():
+    x, gate = last(draw(2, 9, 5, 4)), draw(2, 9)
+    for scale, shift in ((draw(9), draw(9)), (None, None)):
+        opcheck(ops.stage_pool, (x, scale, shift, "relu"))
+        opcheck(ops.stage_gate, (x, scale, shift, "silu", gate), rtol=1e-5, atol=1e-5)
+        opcheck(ops.stage_gate_gradient, (x, x, scale, shift, "relu"))
+        opcheck(ops.stage_squeeze_backward, (x, gate, gate, x, scale, shift, "relu"))
+        opcheck(ops.stage_squeeze_backward, (None, None, gate, x, scale, shift, "relu"))
+
+
 def test_opcheck_of_the_norm():
     sums = torch.stack([draw(9), draw(9).abs() + 40]).double()
     opcheck(ops.stage_statistics, (sums, 30, draw(9), draw(9), 1e-5, 0.1, draw(9), draw(9).abs()))

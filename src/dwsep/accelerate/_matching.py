@@ -211,7 +211,9 @@ class _Matcher:
         else:
             step = Call("method" if node.op == "call_method" else "function", node.target, args, kwargs)
         step.output = self.values[node] = self._new()
-        step.looks = node.op != "get_attr" and _modules.looks(step.target)
+        if node.op != "get_attr":
+            step.looks = _modules.looks(step.target)
+            step.pools = _modules.pools(step.target, node.args, node.kwargs)
         self.steps.append(step)
 
 

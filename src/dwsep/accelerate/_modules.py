@@ -147,6 +147,24 @@ def looks(target: Any) -> bool:
     return any(target is known or target == known for known in _LOOKS)
 
 
+def pools(target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str | None:
+    """Whether a call is the mean of its (N, C, H, W) input over H and W: the axes "kept" as ones, or "dropped"."""
+    if isinstance(target, nn.AdaptiveAvgPool2d):
+        target, args, kwargs = F.adaptive_avg_pool2d, (*args, target.output_size), {}
+    if target is F.adaptive_avg_pool2d:
+        size = args[1] if len(args) == 2 else kwargs.get("output_size")
+        return "kept" if size == 1 or (isinstance(size, (list, tuple)) and list(size) == [1, 1]) else None
+    if not looks(target) or not set(kwargs) <= {"dim", "keepdim"} or len(args) > 3:
+        return None
+    named = dict(zip(("dim", "keepdim"), args[1:], strict=False)) | kwargs
+    axes, keeps = named.get("dim"), named.get("keepdim", False)
+    if not isinstance(axes, (list, tuple)) or not isinstance(keeps, bool):
+        return None
+    if len(axes) != 2 or not all(isinstance(axis, int) for axis in axes) or {axis % 4 for axis in axes} != {2, 3}:
+        return None
+    return "kept" if keeps else "dropped"
+
+
 def has_work(module: nn.Module) -> bool:
     """Whether a module holds anything that chains are made of, so that looking inside is worth it."""
     return any(isinstance(inner, (_BatchNorm, nn.Conv2d)) for inner in module.modules())

@@ -45,6 +45,8 @@ class Call:
     output: int = -1
     # Whether it only looks at what it takes, and returns nothing which shares its memory.
     looks: bool = False
+    # "kept" or "dropped" axes where it is the mean over all pixels of its only tensor.
+    pools: str | None = None
 
 
 Step = Stage | Call | Product

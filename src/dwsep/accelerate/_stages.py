@@ -32,11 +32,13 @@ class Pending:
     shift: Tensor | None = None
     activation: str = "none"
     _tensor: Tensor | None = None
+    # The raw tensor behind a squeeze, for one product with a gate (_gates.py).
+    passed: tuple[Tensor, Any] | None = None
 
     def then(self, activation: str) -> Pending:
         """The same with an activation behind it."""
         if self.activation == "none":
-            return replace(self, activation=activation, _tensor=None)
+            return replace(self, activation=activation, _tensor=None, passed=None)
         return Pending(self.tensor(), activation=activation)
 
     def tensor(self, residual: Tensor | None = None) -> Tensor:
@@ -211,44 +213,6 @@ class _Output(torch.autograd.Function):
             grad_x, grad_affine = stage_ops.stage_output_backward(grad, x, scale, shift, ctx.activation)
         grads = (grad_x, grad_affine, grad)
         return (*(one if need else None for one, need in zip(grads, needs, strict=False)), None, None, None)
-
-
-class _Gated(torch.autograd.Function):
-    """A pending output times a gate (N, C, 1, 1): saves the raw output and the gate, not what is multiplied."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        x: Tensor,
-        x_carrier: Tensor | None,
-        gate: Tensor,
-        scale: Tensor | None,
-        shift: Tensor | None,
-        activation: str,
-        z: Tensor,
-    ) -> Tensor:
-        ctx.activation = activation
-        ctx.save_for_backward(x, gate, scale, shift)
-        return z.detach() * gate
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-        x, gate, scale, shift = ctx.saved_tensors
-        needs = ctx.needs_input_grad
-        grad_x = grad_affine = grad_gate = None
-        if needs[2]:
-            z = stage_ops.stage_output(x, scale, shift, ctx.activation, None)
-            grad_gate = z.mul_(grad).sum((2, 3), keepdim=True, dtype=torch.float64).to(gate.dtype)
-        if needs[0] or needs[1]:
-            grad_x, grad_affine = stage_ops.stage_output_backward(grad * gate, x, scale, shift, ctx.activation)
-        grads = (grad_x, grad_affine, grad_gate)
-        return (*(one if need else None for one, need in zip(grads, needs, strict=False)), None, None, None, None)
-
-
-def gated(x: Pending, gate: Tensor) -> Tensor:
-    """A pending output times a gate per channel."""
-    return _Gated.apply(x.raw, x.carrier, gate, x.scale, x.shift, x.activation, x.tensor())
 
 
 def conv_norm(

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from dwsep.accelerate import _modules, _stages
+from dwsep.accelerate import _gates, _modules, _stages
 from dwsep.accelerate._program import Call, Product, Program, Stage, Step, inputs_of, run_call, substitute, values_in
 from dwsep.accelerate._stages import Pending
 from dwsep.kernels.activations import FORWARD
@@ -68,13 +68,16 @@ def _step(step: Step, values: list[Any]) -> Any:
             if isinstance(x, Pending) and isinstance(gate, (Tensor, Pending)):
                 gate = _tensor(gate)
                 if gate.shape == (*x.raw.shape[:2], 1, 1) and gate.shape != x.raw.shape:
-                    return _stages.gated(x, gate)
+                    return _gates.gated(x, gate)
         return _tensor(left) * _tensor(right)
     return _call(step, values)
 
 
 def _call(step: Call, values: list[Any]) -> Any:
     taken = inputs_of(step)
+    if step.pools is not None and isinstance(source := values[taken[0]], Pending):
+        means = _gates.means(source)
+        return means[:, :, None, None] if step.pools == "kept" else means
     pending = {value: values[value] for value in taken if isinstance(values[value], Pending)}
     for value, output in pending.items():
         values[value] = output.tensor()

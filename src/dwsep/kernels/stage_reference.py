@@ -116,6 +116,43 @@ def output(x: Tensor, scale: Tensor | None, shift: Tensor | None, activation: st
     return z if residual is None else z + residual
 
 
+def _per_image(values: Tensor, like: Tensor) -> Tensor:
+    return values.view(*values.shape, *(1,) * (like.dim() - 2))
+
+
+def pool(x: Tensor, scale: Tensor | None, shift: Tensor | None, activation: str) -> Tensor:
+    """The means of activation(scale * x + shift) over every image's pixels, (N, C)."""
+    z = FORWARD[activation](affine(x, scale, shift))
+    return z.flatten(2).mean(2, dtype=torch.float64).to(x.dtype)
+
+
+def gate(x: Tensor, scale: Tensor | None, shift: Tensor | None, activation: str, gate: Tensor) -> Tensor:
+    """activation(scale * x + shift) * gate, with a gate (N, C)."""
+    return FORWARD[activation](affine(x, scale, shift)) * _per_image(gate, x)
+
+
+def gate_gradient(grad: Tensor, x: Tensor, scale: Tensor | None, shift: Tensor | None, activation: str) -> Tensor:
+    """The gradient (N, C) of a gate from that of the product."""
+    z = FORWARD[activation](affine(x, scale, shift))
+    return (grad * z).flatten(2).sum(2, dtype=torch.float64).to(x.dtype)
+
+
+def squeeze_backward(
+    grad: Tensor | None,
+    gate: Tensor | None,
+    grad_mean: Tensor | None,
+    x: Tensor,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    activation: str,
+) -> tuple[Tensor, Tensor | None]:
+    """Gradients of x and of (scale, shift) from those of the product with a gate, and of the means."""
+    grad_z = torch.zeros_like(x) if grad is None or gate is None else grad * _per_image(gate, x)
+    if grad_mean is not None:
+        grad_z = grad_z + _per_image(grad_mean, x) / (x.numel() / max(1, x.shape[0] * x.shape[1]))
+    return through_affine(grad_z, x, scale, shift, activation)
+
+
 def statistics(
     sums: Tensor,
     count: int,

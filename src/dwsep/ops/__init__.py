@@ -7,6 +7,7 @@ from dwsep.ops import (
     pointwise_stage,
     separable_conv,
     separable_conv_packed,
+    stage_gate,
     stage_norm,
     stage_output,
 )
@@ -23,6 +24,7 @@ __all__ = [
     "pointwise_stage",
     "separable_conv",
     "separable_conv_packed",
+    "stage_gate",
     "stage_norm",
     "stage_output",
 ]
