@@ -35,6 +35,11 @@ class Pending:
     # The raw tensor behind a squeeze, for one product with a gate (_gates.py).
     passed: tuple[Tensor, Any] | None = None
 
+    @property
+    def exists(self) -> bool:
+        """Whether the values have been computed."""
+        return self._tensor is not None
+
     def then(self, activation: str) -> Pending:
         """The same with an activation behind it."""
         if self.activation == "none":

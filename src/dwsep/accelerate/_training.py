@@ -111,6 +111,8 @@ def _normalised(stage: Stage, x: Pending) -> Pending:
     conv, norm = stage.conv, stage.norm
     if conv is None:
         return x if norm is None else _stages.norm_only(x.tensor(), norm)
+    if x.scale is None and x.activation != "none" and x.exists:
+        x = Pending(x.tensor())  # kept for backward already: the values before the activation need not be, too
     geometry = _modules.geometry_of(conv)
     if _modules.is_pointwise(conv):
         return _stages.conv_norm(x, conv, norm, (), x.raw.shape[2:])
