@@ -77,14 +77,3 @@ def test_model_must_be_a_module(call):
 def test_filter_must_be_callable():
     with pytest.raises(TypeError, match="filter_fn must be a function of a name and a module, got 'no'"):
         dwsep.accelerate_(Net(), filter_fn="no")
-
-
-def test_own_layers_keep_their_kernels():
-    layer = dwsep.nn.DepthwiseSeparableConv2d(4, 4, norm="batch", inner_norm="batch")
-    x = torch.randn(1, 4, 8, 8)
-    report = dwsep.accelerate_(layer)
-    assert report.fused == ()
-    net = randomise(nn.Sequential(Net().stem, dwsep.nn.DepthwiseSeparableConv2d(8, 8), Net().blocks)).eval()
-    report = dwsep.accelerate_(net)
-    assert ("1", "runs on these kernels already") in [(line.name, line.reason) for line in report.left_alone]
-    assert layer(x).shape == x.shape

@@ -140,7 +140,8 @@ def check_step(model, x, call=lambda model: model, both_layouts=False):
         plain.load_state_dict(before)
         torch._C._set_mkldnn_enabled(not unsafe)  # other sums, if not another layout
         try:
-            others.append(step(plain, x.contiguous(memory_format=layout), call(plain)))
+            laid_out = x.detach().contiguous(memory_format=layout).requires_grad_(x.requires_grad)
+            others.append(step(plain, laid_out, call(plain)))
         finally:
             torch._C._set_mkldnn_enabled(True)
     assert ours.keys() == theirs.keys() == truth.keys()

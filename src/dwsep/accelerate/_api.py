@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from dwsep.accelerate import _modules, _tracing
+from dwsep.accelerate import _layers, _modules, _tracing
 from dwsep.accelerate._forward import AcceleratedForward, DepthwiseForward, gains, is_ours
 from dwsep.accelerate._program import Call, Program, Stage
 from dwsep.accelerate._report import AccelerationReport, Line
@@ -109,6 +109,8 @@ def _install(
         if id(module) not in covered:
             lines.append(Line(name, kind, "left alone", "its forward was replaced or compiled"))
         return
+    if _layers.is_layer(module) and not _layers.is_chain(module):
+        return  # chooses its kernels itself
     if isinstance(module, nn.Conv2d):
         if _modules.is_conv(module) and module.padding_mode == "zeros":
             module.__dict__["forward"] = DepthwiseForward(module)
@@ -136,7 +138,10 @@ def _install(
 
 
 def _has_depthwise(module: nn.Module) -> bool:
-    return any(isinstance(inner, nn.Conv2d) and _modules.is_depthwise(inner) for inner in module.modules())
+    return any(
+        _layers.is_depthwise(inner) or (isinstance(inner, nn.Conv2d) and _modules.is_depthwise(inner))
+        for inner in module.modules()
+    )
 
 
 def _lines(program: Program, names: dict[int, str]) -> list[Line]:

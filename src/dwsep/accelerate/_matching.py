@@ -9,6 +9,7 @@ from torch import fx, nn
 from dwsep.accelerate import _modules
 from dwsep.accelerate._program import Call, Product, Program, Stage, Step, Value, inputs_of, values_in
 from dwsep.accelerate._tracing import Trace
+from dwsep.nn import DepthwiseConv2d
 
 
 class _Matcher:
@@ -115,8 +116,9 @@ class _Matcher:
         module, tail = self.modules[node], node
         unknown: nn.Module | None = None
         self.parts.append(module)
-        if isinstance(module, nn.Conv2d):
-            stage.conv = module
+        if isinstance(module, (nn.Conv2d, DepthwiseConv2d)):
+            conv: Any = module  # of the package's own, what a stage reads of it is named alike
+            stage.conv = conv
             tail = self._skip(tail)
             user = self._next(tail)
             norm = self.modules.get(user) if user is not None else None

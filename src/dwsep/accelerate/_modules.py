@@ -10,7 +10,9 @@ import torch.nn.functional as F
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from dwsep.accelerate import _layers
 from dwsep.geometry import ConvGeometry
+from dwsep.nn import DepthwiseConv2d
 
 _ACTIVATIONS: dict[type, str] = {
     nn.ReLU: "relu",
@@ -71,6 +73,8 @@ def _pads_as_tensorflow(module: nn.Module) -> bool:
 
 def is_conv(module: nn.Module) -> bool:
     """Whether a module is a plain 2d convolution: torch's own arithmetic with parameters where torch keeps them."""
+    if _layers.is_depthwise(module):
+        return True
     if not isinstance(module, nn.Conv2d) or module.padding_mode != "zeros":
         return False
     plain = type(module).forward is nn.Conv2d.forward and type(module)._conv_forward is nn.Conv2d._conv_forward
@@ -86,13 +90,17 @@ def is_depthwise(conv: nn.Conv2d) -> bool:
 
 def is_pointwise(conv: nn.Conv2d) -> bool:
     """Whether a convolution is a matrix product at every pixel."""
+    if conv.groups != 1:
+        return False
     taps_and_steps = (*conv.kernel_size, *conv.stride)
     unpadded = conv.padding in ("valid", "same") or (not isinstance(conv.padding, str) and not any(conv.padding))
-    return conv.groups == 1 and set(taps_and_steps) == {1} and unpadded
+    return set(taps_and_steps) == {1} and unpadded
 
 
 def geometry_of(conv: nn.Conv2d) -> ConvGeometry:
     """A convolution's shape arithmetic."""
+    if isinstance(conv, DepthwiseConv2d):
+        return conv.geometry
     padding: Any = "same_tf" if _pads_as_tensorflow(conv) else conv.padding
     return ConvGeometry.make(2, conv.kernel_size, conv.stride, padding, conv.dilation)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import sys
 import threading
@@ -14,7 +15,7 @@ import torch.utils.checkpoint
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-from dwsep.accelerate import _modules
+from dwsep.accelerate import _layers, _modules
 
 # torch.fx changes nn.Module.__call__ for the whole process while it traces.
 _lock = threading.RLock()
@@ -48,8 +49,7 @@ class _Tracer(fx.Tracer):
             return True
         if not isinstance(m, nn.Sequential) and m.__module__.startswith("torch.nn"):
             return True
-        # Our own layers choose their kernels themselves.
-        return m.__module__.startswith("dwsep.")
+        return _layers.is_layer(m) and not _layers.is_chain(m)
 
     def call_module(self, m: nn.Module, forward: Callable[..., Any], args: tuple, kwargs: dict[str, Any]) -> Any:
         if _inside_checkpoint():
@@ -59,6 +59,8 @@ class _Tracer(fx.Tracer):
         self.stack.append(m)
         if not any(m is seen for seen in self.inside):
             self.inside.append(m)
+        if _layers.is_chain(m):
+            forward = functools.partial(_layers.run_parts, m)
         result = super().call_module(m, forward, args, kwargs)
         self.stack.pop()  # not where it raised: the innermost module left on the stack is the one at fault
         return result
@@ -67,7 +69,8 @@ class _Tracer(fx.Tracer):
         """One placeholder for the first argument; every other takes its default, as in the calls that are sped up."""
 
         def flat(root: nn.Module, x: Any) -> list[Any]:
-            leaves, self.output_spec = pytree.tree_flatten(root_fn(root, x))
+            result = _layers.run_parts(root, x) if _layers.is_chain(root) else root_fn(root, x)
+            leaves, self.output_spec = pytree.tree_flatten(result)
             return leaves
 
         return flat, [self.root, self.create_proxy("placeholder", "x", (), {})]

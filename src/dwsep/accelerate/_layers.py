@@ -1,0 +1,45 @@
+"""The package's own layers, as chains like everybody's."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from dwsep.nn import DepthwiseConv2d, DepthwiseSeparableConv2d
+
+
+def is_layer(module: nn.Module) -> bool:
+    """Whether a module is one of the package's layers, which choose their kernels themselves."""
+    return type(module).__module__.startswith("dwsep.nn.")
+
+
+def is_depthwise(module: nn.Module) -> bool:
+    """Whether a module is a depthwise convolution of the package's that a stage can run."""
+    if type(module) is not DepthwiseConv2d or module.padding_mode != "zeros":
+        return False
+    return module.activation is None and module.depth_multiplier == 1 and module.in_channels > 1
+
+
+def is_chain(module: nn.Module) -> bool:
+    """Whether a module is a separable layer which computes what its parts do in a row, whatever its input's size."""
+    if type(module) is not DepthwiseSeparableConv2d or not is_depthwise(module.depthwise):
+        return False
+    return module.residual is None or module.depthwise.padding == "same"
+
+
+def run_parts(layer: Any, x: Any) -> Any:
+    """A separable layer's forward on batches, without its choice of kernels and its checks: for reading it."""
+    parts: list[nn.Module | None] = [layer.depthwise, layer.pointwise]
+    if layer.order == "pointwise_first":
+        parts.reverse()
+    first, second = parts
+    inner = x
+    for module in (first, layer.inner_norm, layer.inner_activation):
+        inner = inner if module is None else module(inner)
+    out = second(inner)  # type: ignore[misc]
+    if layer.residual == "depthwise":
+        out = out + inner
+    for module in (layer.norm, layer.activation):
+        out = out if module is None else module(out)
+    return out + x if layer.residual == "input" else out
