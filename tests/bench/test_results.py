@@ -82,7 +82,7 @@ def test_save_and_load(tmp_path):
     path = tmp_path / "new" / "results.json"
     saved = make_results([make_record({"dwsep": 1.0, "nchw": 2.0})])
     results.save(saved, path)
-    assert results.load(path) == json.loads(json.dumps(saved))
+    assert results.load(path) == {"subject": "layers", **json.loads(json.dumps(saved))}
     assert results.derive(saved["records"][0], CEILINGS) == saved["records"][0]["derived"]
 
 
@@ -90,5 +90,5 @@ def test_save_and_load(tmp_path):
 def test_load_refuses_other_files(tmp_path, text):
     path = tmp_path / "results.json"
     path.write_text(text)
-    with pytest.raises(ValueError, match="holds no results of dwsep bench layers"):
+    with pytest.raises(ValueError, match="holds no results of dwsep bench"):
         results.load(path)

@@ -21,9 +21,9 @@ def print_results(results: Mapping[str, Any], console: Console) -> None:
     from dwsep.bench.ceilings import Ceilings
     from dwsep.bench.markdown import describe_ceilings, disturbance
     from dwsep.bench.results import notes
-    from dwsep.bench.tables import layer_tables, summary_table
+    from dwsep.bench.tables import result_tables, summary_table
 
-    for table in layer_tables(results["records"], all_ratios=console.width >= _WIDE):
+    for table in result_tables(results["records"], all_ratios=console.width >= _WIDE):
         _print_table(table, "ms", console)
     _print_table(summary_table(results["records"]), "times faster than, over the cases", console)
     for dtype, entry in results["ceilings"].items():
