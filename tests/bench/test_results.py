@@ -82,8 +82,16 @@ def test_save_and_load(tmp_path):
     path = tmp_path / "new" / "results.json"
     saved = make_results([make_record({"dwsep": 1.0, "nchw": 2.0})])
     results.save(saved, path)
-    assert results.load(path) == {"subject": "layers", **json.loads(json.dumps(saved))}
+    assert results.load(path) == json.loads(json.dumps(saved))
     assert results.derive(saved["records"][0], CEILINGS) == saved["records"][0]["derived"]
+
+
+def test_load_takes_a_file_that_does_not_say_its_subject_for_layers(tmp_path):
+    path = tmp_path / "results.json"
+    saved = make_results([])
+    del saved["subject"]
+    results.save(saved, path)
+    assert results.load(path)["subject"] == "layers"
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"format": 2, "records": []}'])
