@@ -57,7 +57,7 @@ def _print_table(table: Table, unit: str, console: Console) -> None:
     console.print(f"[bold]{escape(table.title)}[/] ({unit})")  # as a title it would be folded to the table's width
     shown = RichTable(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for index, heading in enumerate(table.headings):
-        shown.add_column(escape(heading), justify="right" if index else "left", no_wrap=index > 0)
+        shown.add_column(escape(heading), justify="right" if index else "left", no_wrap=index > 0, overflow="fold")
     for cells, best in zip(table.rows, table.best, strict=True):
         shown.add_row(*(_cell(cell, column == best) for column, cell in enumerate(cells)))
     console.print(shown)

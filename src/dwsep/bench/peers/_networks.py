@@ -92,10 +92,11 @@ NETWORK_BUILDERS: dict[str, Callable[[NetworkProblem], Built]] = {
 
 def _build(problem: NetworkProblem, network: nn.Module, x: Tensor, run: Callable[[Tensor], Any] | None = None) -> Built:
     """A peer that calls ``run``, or the network itself."""
+    forward = network if run is None else run
     if not problem.task.training:
-        return Built(lambda: (run or network)(x))
+        return Built(lambda: forward(x))
     parameters = list(network.parameters())
-    call = step(run or network, parameters, x, problem.grad)
+    call = step(forward, parameters, x, problem.grad)
     # The compiler would read the hooks that count into its graph.
     return Built(call, step_tensors(parameters), saved_bytes(network, x) if run is None else None)
 
