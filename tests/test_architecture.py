@@ -22,7 +22,7 @@ BELOW = {
     "accelerate": {"nn", "functional", "dispatch", "ops", "kernels", "geometry", "errors"},
     "networks": {"nn", "functional", "geometry", "errors"},
     "analysis": {"nn", "geometry", "errors"},
-    "bench": {"analysis", "nn", "functional", "dispatch", "ops", "kernels", "geometry", "errors"},
+    "bench": {"accelerate", "analysis", "nn", "functional", "dispatch", "ops", "kernels", "geometry", "errors"},
     "training": {"networks", "nn", "functional", "geometry", "errors"},
 }
 BELOW["cli"] = set(BELOW)

@@ -5,7 +5,7 @@ import pytest
 from dwsep.bench.markdown import disturbance, render_markdown
 from dwsep.bench.registry import Task
 from dwsep.bench.roofline import write_roofline
-from dwsep.bench.tables import format_seconds, layer_tables, summary_table
+from dwsep.bench.tables import format_seconds, result_tables, summary_table
 from tests.bench.toys import TINY, TINY_DEPTHWISE, make_record, make_results
 
 WRONG = {"status": "wrong", "reason": "3 of 5 elements of y are wrong"}
@@ -22,8 +22,8 @@ def records():
     ]
 
 
-def test_layer_tables_show_times_ratios_and_share(records):
-    bare, norm, depthwise = layer_tables(records)
+def test_result_tables_show_times_ratios_and_share(records):
+    bare, norm, depthwise = result_tables(records)
     assert bare.title == "separable bare, inference, batch 2, float32, allocator default"
     assert bare.headings == ("layer", "dwsep", "NCHW", "NHWC", "x best", "x eager", "floor")
     assert bare.rows == (("tiny", "1.00", "2.50", "2.00", "2.00", "2.00", "0 %"),)
@@ -33,8 +33,8 @@ def test_layer_tables_show_times_ratios_and_share(records):
     assert depthwise.rows == (("tiny-depthwise b1", "4.00", "3.00", "0.75", "0.75", "0 %"),)
 
 
-def test_layer_tables_can_do_with_the_ratio_to_the_best(records):
-    assert "x eager" not in layer_tables(records, all_ratios=False)[0].headings
+def test_result_tables_can_do_with_the_ratio_to_the_best(records):
+    assert "x eager" not in result_tables(records, all_ratios=False)[0].headings
 
 
 def test_summary_table_has_a_row_for_each_table(records):
@@ -45,7 +45,7 @@ def test_summary_table_has_a_row_for_each_table(records):
 
 def test_tables_of_what_nobody_could_run():
     record = make_record({}, dwsep={"status": "failed", "reason": "x"})
-    (table,) = layer_tables([record])
+    (table,) = result_tables([record])
     assert table.rows == (("tiny", "failed", "-"),)
     assert summary_table([record]).rows[0][-2:] == ("-", "-")
 

@@ -86,9 +86,17 @@ def test_save_and_load(tmp_path):
     assert results.derive(saved["records"][0], CEILINGS) == saved["records"][0]["derived"]
 
 
+def test_load_takes_a_file_that_does_not_say_its_subject_for_layers(tmp_path):
+    path = tmp_path / "results.json"
+    saved = make_results([])
+    del saved["subject"]
+    results.save(saved, path)
+    assert results.load(path)["subject"] == "layers"
+
+
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"format": 2, "records": []}'])
 def test_load_refuses_other_files(tmp_path, text):
     path = tmp_path / "results.json"
     path.write_text(text)
-    with pytest.raises(ValueError, match="holds no results of dwsep bench layers"):
+    with pytest.raises(ValueError, match="holds no results of dwsep bench"):
         results.load(path)

@@ -123,6 +123,13 @@ def test_run_does_not_mix_what_cannot_be_compared(rote, tmp_path, where, name, v
         run(PLAN, path=path, resume=True)
 
 
+def test_run_does_not_mix_layers_and_networks(rote, tmp_path):
+    path = tmp_path / "results.json"
+    run(PLAN, path=path)
+    with pytest.raises(ValueError, match="cannot be continued: it holds layers, not networks"):
+        run(replace(PLAN, subject="networks"), path=path, resume=True)
+
+
 def test_run_leaves_out_a_peer_that_takes_the_worker_down(rote):
     rote.deaths = {"norm": ("nchw", "channels_last"), "bare": (None,)}
     results = run(Plan(TASKS[:2], ("default",), FAST, "x"))

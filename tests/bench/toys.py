@@ -2,6 +2,7 @@
 
 from dwsep.bench.ceilings import Ceilings
 from dwsep.bench.measuring import Settings
+from dwsep.bench.networks import NetworkCase, NetworkTask
 from dwsep.bench.registry import Case, Task
 from dwsep.bench.results import derive
 
@@ -32,7 +33,16 @@ def make_record(times, task=Task(TINY), allocator="default", **others):  # noqa:
     return {**record, "derived": derive(record, CEILINGS)}
 
 
-def make_results(records):
+def make_network_record(times, network="net", batch=8, training=False, macs=10**9, saved=None, **others):
+    """A network's record; ``saved`` is what dwsep and eager save for backward, in bytes."""
+    record = make_record(times, NetworkTask(NetworkCase.make(network, batch, 224), training), **others)
+    record["network"] = {"macs": macs}
+    if saved is not None:
+        record["peers"]["dwsep"]["saved_bytes"], record["network"]["eager_saved_bytes"] = saved
+    return {**record, "derived": derive(record, CEILINGS)}
+
+
+def make_results(records, subject="layers"):
     """Results as a run returns them."""
     machine = {
         "cpu": "a CPU", "usable_cores": 2, "torch_threads": 2, "caches": {"L1d": "32K"}, "system": "Linux",
@@ -40,7 +50,8 @@ def make_results(records):
     }  # fmt: skip
     return {
         "format": 1,
-        "command": "dwsep bench layers",
+        "subject": subject,
+        "command": f"dwsep bench {subject}",
         "settings": FAST.to_json(),
         "machine": machine,
         "versions": {"dwsep": "1", "torch": "2", "python": "3"},

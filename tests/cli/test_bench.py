@@ -10,10 +10,10 @@ import time
 import pytest
 from typer.testing import CliRunner
 
-from dwsep.bench import registry
+from dwsep.bench import networks, registry
 from dwsep.bench import run as bench_run
 from dwsep.cli.main import app
-from tests.bench.toys import CEILINGS, TINY, TINY_DEPTHWISE, make_record, make_results
+from tests.bench.toys import CEILINGS, TINY, TINY_DEPTHWISE, make_network_record, make_record, make_results
 
 
 @pytest.fixture
@@ -29,7 +29,11 @@ def plans(monkeypatch):
 
     def run(plan, **options):
         seen.append((plan, options))
-        return make_results([make_record({"dwsep": 1.0, "nchw": 2.0}, task) for task in plan.tasks])
+        times = {"dwsep": 1.0, "nchw": 2.0}
+        if plan.subject == "layers":
+            return make_results([make_record(times, task) for task in plan.tasks])
+        records = [make_network_record(times, task.case.network, training=task.training) for task in plan.tasks]
+        return make_results(records, "networks")
 
     monkeypatch.setattr(bench_run, "run", run)
     return seen
@@ -37,6 +41,12 @@ def plans(monkeypatch):
 
 def invoke(*arguments, **options):
     return CliRunner().invoke(app, ["bench", "layers", *arguments], **options)
+
+
+def invoke_networks(*arguments, **options):
+    for library in ("timm", "torchvision"):
+        pytest.importorskip(library, reason=f"{library} is an extra")
+    return CliRunner().invoke(app, ["bench", "networks", *arguments], **options)
 
 
 def test_bench_quick_end_to_end(tiny, tmp_path):
@@ -162,3 +172,75 @@ def test_bench_stops_at_a_signal_and_leaves_no_process(tmp_path, number):
 def test_ceilings_are_shown(plans):
     shown = invoke("--case", "32-64").stdout
     assert f"multiply-add peak {CEILINGS.fma_peak / 1e9:.0f} GFLOP/s (avx2)" in " ".join(shown.split())
+
+
+def test_bench_networks_quick_end_to_end(tmp_path):
+    files = [str(tmp_path / name) for name in ("results.json", "page.md")]
+    arguments = (
+        "mobilenetv3_small_050", "--training", "--quick", "--batch", "2", "--size", "64", "--threads", "1",
+        "--peers", "nchw", "--json", files[0], "--markdown", files[1],
+    )  # fmt: skip
+    finished = invoke_networks(*arguments, env={"COLUMNS": "80"})
+    assert finished.exit_code == 0, finished.output
+    with open(files[0]) as file:
+        results = json.load(file)
+    (record,) = results["records"]
+    assert results["subject"] == "networks"
+    assert record["peers"]["nchw"]["status"] == "ok"
+    assert record["peers"]["dwsep"]["status"] in ("ok", "unavailable")
+    assert "network, training, batch 2, float32, allocator default" in finished.stdout
+    assert max(map(len, finished.stdout.splitlines())) <= max(80, len(f"wrote {files[0]}"))
+    assert invoke_networks(*arguments, "--resume").exit_code == 0
+    assert "exists: continue it with --resume" in invoke_networks(*arguments).stderr
+
+
+def test_bench_networks_by_default_measures_inference_of_all_with_all_under_both_allocators(plans):
+    assert invoke_networks().exit_code == 0
+    plan, options = plans[0]
+    assert plan.tasks == networks.plan()
+    assert plan.subject == "networks"
+    assert plan.allocators == ("default", "raised")
+    assert plan.settings.peers == ("dwsep", "nchw", "channels_last", "compile", "onnxruntime", "openvino")
+    assert (options["path"], options["resume"]) == (None, False)
+
+
+def test_bench_networks_compiles_a_training_step_only_on_request(plans):
+    assert invoke_networks("--training").exit_code == 0
+    assert "compile" not in plans[0][0].settings.peers
+    assert invoke_networks("--training", "--peers", "nchw,compile").exit_code == 0
+    assert plans[1][0].settings.peers == ("dwsep", "nchw", "compile")
+
+
+def test_bench_networks_options_reach_the_run(plans):
+    finished = invoke_networks(
+        *("mixnet_s", "torchvision/mobilenet_v2", "--training", "--batch", "2", "--batch", "3", "--size", "96"),
+        *("--allocator", "raised", "--threads", "7"),
+    )
+    assert finished.exit_code == 0
+    plan, _ = plans[0]
+    names = ["mixnet_s", "torchvision/mobilenet_v2"]
+    assert plan.tasks == networks.plan(names, training=True, batches=[2, 3], size=96)
+    assert plan.allocators == ("raised",)
+    assert plan.settings.threads == 7
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["mobilenetv2_10"], "networks: timm has no 'mobilenetv2_10'; close to it: "),
+        (["--peers", "eager"], "peers: unknown name 'eager'"),
+        (["--allocator", "tcmalloc"], "allocator: unknown name 'tcmalloc'"),
+        (["--resume"], "--resume needs --json with the file to continue"),
+    ],
+)
+def test_bench_networks_explains_wrong_options(arguments, message):
+    finished = invoke_networks(*arguments)
+    assert finished.exit_code == 2
+    assert message in finished.stderr
+
+
+def test_bench_networks_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "timm", None)
+    finished = CliRunner().invoke(app, ["bench", "networks", "mobilenetv2_100"])
+    assert finished.exit_code == 2
+    assert "get it with: pip install 'dwsep[bench]'" in finished.stderr

@@ -36,6 +36,20 @@ def macs(task: Task) -> int:
     return pixels * (forward + (backward if task.training else 0))
 
 
+def network_macs(forward: int, training: bool) -> int:
+    """Counts the multiply-adds of a whole network's task: a training step takes three times a forward pass.
+
+    Args:
+        forward: Of a forward pass, for the whole batch.
+        training: Whether a training step is meant.
+
+    Example:
+        >>> network_macs(100, True)
+        300
+    """
+    return 3 * forward if training else forward
+
+
 def bytes_moved(task: Task) -> int:
     """Counts the bytes of a task, with every tensor read or written once per direction.
 

@@ -9,15 +9,27 @@ from dwsep.analysis._load import describe_disturbance
 from dwsep.bench.ceilings import Ceilings
 from dwsep.bench.peers import OURS
 from dwsep.bench.results import notes
-from dwsep.bench.tables import Table, layer_tables, summary_table
+from dwsep.bench.tables import Table, result_tables, summary_table
 
-_LEGEND = """\
+_COMPARED = """\
 Times are medians in milliseconds. "x best" is the time of the best peer (bold) over dwsep's, more than 1 where dwsep is
-faster; "x eager" compares with the better of PyTorch's two memory formats, "x compile" with torch.compile. "floor" is
-the share that dwsep reaches of the speed which the arithmetic at the multiply-add peak, or the memory traffic at the
-copy rate of that working set, allows: the larger of the two times over dwsep's. NCHW and NHWC are eager PyTorch; ORT is
-ONNX Runtime. Every output, and in training every gradient, was compared with float64 before it was timed; peers took
-turns, so that whatever slowed the machine slowed them all."""
+faster; "x eager" compares with the better of PyTorch's two memory formats, "x compile" with torch.compile."""
+_VERIFIED = """\
+NCHW and NHWC are eager PyTorch; ORT is ONNX Runtime. Every output, and in training every gradient, was compared with
+float64 before it was timed; peers took turns, so that whatever slowed the machine slowed them all."""
+_LEGENDS = {
+    "layers": f"""\
+{_COMPARED}
+"floor" is the share that dwsep reaches of the speed which the arithmetic at the multiply-add peak, or the memory
+traffic at the copy rate of that working set, allows: the larger of the two times over dwsep's. {_VERIFIED}""",
+    "networks": f"""\
+{_COMPARED}
+dwsep is the network after `dwsep.accelerate_`. A network's size in pixels follows its name; weights are random, dropout
+and stochastic depth are off. A training step is forward and backward of a linear loss, in training mode, without an
+optimizer. "saved" is what dwsep saves for the backward over what eager PyTorch saves. "floor ms" is the time of the
+convolutions' and linear layers' multiply-adds, three times as many in training, at the multiply-add peak; "floor" is
+the share which dwsep reaches of that speed. {_VERIFIED}""",
+}
 
 
 def render_markdown(results: Mapping[str, Any]) -> str:
@@ -30,13 +42,15 @@ def render_markdown(results: Mapping[str, Any]) -> str:
         The page.
     """
     records = results["records"]
-    parts = ["# Layers against their peers", f"`{results['command']}`", _facts(results), _LEGEND]
+    subject = results.get("subject", "layers")
+    title = f"# {subject[0].upper()}{subject[1:]} against their peers"
+    parts = [title, f"`{results['command']}`", _facts(results), _LEGENDS[subject]]
     parts += [
         "## Summary",
         "Geometric mean and minimum over the cases of each table below.",
         _table(summary_table(records)),
     ]
-    for table in layer_tables(records):
+    for table in result_tables(records):
         parts += [f"## {table.title[0].upper()}{table.title[1:]}", _table(table)]
     remarks = notes(records)
     if remarks:
@@ -63,7 +77,7 @@ def describe_ceilings(ceilings: Ceilings, dtype: str) -> str:
 
 def _facts(results: Mapping[str, Any]) -> str:
     machine, versions = results["machine"], results["versions"]
-    shown = (OURS, "torch", "onnxruntime", "openvino", "python")
+    shown = (OURS, "torch", "timm", "torchvision", "onnxruntime", "openvino", "python")
     lines = [
         f"- machine: {machine['cpu']}, {machine['usable_cores']} cores, {machine['torch_threads']} threads; "
         + ", ".join(f"{name} {size}" for name, size in machine["caches"].items()),

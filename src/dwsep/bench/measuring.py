@@ -11,9 +11,11 @@ import torch
 
 from dwsep.analysis._load import OtherProcesses
 from dwsep.analysis.latency import measure
-from dwsep.bench.peers import PEERS, Built, CannotRun
-from dwsep.bench.problem import Problem, make_problem
-from dwsep.bench.registry import Task
+from dwsep.bench.network_problem import make_network_problem, saved_bytes
+from dwsep.bench.network_verify import compute_network_truth
+from dwsep.bench.networks import AnyTask, NetworkTask
+from dwsep.bench.peers import NETWORK_BUILDERS, PEERS, Built, CannotRun
+from dwsep.bench.problem import make_problem
 from dwsep.bench.verify import Truth, compute_truth, find_fault
 
 _FAULT_CALLS = 3
@@ -66,8 +68,35 @@ QUICK: dict[str, Any] = {
 OnPhase = Callable[[str, str | None], None]
 
 
+@dataclass(frozen=True)
+class _Prepared:
+    """A task whose peers can be built.
+
+    Attributes:
+        build: Makes a peer ready to run it, by the peer's name.
+        truth: What the peers must compute.
+        facts: What the record says of the task beside its peers.
+    """
+
+    build: Callable[[str], Built]
+    truth: Truth
+    facts: Mapping[str, Any]
+
+
+def _prepare(task: AnyTask) -> _Prepared:
+    if isinstance(task, NetworkTask):
+        network = make_network_problem(task)
+        facts: dict[str, Any] = {"macs": network.macs}
+        if task.training:
+            facts["eager_saved_bytes"] = saved_bytes(network.copy_network(), network.x)
+        builders, truth = NETWORK_BUILDERS, compute_network_truth(network)
+        return _Prepared(lambda name: builders[name](network), truth, {"network": facts})
+    problem = make_problem(task)
+    return _Prepared(lambda name: PEERS[name].build(problem), compute_truth(problem), {})
+
+
 def compare(
-    task: Task,
+    task: AnyTask,
     settings: Settings,
     *,
     excluded: Mapping[str, str] | None = None,
@@ -84,12 +113,13 @@ def compare(
     Returns:
         "task", "other_cores" (cores that other processes kept busy meanwhile, None where unknown) and "peers": name ->
         "status" and what belongs to it. A peer is "ok", with "median", "lower_quartile" and "upper_quartile" in seconds
-        per call, "rounds", "error" (the largest, as a fraction of what is allowed) and "page_faults" per call; or it is
+        per call, "rounds", "error" (the largest, as a fraction of what is allowed) and "page_faults" per call, and for
+        a network's training "saved_bytes" (what its forward saves for the backward) where they were counted; or it is
         "wrong", "failed" (an error) or "unavailable" (it cannot run such a task, or is not installed), with a "reason".
+        A network has an entry "network": "macs" of a forward pass, and in training "eager_saved_bytes".
     """
     on_phase("computing the truth", None)
-    problem = make_problem(task)
-    truth = compute_truth(problem)
+    prepared = _prepare(task)
     ready: dict[str, Built] = {}
     results: dict[str, dict[str, Any]] = {}
     load = OtherProcesses()
@@ -98,8 +128,8 @@ def compare(
             if excluded and name in excluded:
                 results[name] = {"status": "failed", "reason": excluded[name]}
                 continue
-            on_phase("verifying", name)
-            results[name] = _build(name, problem, truth, ready)
+            on_phase("compiling and verifying" if name == "compile" else "verifying", name)
+            results[name] = _build(name, prepared, ready)
         if ready:
             on_phase("timing", None)
             load = OtherProcesses()
@@ -108,13 +138,13 @@ def compare(
     other_cores = load.cores()
     ready.clear()
     gc.collect()  # compiled networks are full of cycles, and would keep their memory while the next ones are timed
-    return {"task": task.to_json(), "other_cores": other_cores, "peers": results}
+    return {"task": task.to_json(), "other_cores": other_cores, "peers": results, **prepared.facts}
 
 
-def _build(name: str, problem: Problem, truth: Truth, ready: dict[str, Built]) -> dict[str, Any]:
+def _build(name: str, prepared: _Prepared, ready: dict[str, Built]) -> dict[str, Any]:
     try:
-        built = PEERS[name].build(problem)
-        fault, error = find_fault(truth, _tensors(built))
+        built = prepared.build(name)
+        fault, error = find_fault(prepared.truth, _tensors(built))
     except CannotRun as reason:
         return {"status": "unavailable", "reason": str(reason)}
     except Exception as error:  # whatever a peer raises is its result; the others go on
@@ -122,7 +152,8 @@ def _build(name: str, problem: Problem, truth: Truth, ready: dict[str, Built]) -
     if fault is not None:
         return {"status": "wrong", "reason": fault}
     ready[name] = built
-    return {"status": "ok", "error": error}
+    saved = {} if built.saved_bytes is None else {"saved_bytes": built.saved_bytes}
+    return {"status": "ok", "error": error, **saved}
 
 
 def _tensors(built: Built) -> Sequence[torch.Tensor]:

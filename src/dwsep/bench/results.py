@@ -11,20 +11,21 @@ from typing import Any
 from dwsep.analysis._files import write_text_atomically
 from dwsep.bench import costs
 from dwsep.bench.ceilings import Ceilings
+from dwsep.bench.networks import NETWORKS, NetworkTask, task_from_json
 from dwsep.bench.peers import OURS
-from dwsep.bench.registry import DEPTHWISE, SEPARABLE, Task
+from dwsep.bench.registry import DEPTHWISE, SEPARABLE
 
 FORMAT = 1
 RATIOS = ("best", "eager", "compile")
 _EAGER = ("nchw", "channels_last")
 # In the order in which tables are made of them: records that agree in all of these share one.
-_SORTED = {None: 0, "separable": 0, "depthwise": 1, "float32": 0, "bfloat16": 1}
+_SORTED = {None: 0, "separable": 0, "depthwise": 1, "network": 2, "float32": 0, "bfloat16": 1}
 _GROUP = ("dtype", "training", "kind", "variant", "batch", "allocator")
 
 
 def record_key(record: Mapping[str, Any]) -> str:
     """Tells a record from every other one of a run."""
-    return f"{Task.from_json(record['task']).key} {record['allocator']}"
+    return f"{task_from_json(record['task']).key} {record['allocator']}"
 
 
 def derive(record: Mapping[str, Any], ceilings: Ceilings) -> dict[str, Any]:
@@ -37,24 +38,40 @@ def derive(record: Mapping[str, Any], ceilings: Ceilings) -> dict[str, Any]:
     Returns:
         "macs", "bytes", "floor_seconds"; "best_peer" (its name); "ratios", the time of the best peer, of the better
         eager layout and of the compiled network over ours, so that more than 1 means that ours is faster; and
-        "share_of_floor". What needs a missing timing is None.
+        "share_of_floor". For networks, whose memory traffic has no formula, without "bytes", and in training with
+        "saved_share", what ours saves for backward over what eager PyTorch saves. What needs a missing figure is None.
     """
-    task = Task.from_json(record["task"])
     times = {name: peer["median"] for name, peer in record["peers"].items() if peer["status"] == "ok"}
     ours = times.pop(OURS, None)
-    floor = costs.floor_seconds(task, ceilings)
+    cost = _costs(record, ceilings)
+    floor = cost["floor_seconds"]
 
     def ratio(names: Iterable[str]) -> float | None:
         present = [times[name] for name in names if name in times]
         return min(present) / ours if present and ours is not None else None
 
     return {
-        "macs": costs.macs(task),
-        "bytes": costs.bytes_moved(task),
-        "floor_seconds": floor,
+        **cost,
         "best_peer": min(times, key=lambda name: times[name]) if times else None,
         "ratios": {"best": ratio(times), "eager": ratio(_EAGER), "compile": ratio(["compile"])},
-        "share_of_floor": None if ours is None else floor / ours,
+        "share_of_floor": None if ours is None or floor is None else floor / ours,
+    }
+
+
+def _costs(record: Mapping[str, Any], ceilings: Ceilings) -> dict[str, Any]:
+    task = task_from_json(record["task"])
+    if not isinstance(task, NetworkTask):
+        floor = costs.floor_seconds(task, ceilings)
+        return {"macs": costs.macs(task), "bytes": costs.bytes_moved(task), "floor_seconds": floor}
+    facts = record.get("network")  # missing where not even the truth could be computed
+    if facts is None:
+        return {"macs": None, "floor_seconds": None, "saved_share": None}
+    macs = costs.network_macs(facts["macs"], task.training)
+    saved = record["peers"].get(OURS, {}).get("saved_bytes")
+    return {
+        "macs": macs,
+        "floor_seconds": 2 * macs / ceilings.peak(task.dtype),
+        "saved_share": None if saved is None else saved / facts["eager_saved_bytes"],
     }
 
 
@@ -65,8 +82,14 @@ def group(records: Sequence[Mapping[str, Any]]) -> dict[tuple[Any, ...], list[Ma
     """
     groups: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
     # A run that was continued has them in the order in which they were asked for.
-    places = {case.name: place for place, case in enumerate(SEPARABLE + DEPTHWISE)}
-    for record in sorted(records, key=lambda record: places.get(record["task"]["case"]["name"], len(places))):
+    names = (*(case.name for case in SEPARABLE + DEPTHWISE), *NETWORKS)
+    places = {name: place for place, name in enumerate(names)}
+
+    def place(record: Mapping[str, Any]) -> int:
+        case = record["task"]["case"]
+        return places.get(case.get("network", case["name"]), len(places))
+
+    for record in sorted(records, key=place):
         case = record["task"]["case"]
         flat = {**record["task"], **case, "allocator": record["allocator"]}
         if case["kind"] == "depthwise":
@@ -78,7 +101,7 @@ def group(records: Sequence[Mapping[str, Any]]) -> dict[tuple[Any, ...], list[Ma
 def group_title(key: tuple[Any, ...]) -> str:
     """Names a group: "separable norm, inference, batch 8, float32, allocator default"."""
     dtype, training, kind, variant, batch, allocator = key
-    parts = [f"{kind} {variant}", "training" if training else "inference"]
+    parts = [f"{kind} {variant}".rstrip(), "training" if training else "inference"]
     parts += [] if batch is None else [f"batch {batch}"]
     return ", ".join([*parts, dtype, f"allocator {allocator}"])
 
@@ -144,7 +167,7 @@ def load(path: Path) -> dict[str, Any]:
     try:
         results = json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
-        raise ValueError(f"{path} holds no results of dwsep bench layers: {error}") from error
+        raise ValueError(f"{path} holds no results of dwsep bench: {error}") from error
     if not isinstance(results, dict) or results.get("format") != FORMAT or "records" not in results:
-        raise ValueError(f"{path} holds no results of dwsep bench layers in format {FORMAT}")
-    return results
+        raise ValueError(f"{path} holds no results of dwsep bench in format {FORMAT}")
+    return {"subject": "layers", **results}  # which files from before there were networks do not say

@@ -12,8 +12,8 @@ from dwsep.bench import results as files
 from dwsep.bench._process import WorkerDied, WorkerProcess
 from dwsep.bench.ceilings import Ceilings
 from dwsep.bench.measuring import OnPhase, Settings
+from dwsep.bench.networks import AnyTask
 from dwsep.bench.peers import PEERS
-from dwsep.bench.registry import Task
 from dwsep.ops import native_status
 
 # What a file must share with the run that continues it: otherwise its rows could not be compared.
@@ -31,12 +31,14 @@ class Plan:
         allocators: Under which settings, out of :data:`dwsep.bench.allocator.ALLOCATORS`.
         settings: How.
         command: What the file shall say made it.
+        subject: "layers" or "networks", whichever the tasks are.
     """
 
-    tasks: Sequence[Task]
+    tasks: Sequence[AnyTask]
     allocators: Sequence[str]
     settings: Settings
     command: str
+    subject: str = "layers"
 
 
 class BenchInterrupted(KeyboardInterrupt):
@@ -68,8 +70,8 @@ def run(
         on_progress: Called with the comparisons done, those planned, and what is being done.
 
     Returns:
-        "format", "command", "settings", "machine", "versions", "ceilings" (by dtype) and "records", each with "task",
-        "allocator", "peers", "other_cores" and "derived".
+        "format", "subject", "command", "settings", "machine", "versions", "ceilings" (by dtype) and "records", each
+        with "task", "allocator", "peers", "other_cores" and "derived".
 
     Raises:
         BenchInterrupted: Ctrl-C; what was measured until then is saved.
@@ -85,7 +87,7 @@ def run(
     with _Bench(plan.settings) as bench:
         try:
             for task, allocator in missing:
-                name = f"{task.case.name} batch {task.case.batch} {task.variant}, {allocator}"
+                name = f"{task.case.name} batch {task.case.batch} {task.variant}".rstrip() + f", {allocator}"
 
                 def on_phase(phase: str, peer: str | None, name: str = name, done: int = done) -> None:
                     on_progress(done, len(planned), f"{name}: {phase} {PEERS[peer].label if peer else ''}".rstrip())
@@ -126,7 +128,7 @@ class _Bench:
         except WorkerDied as death:
             raise RuntimeError(f"measuring the ceilings: {death}") from None
 
-    def compare(self, task: Task, allocator: str, on_phase: OnPhase) -> dict[str, Any]:
+    def compare(self, task: AnyTask, allocator: str, on_phase: OnPhase) -> dict[str, Any]:
         """Measures a task; a peer that takes the worker down is left out at the next attempt."""
         excluded: dict[str, str] = {}
         while True:
@@ -173,6 +175,7 @@ def _begin(plan: Plan, path: Path | None, resume: bool) -> dict[str, Any]:
         machine["torch_threads"] = plan.settings.threads
     results: dict[str, Any] = {
         "format": files.FORMAT,
+        "subject": plan.subject,
         "command": plan.command,
         "settings": plan.settings.to_json(),
         "machine": machine,
@@ -185,6 +188,8 @@ def _begin(plan: Plan, path: Path | None, resume: bool) -> dict[str, Any]:
     if not resume:
         raise ValueError(f"{path} exists: continue it with --resume, or remove it")
     earlier = files.load(path)
+    if earlier["subject"] != plan.subject:
+        raise ValueError(f"{path} cannot be continued: it holds {earlier['subject']}, not {plan.subject}")
     for where, names in (("machine", _SAME_MACHINE), ("versions", None), ("settings", None)):
         _refuse_difference(path, where, names or results[where], earlier[where], results[where])
     return earlier

@@ -29,7 +29,7 @@ class Table:
     best: tuple[int | None, ...]
 
 
-def layer_tables(records: Sequence[Mapping[str, Any]], *, all_ratios: bool = True) -> list[Table]:
+def result_tables(records: Sequence[Mapping[str, Any]], *, all_ratios: bool = True) -> list[Table]:
     """Makes one table for each group of records: milliseconds per peer, and what follows from them.
 
     Args:
@@ -39,21 +39,27 @@ def layer_tables(records: Sequence[Mapping[str, Any]], *, all_ratios: bool = Tru
     Returns:
         The tables, in the order of :func:`dwsep.bench.results.group`.
     """
-    return [_layer_table(group_title(key), members, all_ratios) for key, members in group(records).items()]
+    return [_result_table(group_title(key), members, all_ratios) for key, members in group(records).items()]
 
 
-def _layer_table(title: str, members: Sequence[Mapping[str, Any]], all_ratios: bool) -> Table:
+def _result_table(title: str, members: Sequence[Mapping[str, Any]], all_ratios: bool) -> Table:
     peers = [name for name in PEERS if any(_concerns(record, name) for record in members)]
     # a peer that is compared with itself alone says nothing
     ratios = [name for name in (RATIOS if all_ratios else RATIOS[:1]) if any(_ratio(r, name) for r in members)]
+    networks = members[0]["task"]["case"]["kind"] == "network"
+    saved = networks and members[0]["task"]["training"]
     rows, best = [], []
     for record in members:
         case, derived = record["task"]["case"], record["derived"]
         name = f"{case['name']} b{case['batch']}" if case["kind"] == "depthwise" else case["name"]
         times = [_time(record["peers"].get(peer)) for peer in peers]
-        rows.append((name, *times, *(format_ratio(_ratio(record, r)) for r in ratios), _percent(derived)))
+        extra = (_share(derived["saved_share"]),) if saved else ()
+        extra += (_seconds(derived["floor_seconds"]),) if networks else ()
+        rows.append((name, *times, *(format_ratio(_ratio(record, r)) for r in ratios), *extra, _percent(derived)))
         best.append(1 + peers.index(derived["best_peer"]) if derived["best_peer"] else None)
-    headings = ("layer", *(PEERS[name].label for name in peers), *(f"x {name}" for name in ratios), "floor")
+    extra = (*(["saved"] if saved else []), *(["floor ms"] if networks else []))
+    first = "network" if networks else "layer"
+    headings = (first, *(PEERS[name].label for name in peers), *(f"x {name}" for name in ratios), *extra, "floor")
     return Table(title, headings, tuple(rows), tuple(best))
 
 
@@ -102,6 +108,10 @@ def _ratio(record: Mapping[str, Any], name: str) -> float | None:
 
 def _percent(derived: Mapping[str, Any]) -> str:
     return _share(derived["share_of_floor"])
+
+
+def _seconds(seconds: float | None) -> str:
+    return MISSING if seconds is None else format_seconds(seconds)
 
 
 def _share(share: float | None) -> str:

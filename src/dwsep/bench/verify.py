@@ -29,11 +29,13 @@ class Truth:
         names: What the tensors are, in the order in which peers return them.
         values: Float64.
         allowed: Per tensor a number, or a tensor of its shape.
+        in_norm: Whether ``allowed`` bounds the Euclidean norm of each tensor's error, instead of each element's.
     """
 
     names: tuple[str, ...]
     values: tuple[Tensor, ...]
     allowed: tuple[Tensor | float, ...]
+    in_norm: bool = False
 
 
 def compute_truth(problem: Problem) -> Truth:
@@ -83,7 +85,7 @@ def find_fault(truth: Truth, tensors: Sequence[Tensor]) -> tuple[str | None, flo
     """Compares a peer's tensors with the truth.
 
     Args:
-        truth: From :func:`compute_truth`.
+        truth: From :func:`compute_truth`, or its counterpart for networks.
         tensors: As many tensors, in any dtype and memory format.
 
     Returns:
@@ -95,8 +97,13 @@ def find_fault(truth: Truth, tensors: Sequence[Tensor]) -> tuple[str | None, flo
     for name, value, allowed, tensor in zip(truth.names, truth.values, truth.allowed, tensors, strict=True):
         if tensor.shape != value.shape:
             return f"{name} has shape {tuple(tensor.shape)} instead of {tuple(value.shape)}", math.inf
-        excess = ((tensor.detach().double() - value).abs() / allowed).nan_to_num(nan=math.inf)
+        error = tensor.detach().double() - value
+        excess = ((error.norm() if truth.in_norm else error.abs()) / allowed).nan_to_num(nan=math.inf)
         worst = max(worst, float(excess.max()))
+        if truth.in_norm and worst > 1:
+            size = float(value.norm()) or 1.0
+            away, bound = float(error.norm()) / size, float(allowed) / size
+            return f"{name} is {away:.1e} of its norm away from float64's, {bound:.1e} is allowed", worst
         wrong = int((excess > 1).sum())
         if wrong:
             return f"{wrong} of {value.numel()} elements of {name} are wrong", worst

@@ -21,7 +21,7 @@ def main(source: TextIO, target: TextIO) -> None:
 
     from dwsep.bench.ceilings import measure_ceilings
     from dwsep.bench.measuring import Settings, compare
-    from dwsep.bench.registry import Task
+    from dwsep.bench.networks import task_from_json
 
     def send(message: dict[str, Any]) -> None:
         print(json.dumps(message), file=target, flush=True)
@@ -33,7 +33,7 @@ def main(source: TextIO, target: TextIO) -> None:
         if "ceilings" in request:
             on_phase("measuring the ceilings", None)
             return measure_ceilings(request["ceilings"], seconds=settings.ceiling_seconds).to_json()
-        return compare(Task.from_json(request["task"]), settings, excluded=request["excluded"], on_phase=on_phase)
+        return compare(task_from_json(request["task"]), settings, excluded=request["excluded"], on_phase=on_phase)
 
     first = source.readline()
     if not first:  # the parent is gone already

@@ -21,9 +21,9 @@ def print_results(results: Mapping[str, Any], console: Console) -> None:
     from dwsep.bench.ceilings import Ceilings
     from dwsep.bench.markdown import describe_ceilings, disturbance
     from dwsep.bench.results import notes
-    from dwsep.bench.tables import layer_tables, summary_table
+    from dwsep.bench.tables import result_tables, summary_table
 
-    for table in layer_tables(results["records"], all_ratios=console.width >= _WIDE):
+    for table in result_tables(results["records"], all_ratios=console.width >= _WIDE):
         _print_table(table, "ms", console)
     _print_table(summary_table(results["records"]), "times faster than, over the cases", console)
     for dtype, entry in results["ceilings"].items():
@@ -57,7 +57,7 @@ def _print_table(table: Table, unit: str, console: Console) -> None:
     console.print(f"[bold]{escape(table.title)}[/] ({unit})")  # as a title it would be folded to the table's width
     shown = RichTable(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for index, heading in enumerate(table.headings):
-        shown.add_column(escape(heading), justify="right" if index else "left", no_wrap=index > 0)
+        shown.add_column(escape(heading), justify="right" if index else "left", no_wrap=index > 0, overflow="fold")
     for cells, best in zip(table.rows, table.best, strict=True):
         shown.add_row(*(_cell(cell, column == best) for column, cell in enumerate(cells)))
     console.print(shown)

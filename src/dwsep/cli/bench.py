@@ -6,24 +6,20 @@ import shlex
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 if TYPE_CHECKING:
+    from dwsep.bench.measuring import Settings
+    from dwsep.bench.networks import AnyTask
     from dwsep.bench.run import Plan
 
 bench = typer.Typer(no_args_is_help=True, help="Measure against PyTorch, torch.compile, ONNX Runtime and OpenVINO.")
-
-
-@bench.callback()
-def _bench() -> None:
-    # With a callback, a group of one command stays a group: others will join it.
-    pass
 
 
 @bench.command()
@@ -56,21 +52,83 @@ def layers(
     done. Exits with 1 if an output of dwsep's is wrong.
     """
     from dwsep.bench import registry, roofline
-    from dwsep.bench.run import BenchInterrupted, Plan, run
-    from dwsep.cli._bench_output import print_results, write_files
-    from dwsep.cli._console import make_progress, output_console, progress_console
 
-    if resume and json_file is None:
-        raise ValueError("--resume needs --json with the file to continue")
+    _refuse_resume_of_nothing(resume, json_file)
     if plot is not None:
         roofline.require_matplotlib()
     batches = batch or ([1] if quick else [])
     tasks = registry.plan(which, training=training, dtype=dtype, batches=batches, names=case or [])
-    plan = Plan(tasks, _allocators(allocator, quick), _settings(peers, threads, quick), _command())
+    settings = _settings(peers, threads, quick)
+    _measure("layers", tasks, _allocators(allocator, quick), settings, json_file, resume, markdown, plot)
+
+
+@bench.command()
+def networks(
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(help="timm's names, or torchvision/NAME.", show_default="a list of nine"),
+    ] = None,
+    training: Annotated[
+        bool, typer.Option("--training", help="A training step, forward and backward, instead of inference.")
+    ] = False,
+    batch: Annotated[
+        list[int] | None, typer.Option(min=1, help="Batch sizes.", show_default="1 and 8; 8 in training")
+    ] = None,
+    size: Annotated[
+        int | None, typer.Option(min=1, help="Height and width in pixels.", show_default="each network's own")
+    ] = None,
+    peers: Annotated[
+        str | None,
+        typer.Option(
+            help="Peers, separated by commas.", show_default="all; in training without compile, which is slow"
+        ),
+    ] = None,
+    allocator: Annotated[
+        str | None, typer.Option(help="glibc's thresholds: default, raised or both.", show_default="both")
+    ] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads.", show_default="PyTorch's choice")] = None,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Batch 1, default allocator, no torch.compile, few rounds: a rough look.")
+    ] = False,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Results, written after each comparison.")] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Keep what the --json file has and measure the rest.")
+    ] = False,
+    markdown: Annotated[Path | None, typer.Option(help="Results as a page.")] = None,
+) -> None:
+    """Time whole networks, accelerated by dwsep, against every peer that runs here, each verified first.
+
+    Peers take turns in one process; each setting of glibc's allocator has a process of its own. Ctrl-C keeps what is
+    done. Exits with 1 if a result of dwsep's is wrong.
+    """
+    from dwsep.bench.networks import plan
+
+    _refuse_resume_of_nothing(resume, json_file)
+    tasks = plan(names or (), training=training, batches=batch or ([1] if quick else []), size=size)
+    settings = _settings(peers, threads, quick, skip_compile=training)
+    _measure("networks", tasks, _allocators(allocator, quick), settings, json_file, resume, markdown, None)
+
+
+def _measure(
+    subject: str,
+    tasks: Sequence[AnyTask],
+    allocators: tuple[str, ...],
+    settings: Settings,
+    json_file: Path | None,
+    resume: bool,
+    markdown: Path | None,
+    plot: Path | None,
+) -> None:
+    """Runs a plan with a progress bar, then shows and writes what came out, also of an interrupted one."""
+    from dwsep.bench.run import BenchInterrupted, Plan, run
+    from dwsep.cli._bench_output import print_results, write_files
+    from dwsep.cli._console import make_progress, output_console, progress_console
+
+    plan = Plan(tasks, allocators, settings, _command(), subject)
     _warn_without_effect(plan)
     interrupted: BenchInterrupted | None = None
     with _termination_interrupts(), make_progress(progress_console(), refresh=False) as progress:
-        bar = progress.add_task("layers", total=None, note="")
+        bar = progress.add_task(subject, total=None, note="")
 
         def on_progress(done: int, total: int, note: str) -> None:
             # Drawn here alone: a thread that draws all the time would take its part of what is measured.
@@ -87,6 +145,11 @@ def layers(
         raise interrupted
     if any(record["peers"].get("dwsep", {}).get("status") == "wrong" for record in results["records"]):
         raise typer.Exit(1)
+
+
+def _refuse_resume_of_nothing(resume: bool, json_file: Path | None) -> None:
+    if resume and json_file is None:
+        raise ValueError("--resume needs --json with the file to continue")
 
 
 @contextmanager
@@ -119,7 +182,7 @@ def _allocators(chosen: str | None, quick: bool) -> tuple[str, ...]:
     return (chosen,)
 
 
-def _settings(peers: str | None, threads: int | None, quick: bool) -> Any:
+def _settings(peers: str | None, threads: int | None, quick: bool, skip_compile: bool = False) -> Settings:
     from dwsep.bench.measuring import QUICK, Settings
     from dwsep.bench.peers import OURS, PEERS
     from dwsep.errors import unknown_name
@@ -130,7 +193,7 @@ def _settings(peers: str | None, threads: int | None, quick: bool) -> Any:
             if name not in PEERS:
                 raise unknown_name("peers", name, tuple(PEERS))
     else:
-        chosen = [name for name in PEERS if not (quick and name == "compile")]
+        chosen = [name for name in PEERS if not ((quick or skip_compile) and name == "compile")]
     ordered = tuple(name for name in PEERS if name in chosen or name == OURS)
     return Settings(peers=ordered, threads=threads, **(QUICK if quick else {}))
 

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 
 from dwsep.bench.peers import _compile, _eager, _onnxruntime, _openvino, _ours
 from dwsep.bench.peers._built import Built, CannotRun
+from dwsep.bench.peers._networks import NETWORK_BUILDERS
 from dwsep.bench.problem import Problem
 
-__all__ = ["OURS", "PEERS", "Built", "CannotRun", "Peer"]
+__all__ = ["NETWORK_BUILDERS", "OURS", "PEERS", "Built", "CannotRun", "Peer"]
 
 OURS = "dwsep"
 
@@ -20,7 +21,7 @@ class Peer:
 
     Attributes:
         label: Heading of its column.
-        build: Makes it ready to run a problem, or raises :class:`CannotRun`.
+        build: Makes it ready to run a layer, or raises :class:`CannotRun`; for networks :data:`NETWORK_BUILDERS` does.
     """
 
     label: str

@@ -25,7 +25,9 @@ class Built:
         call: Runs the task once, and returns whatever the peer's own users would get.
         tensors: Turns what ``call`` returned into the output (N, K, *spatial), and in training the gradients of x and
             of the weights in their own shapes.
+        saved_bytes: What a training step's forward saves for its backward; None where that was not counted.
     """
 
     call: Callable[[], Any]
     tensors: Callable[[Any], Sequence[Tensor]] = _as_is
+    saved_bytes: int | None = None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 
 from dwsep.bench.peers import _onnx_graph
@@ -12,6 +14,20 @@ from dwsep.bench.problem import Problem
 def build(problem: Problem) -> Built:
     """Builds a session with as many threads as PyTorch uses. Its CPU convolutions take NCHW only."""
     _onnx_graph.refuse_unfit(problem, "onnxruntime")
+    return build_session(lambda: _onnx_graph.make_model(problem), problem.x, problem.grad.shape)
+
+
+def build_session(make_model: Callable[[], bytes], x: torch.Tensor, y_shape: torch.Size) -> Built:
+    """Builds a session for a model.
+
+    Args:
+        make_model: Makes an ONNX model with input "x" and output "y", in float32.
+        x: The input.
+        y_shape: Shape of the output.
+
+    Raises:
+        CannotRun: onnxruntime is not installed.
+    """
     try:
         import onnxruntime
     except ImportError as error:
@@ -22,8 +38,8 @@ def build(problem: Problem) -> Built:
     options.inter_op_num_threads = 1
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
     options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(_onnx_graph.make_model(problem), options, providers=["CPUExecutionProvider"])
-    x, y = problem.x.clone(), torch.empty(problem.grad.shape)
+    session = onnxruntime.InferenceSession(make_model(), options, providers=["CPUExecutionProvider"])
+    x, y = x.clone(), torch.empty(y_shape)
     binding = session.io_binding()
     binding.bind_input("x", "cpu", 0, "float32", list(x.shape), x.data_ptr())
     binding.bind_output("y", "cpu", 0, "float32", list(y.shape), y.data_ptr())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from dwsep.bench.peers import _onnx_graph
@@ -14,13 +16,8 @@ _LAYOUTS = {2: ("NCHW", "NHWC"), 3: ("NCDHW", "NDHWC")}
 def build(problem: Problem) -> Built:
     """Compiles the task for the CPU in float32, with as many threads as PyTorch uses."""
     _onnx_graph.refuse_unfit(problem, "openvino")
-    try:
-        import openvino
-    except ImportError as error:
-        raise CannotRun(f"{error}; get it with: pip install 'dwsep[bench]'") from error
-
-    core = openvino.Core()
-    model = core.read_model(_onnx_graph.make_model(problem))
+    openvino = load_openvino()
+    model = openvino.Core().read_model(_onnx_graph.make_model(problem))
     layouts = _LAYOUTS.get(problem.task.case.ndim)
     if layouts is not None:
         inside, outside = (openvino.Layout(layout) for layout in layouts)
@@ -29,13 +26,7 @@ def build(problem: Problem) -> Built:
             end.tensor().set_layout(outside)
             end.model().set_layout(inside)
         model = processor.build()
-    options = {
-        "INFERENCE_NUM_THREADS": torch.get_num_threads(),
-        "PERFORMANCE_HINT": "LATENCY",
-        "INFERENCE_PRECISION_HINT": "f32",  # it takes bfloat16 by itself where the CPU is fast at it
-        "ENABLE_CPU_PINNING": False,  # pinned threads would keep other peers off their cores
-    }
-    request = core.compile_model(model, "CPU", options).create_infer_request()
+    request = compile_model(model)
     x = problem.x if layouts is None else problem.x.movedim(1, -1).contiguous()
     request.set_input_tensor(openvino.Tensor(x.numpy(), shared_memory=True))
 
@@ -48,3 +39,27 @@ def build(problem: Problem) -> Built:
         return (y if layouts is None else y.movedim(-1, 1),)
 
     return Built(call, tensors)
+
+
+def load_openvino() -> Any:
+    """The library.
+
+    Raises:
+        CannotRun: It is not installed.
+    """
+    try:
+        import openvino
+    except ImportError as error:
+        raise CannotRun(f"{error}; get it with: pip install 'dwsep[bench]'") from error
+    return openvino
+
+
+def compile_model(model: Any) -> Any:
+    """Compiles a model for the CPU in float32, with as many threads as PyTorch uses, and makes a request of it."""
+    options = {
+        "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+        "PERFORMANCE_HINT": "LATENCY",
+        "INFERENCE_PRECISION_HINT": "f32",  # it takes bfloat16 by itself where the CPU is fast at it
+        "ENABLE_CPU_PINNING": False,  # pinned threads would keep other peers off their cores
+    }
+    return load_openvino().Core().compile_model(model, "CPU", options).create_infer_request()
