@@ -23,7 +23,7 @@ BELOW = {
     "networks": {"nn", "functional", "geometry", "errors"},
     "analysis": {"nn", "geometry", "errors"},
     "bench": {"accelerate", "analysis", "nn", "functional", "dispatch", "ops", "kernels", "geometry", "errors"},
-    "training": {"networks", "nn", "functional", "geometry", "errors"},
+    "training": {"accelerate", "networks", "nn", "functional", "geometry", "errors"},
 }
 BELOW["cli"] = set(BELOW)
 # dispatch chooses among the operators, so they are imported below it; the operators call the reference kernels.

@@ -54,11 +54,14 @@ def build(row: Row, *, num_classes: int, in_channels: int, options: dict[str, An
     import torch
 
     from dwsep import networks
+    from dwsep.accelerate import accelerate_
 
     torch.manual_seed(seed)
     model = networks.create(row.network, num_classes=num_classes, in_channels=in_channels, **options)
     if row.plain and row.network == "mobilenet_v1":
         model = as_plain(model, num_classes=num_classes, in_channels=in_channels, options=options)
+    if not row.plain:
+        accelerate_(model)
     return model.to(memory_format=torch_format(row.memory_format))  # type: ignore[call-overload]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from dwsep import networks
+from dwsep.accelerate import accelerate_
 from dwsep.training.config import TrainConfig
 from dwsep.training.data import ImageDataset, load_fashion_mnist_subset, load_idx, load_image_folder
 from dwsep.training.data.idx import DEBIAN_FOLDER
@@ -44,13 +45,16 @@ def build_model(config: TrainConfig, data: ImageDataset) -> nn.Module:
         data: Data of the kind that it is to be trained on.
 
     Returns:
-        The network with random weights that depend on the seed alone; the global generators are left seeded.
+        The network with random weights that depend on the seed alone, accelerated; the global generators are left
+        seeded.
 
     Raises:
         ValueError: If the network is unknown or an option is out of range.
         TypeError: If the network has no such option.
     """
     seed_everything(config.seed)
-    return networks.create(
+    model = networks.create(
         config.network, num_classes=data.num_classes, in_channels=data.in_channels, **config.network_options
     )
+    accelerate_(model)
+    return model
