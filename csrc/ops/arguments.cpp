@@ -42,10 +42,13 @@ void check_like(const char* name, const Tensor& value, const Tensor& x) {
   STD_TORCH_CHECK(value.is_contiguous(), name, " must be contiguous");
 }
 
-void check_vector(const char* name, const std::optional<Tensor>& value, const Tensor& x, int64_t size) {
-  if (!value.has_value()) return;
-  check_like(name, *value, x);
+std::optional<Tensor> check_vector(const char* name, const std::optional<Tensor>& value, const Tensor& x,
+                                   int64_t size) {
+  if (!value.has_value()) return std::nullopt;
   STD_TORCH_CHECK(value->dim() == 1 && value->size(0) == size, name, " must have shape (", size, ")");
+  const Tensor dense = torch::stable::contiguous(*value);
+  check_like(name, dense, x);
+  return dense;
 }
 
 void check_gradient(const Tensor& grad, const Tensor& x, const ConvProblem& problem, int64_t channels) {

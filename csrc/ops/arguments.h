@@ -24,7 +24,8 @@ ConvProblem make_problem(const Tensor& x, int64_t inner_channels, const std::vec
 ConvProblem make_problem(const Tensor& x, const Tensor& weight, const std::vector<int64_t>& stride,
                          const std::vector<int64_t>& padding, const std::vector<int64_t>& dilation);
 
-void check_vector(const char* name, const std::optional<Tensor>& value, const Tensor& x, int64_t size);
+// The value, copied where its elements are not consecutive, as in a slice or an expanded tensor.
+std::optional<Tensor> check_vector(const char* name, const std::optional<Tensor>& value, const Tensor& x, int64_t size);
 // The gradient of an output with `channels` channels.
 void check_gradient(const Tensor& grad, const Tensor& x, const ConvProblem& problem, int64_t channels);
 void check_like(const char* name, const Tensor& value, const Tensor& x);

@@ -13,10 +13,10 @@ Tensor depthwise_conv(const Tensor& x, const Tensor& weight, const std::optional
                       const std::vector<int64_t>& dilation, const std::string& activation) {
   const Tensor depthwise = torch::stable::contiguous(weight);
   const ConvProblem problem = make_problem(x, depthwise, stride, padding, dilation);
-  check_vector("depthwise bias", bias, x, problem.inner_channels);
+  const std::optional<Tensor> dense_bias = check_vector("depthwise bias", bias, x, problem.inner_channels);
   const Activation applied = parse_activation(activation);
 
-  const WeightSources sources = {depthwise.const_data_ptr(), data_or_null(bias), nullptr, nullptr};
+  const WeightSources sources = {depthwise.const_data_ptr(), data_or_null(dense_bias), nullptr, nullptr};
   if (!is_channels_last(x)) {
     const Tensor input = with_a_unit_stride(x, x);
     const std::vector<int64_t> spatial(problem.output + (5 - x.dim()), problem.output + 3);
@@ -37,7 +37,7 @@ std::tuple<Tensor, Tensor, Tensor> depthwise_conv_backward(
     const std::string& activation, const std::vector<bool>& output_mask) {
   const Tensor depthwise = torch::stable::contiguous(weight);
   const ConvProblem problem = make_problem(x, depthwise, stride, padding, dilation);
-  check_vector("depthwise bias", bias, x, problem.inner_channels);
+  const std::optional<Tensor> dense_bias = check_vector("depthwise bias", bias, x, problem.inner_channels);
   check_gradient(grad, x, problem, problem.inner_channels);
   STD_TORCH_CHECK(output_mask.size() == 3, "output_mask must have 3 entries, got ", output_mask.size());
   const Activation applied = parse_activation(activation);
@@ -60,7 +60,7 @@ std::tuple<Tensor, Tensor, Tensor> depthwise_conv_backward(
       output_mask[1] ? weight_gradient.mutable_data_ptr() : nullptr,
       wants_bias ? bias_gradient.mutable_data_ptr() : nullptr,
   };
-  const WeightSources sources = {depthwise.const_data_ptr(), data_or_null(bias), nullptr, nullptr};
+  const WeightSources sources = {depthwise.const_data_ptr(), data_or_null(dense_bias), nullptr, nullptr};
   depthwise_conv_backward(problem, sources, applied, tensors);
   return {x_gradient, weight_gradient, bias_gradient};
 }

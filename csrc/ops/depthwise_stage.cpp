@@ -29,10 +29,10 @@ StageResult depthwise_stage(const Tensor& x, const std::optional<Tensor>& scale,
   const StageInput input(x, scale, shift, activation);
   const Tensor dense = torch::stable::contiguous(weight);
   const ConvProblem problem = make_stage_problem(x, dense, stride, padding, dilation);
-  check_vector("depthwise bias", bias, x, problem.channels);
+  const std::optional<Tensor> dense_bias = check_vector("depthwise bias", bias, x, problem.channels);
   const Tensor y = empty_stage_output(problem.batch, problem.channels, output_spatial(problem, x));
   const Tensor sums = empty_sums(problem.channels);
-  depthwise_stage_forward(problem, {dense.const_data_ptr(), data_or_null(bias), nullptr, nullptr},
+  depthwise_stage_forward(problem, {dense.const_data_ptr(), data_or_null(dense_bias), nullptr, nullptr},
                           {nullptr, input.scale_or_null(), input.shift_or_null(), input.activation}, input.data(),
                           channels_last_strides(problem.input, problem.channels), mutable_floats(y),
                           channels_last_strides(problem.output, problem.channels),

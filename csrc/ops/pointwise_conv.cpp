@@ -16,9 +16,9 @@ Tensor pack_pointwise_weights(const Tensor& weight, const std::optional<Tensor>&
                   "pointwise weight must have shape (K, C, 1, ...)");
   const Tensor dense = torch::stable::contiguous(weight);
   const int64_t outputs = weight.size(0), channels = weight.size(1);
-  check_vector("pointwise bias", bias, weight, outputs);
+  const std::optional<Tensor> dense_bias = check_vector("pointwise bias", bias, weight, outputs);
   const Tensor packed = empty_float({packed_pointwise_size(channels, outputs)});
-  pack_pointwise(kernels(), floats(dense), static_cast<const float*>(data_or_null(bias)), channels, outputs,
+  pack_pointwise(kernels(), floats(dense), static_cast<const float*>(data_or_null(dense_bias)), channels, outputs,
                  mutable_floats(packed));
   return packed;
 }

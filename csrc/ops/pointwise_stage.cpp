@@ -28,11 +28,11 @@ StageResult pointwise_stage(const Tensor& x, const std::optional<Tensor>& scale,
   const StageInput input(x, scale, shift, activation);
   const Tensor dense = check_weight(weight, x);
   const int64_t outputs = dense.size(0);
-  check_vector("pointwise bias", bias, x, outputs);
+  const std::optional<Tensor> dense_bias = check_vector("pointwise bias", bias, x, outputs);
   const Tensor y = empty_stage_output(x.size(0), outputs, spatial_of(x));
   const Tensor sums = empty_sums(outputs);
-  pointwise_stage_forward(make_stage(input, dense), static_cast<const float*>(data_or_null(bias)), mutable_floats(y),
-                          static_cast<double*>(sums.mutable_data_ptr()));
+  pointwise_stage_forward(make_stage(input, dense), static_cast<const float*>(data_or_null(dense_bias)),
+                          mutable_floats(y), static_cast<double*>(sums.mutable_data_ptr()));
   return {y, sums};
 }
 

@@ -48,13 +48,14 @@ void check_pointwise(const Tensor& pointwise, const Tensor& like, int64_t inner_
 
 // What both directions take, checked.
 struct Arguments {
-  Tensor depthwise, pointwise;  // contiguous
+  Tensor depthwise, pointwise;  // contiguous, and so are the biases
+  std::optional<Tensor> depthwise_bias, pointwise_bias;
   ConvProblem problem;
   SeparableOptions options;
   WeightSources sources;
 
   Arguments(const Tensor& x, const Tensor& depthwise_weight, const Tensor& pointwise_weight,
-            const std::optional<Tensor>& depthwise_bias, const std::optional<Tensor>& pointwise_bias,
+            const std::optional<Tensor>& inner_bias, const std::optional<Tensor>& outer_bias,
             const std::vector<int64_t>& stride, const std::vector<int64_t>& padding,
             const std::vector<int64_t>& dilation, const std::string& inner_activation, const std::string& activation,
             const std::string& residual)
@@ -63,8 +64,8 @@ struct Arguments {
         problem(make_problem(x, depthwise, stride, padding, dilation)) {
     check_pointwise(pointwise, x, problem.inner_channels);
     problem.out_channels = pointwise.size(0);
-    check_vector("depthwise bias", depthwise_bias, x, problem.inner_channels);
-    check_vector("pointwise bias", pointwise_bias, x, problem.out_channels);
+    depthwise_bias = check_vector("depthwise bias", inner_bias, x, problem.inner_channels);
+    pointwise_bias = check_vector("pointwise bias", outer_bias, x, problem.out_channels);
     options = make_options(problem, inner_activation, activation, residual);
     sources = {depthwise.const_data_ptr(), data_or_null(depthwise_bias), pointwise.const_data_ptr(),
                data_or_null(pointwise_bias)};
@@ -169,12 +170,12 @@ Tensor pack_separable_weights(const Tensor& depthwise_weight, const Tensor& poin
                   "depthwise weight must have shape (C * M, 1, *kernel)");
   const int64_t inner = depthwise.size(0);
   check_pointwise(pointwise, depthwise, inner);
-  check_vector("depthwise bias", depthwise_bias, depthwise, inner);
-  check_vector("pointwise bias", pointwise_bias, depthwise, pointwise.size(0));
+  const std::optional<Tensor> inner_bias = check_vector("depthwise bias", depthwise_bias, depthwise, inner);
+  const std::optional<Tensor> outer_bias = check_vector("pointwise bias", pointwise_bias, depthwise, pointwise.size(0));
   ConvProblem problem = weights_problem(inner, depthwise.numel() / inner, pointwise.size(0));
   problem.element_type = depthwise.scalar_type() == ScalarType::Float ? ElementType::kFloat32 : ElementType::kBFloat16;
-  const WeightSources sources = {depthwise.const_data_ptr(), data_or_null(depthwise_bias), pointwise.const_data_ptr(),
-                                 data_or_null(pointwise_bias)};
+  const WeightSources sources = {depthwise.const_data_ptr(), data_or_null(inner_bias), pointwise.const_data_ptr(),
+                                 data_or_null(outer_bias)};
   const int64_t size = packed_size(problem, kernels());
   const Tensor packed = torch::stable::empty({size}, ScalarType::Float);
   pack_weights(problem, kernels(), sources, static_cast<float*>(packed.mutable_data_ptr()));

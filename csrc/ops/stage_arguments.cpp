@@ -17,8 +17,8 @@ StageInput::StageInput(const Tensor& input, const std::optional<Tensor>& input_s
   STD_TORCH_CHECK(input.dim() >= 3 && input.dim() <= 5, "x must have 3 to 5 dimensions, got ", input.dim());
   STD_TORCH_CHECK(input.size(1) >= 1, "x must have at least 1 channel");
   STD_TORCH_CHECK(scale.has_value() == shift.has_value(), "scale and shift must be given together");
-  check_vector("scale", scale, input, input.size(1));
-  check_vector("shift", shift, input, input.size(1));
+  scale = check_vector("scale", scale, input, input.size(1));
+  shift = check_vector("shift", shift, input, input.size(1));
   x = to_channels_last(input);
 }
 
