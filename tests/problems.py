@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -54,6 +56,13 @@ class Problem:
             draw((inner,)),
             draw((self.out_channels,)),
         )
+
+    @property
+    def output(self) -> tuple[int, ...]:
+        """Spatial size of the output."""
+        pads = zip(self.padding[0::2], self.padding[1::2], strict=True)
+        axes = zip(self.spatial, pads, self.kernel, self.dilation, self.stride, strict=True)
+        return tuple((n + sum(pad) - d * (k - 1) - 1) // s + 1 for n, pad, k, d, s in axes)
 
     @property
     def geometry(self) -> tuple[list[int], list[int], list[int]]:
@@ -113,9 +122,19 @@ def sample(count: int, seed: int, largest_macs: int = 20_000_000) -> list[Proble
     return chosen[:count]
 
 
-def small_integers(generator: torch.Generator):
-    """Draws small integers as float32: their sums of products are exact in any order."""
-    return lambda shape: torch.randint(-4, 5, shape, generator=generator).float()
+def small_integers(generator: torch.Generator, dtype: torch.dtype = torch.float32, top: int = 4):
+    """Draws integers from -top to top: their sums of products are exact in any order.
+
+    bfloat16 holds integers to 256 only, and a sum between two factors may be rounded to it: there they are -1, 0 and 1.
+    """
+    top = top if dtype == torch.float32 else 1
+    return lambda shape: torch.randint(-top, top + 1, shape, generator=generator).to(dtype)
+
+
+def exact(result: Tensor, expected: Tensor) -> bool:
+    """Whether ``result`` is the float64 ``expected``, whose elements are integers, rounded once to its own type."""
+    assert expected.numel() == 0 or expected.abs().max() < 2**24, "float32 need not hold these integers"
+    return torch.equal(result, expected.float().to(result.dtype))
 
 
 def normal(generator: torch.Generator):
@@ -126,3 +145,24 @@ def normal(generator: torch.Generator):
 def double(tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     """The tensors in float64."""
     return tuple(tensor.double() for tensor in tensors)
+
+
+@contextmanager
+def threads(count: int) -> Iterator[None]:
+    """With ``count`` threads inside."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def in_float64(call: Callable[..., Any], tensors: tuple[Tensor, ...], *options: Any) -> Any:
+    """``call`` on the tensors in float64 and the options.
+
+    On one thread: the problems are small, and where other processes use the cores too, as where tests run in parallel,
+    threads that wait for each other take ten times as long.
+    """
+    with threads(1):
+        return call(*double(tensors), *options)

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 import dwsep
 from dwsep.kernels import reference
 from tests import isas, problems
-from tests.kernels.test_native import geometries
+from tests.kernels.test_native import DTYPES, geometries
 
 pytestmark = pytest.mark.skipif(
     not dwsep.ops.native_status().loaded, reason=f"native library: {dwsep.ops.native_status().reason}"
@@ -24,48 +24,54 @@ def _in_layout(tensor: torch.Tensor, channels_last: bool) -> torch.Tensor:
 
 def _depthwise(problem: problems.Problem, draw, channels_last: bool):
     x, weight, _, bias, _ = problem.tensors(draw, channels_last)
-    out = reference.depthwise_conv(x, weight, bias, *problem.geometry, "none")
-    return _in_layout(draw(out.shape), channels_last), x, weight, bias
+    grad = draw((problem.batch, problem.channels * problem.multiplier, *problem.output))
+    return _in_layout(grad, channels_last), x, weight, bias
 
 
-def _check_depthwise(problem: problems.Problem, generator: torch.Generator, channels_last: bool, activation: str):
-    tensors = _depthwise(problem, problems.small_integers(generator), channels_last)
+def _check_depthwise(problem, generator, channels_last: bool, activation: str, dtype: torch.dtype = torch.float32):
+    tensors = _depthwise(problem, problems.small_integers(generator, dtype), channels_last)
     grads = ops.depthwise_conv_backward(*tensors, *problem.geometry, activation, ALL)
-    expected = reference.depthwise_conv_backward(*problems.double(tensors), *problem.geometry, activation, ALL)
+    expected = problems.in_float64(reference.depthwise_conv_backward, tensors, *problem.geometry, activation, ALL)
     for name, grad, wanted in zip(("x", "weight", "bias"), grads, expected, strict=True):
-        assert torch.equal(grad.double(), wanted), f"gradient of {name}, {activation}: {problem}"
+        assert problems.exact(grad, wanted), f"gradient of {name}, {activation}, {dtype}, {channels_last=}: {problem}"
     assert grads[0].stride() == tensors[1].stride() or tensors[1].numel() == 0
-
-
-def _tiny_integers(generator: torch.Generator):
-    """As small_integers, smaller yet: here products of three tensors are summed over all pixels."""
-    return lambda shape: torch.randint(-2, 3, shape, generator=generator).float()
 
 
 def _separable(problem: problems.Problem, draw, channels_last: bool):
     tensors = problem.tensors(draw, channels_last)
-    out = reference.separable_conv(*tensors, *problem.geometry, "none", "none", "none")
-    return _in_layout(draw(out.shape), channels_last), *tensors
+    grad = draw((problem.batch, problem.out_channels, *problem.output))
+    return _in_layout(grad, channels_last), *tensors
 
 
-def _check_separable(problem, generator, channels_last: bool, inner: str, activation: str, residual: str = "none"):
-    tensors = _separable(problem, _tiny_integers(generator), channels_last)
-    arguments = (*problem.geometry, inner, activation, residual, [True] * 5)
+def _check_separable(
+    problem: problems.Problem,
+    generator: torch.Generator,
+    channels_last: bool,
+    activations: tuple[str, str],
+    residual: str = "none",
+    dtype: torch.dtype = torch.float32,
+) -> None:
+    # Smaller than elsewhere: products of three tensors are summed over all pixels.
+    tensors = _separable(problem, problems.small_integers(generator, dtype, top=2), channels_last)
+    arguments = (*problem.geometry, *activations, residual, [True] * 5)
     grads = ops.separable_conv_backward(*tensors, *arguments)
-    expected = reference.separable_conv_backward(*problems.double(tensors), *arguments)
+    expected = problems.in_float64(reference.separable_conv_backward, tensors, *arguments)
     names = ("x", "depthwise weight", "pointwise weight", "depthwise bias", "pointwise bias")
     for name, grad, wanted in zip(names, grads, expected, strict=True):
-        assert torch.equal(grad.double(), wanted), f"gradient of {name}, {inner}, {activation}, {residual}: {problem}"
+        case = f"gradient of {name}, {activations}, {residual}, {dtype}, {channels_last=}: {problem}"
+        assert problems.exact(grad, wanted), case
     assert grads[0].stride() == tensors[1].stride() or tensors[1].numel() == 0
 
 
 def check_recorded_exact(chosen: list[problems.Problem]) -> None:
-    """Every problem in both layouts by turns, on the instruction set in use."""
+    """Every problem in both types, and in both layouts by turns, on the instruction set in use."""
     generator = torch.Generator().manual_seed(1)
     for index, problem in enumerate(chosen):
-        _check_depthwise(problem, generator, index % 3 != 0, ("none", "relu", "none", "relu6")[index % 4])
-        inner, outer = (("none", "none"), ("relu", "none"), ("relu6", "relu"))[index // 3 % 3]
-        _check_separable(problem, generator, index % 3 != 0, inner, outer)
+        for dtype in DTYPES:
+            activation = ("none", "relu", "none", "relu6")[index % 4]
+            _check_depthwise(problem, generator, index % 3 != 0, activation, dtype)
+            activations = (("none", "none"), ("relu", "none"), ("relu6", "relu"))[index // 3 % 3]
+            _check_separable(problem, generator, index % 3 != 0, activations, dtype=dtype)
 
 
 @pytest.mark.parametrize("isa", isas.SUPPORTED)
@@ -86,9 +92,10 @@ def test_all_recorded_shapes_exact_on_integers(isa):
 @given(geometries())
 def test_drawn_geometries_exact_on_integers(drawn):
     problem, channels_last, seed = drawn
-    generator = torch.Generator().manual_seed(seed)
-    _check_depthwise(problem, generator, channels_last, ("none", "relu6")[seed % 2])
-    _check_separable(problem, generator, channels_last, ("none", "relu")[seed // 2 % 2], ("none", "relu6")[seed % 2])
+    generator, dtype = torch.Generator().manual_seed(seed), DTYPES[seed // 4 % 2]
+    activations = ("none", "relu")[seed // 2 % 2], ("none", "relu6")[seed % 2]
+    _check_depthwise(problem, generator, channels_last, activations[1], dtype)
+    _check_separable(problem, generator, channels_last, activations, dtype=dtype)
 
 
 @pytest.mark.parametrize("residual", ["depthwise", "input"])
@@ -98,7 +105,7 @@ def test_residual_exact_on_integers(residual, channels, batch):
     generator = torch.Generator().manual_seed(3)
     problem = problems.Problem("", batch, channels, 1, channels, (9, 7), (3, 3), (1, 1), (2, 1), (2, 2, 1, 1))
     for channels_last in (False, True):
-        _check_separable(problem, generator, channels_last, "relu", "relu6", residual)
+        _check_separable(problem, generator, channels_last, ("relu", "relu6"), residual)
 
 
 @pytest.mark.parametrize("residual", ["none", "depthwise"])
@@ -108,7 +115,7 @@ def test_depth_multiplier_exact_on_integers(residual):
         inner = channels * multiplier
         problem = problems.Problem("", 2, channels, multiplier, inner, (9, 7), (3, 3), (2, 1), (1, 2), (1, 1, 2, 2))
         _check_depthwise(problem, generator, True, "relu")
-        _check_separable(problem, generator, True, "relu", "none", residual)
+        _check_separable(problem, generator, True, ("relu", "none"), residual)
 
 
 @pytest.mark.parametrize("mask", [[i == j for j in range(5)] for i in range(5)])
@@ -132,9 +139,9 @@ def test_recorded_shapes_within_the_bound_on_floats():
         tensors = _separable(problem, problems.normal(generator), channels_last=index % 2 == 0)
         arguments = (*problem.geometry, *PLAIN, [True] * 5)
         grads = ops.separable_conv_backward(*tensors, *arguments)
-        doubles = problems.double(tensors)
-        expected = reference.separable_conv_backward(*doubles, *arguments)
-        scales = reference.separable_conv_backward(*(tensor.abs() for tensor in doubles), *arguments)
+        expected = problems.in_float64(reference.separable_conv_backward, tensors, *arguments)
+        magnitudes = tuple(tensor.abs() for tensor in tensors)
+        scales = problems.in_float64(reference.separable_conv_backward, magnitudes, *arguments)
         out_pixels = tensors[0].numel() // tensors[0].shape[1]
         # The longest chain of additions behind any gradient: all output channels, taps, and pixels.
         terms = tensors[0].shape[1] + tensors[2][0].numel() + out_pixels + tensors[1].shape[0]
@@ -170,26 +177,6 @@ def test_bfloat16_accumulates_in_float32_and_rounds_once():
         exact = reference.depthwise_conv_backward(*problems.double((grad, x, weight, bias)), *arguments)
         for result, wanted in zip(ops.depthwise_conv_backward(grad, x, weight, bias, *arguments), exact, strict=True):
             assert ((result.double() - wanted).abs() <= 2.0**-8 * wanted.abs() * 1.01 + 1e-3).all()
-
-
-@pytest.mark.parametrize("shape", [(1, 32, 40, 40), (1, 24, 7, 7), (3, 16, 15, 9), (9, 35, 8, 8)])
-def test_threads_do_not_change_a_bit(shape):
-    problem = problems.Problem("", shape[0], shape[1], 1, 50, shape[2:], (3, 3), (1, 1), (1, 1), (1, 1, 1, 1))
-    tensors = _separable(problem, problems.normal(torch.Generator().manual_seed(6)), True)
-    grad = torch.randn(shape).to(memory_format=torch.channels_last)
-    before = torch.get_num_threads()
-    try:
-        results = []
-        for threads in (1, 2, 3, 5):
-            torch.set_num_threads(threads)
-            for _ in range(25):
-                separable = ops.separable_conv_backward(*tensors, *problem.geometry, "silu", "none", "none", [True] * 5)
-                depthwise = ops.depthwise_conv_backward(grad, *tensors[1:3], None, *problem.geometry, "silu", ALL)
-                results.append((*separable, *depthwise))
-    finally:
-        torch.set_num_threads(before)
-    for result in results:
-        assert all(torch.equal(a, b) for a, b in zip(results[0], result, strict=True))
 
 
 def test_gradient_of_any_strides():

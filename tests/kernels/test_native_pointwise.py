@@ -49,22 +49,6 @@ def test_drawn_problems_exact_on_integers(isa):
     isas.run_on(isa, "from tests.kernels import test_native_pointwise as t; t.check_many(200, seed=4)")
 
 
-@pytest.mark.parametrize("threads", [1, 2, 5])
-def test_bits_do_not_depend_on_the_threads(threads):
-    torch.manual_seed(0)
-    x, weight = _last(torch.randn(1, 320, 7, 7)), torch.randn(500, 320, 1, 1)
-    packed = ops.pack_pointwise_weights(weight, torch.randn(500))
-    before = torch.get_num_threads()
-    try:
-        torch.set_num_threads(1)
-        expected = ops.pointwise_conv_packed(x, packed, 500, "silu", None)
-        torch.set_num_threads(threads)
-        for _ in range(20):
-            assert torch.equal(ops.pointwise_conv_packed(x, packed, 500, "silu", None), expected)
-    finally:
-        torch.set_num_threads(before)
-
-
 def test_opcheck():
     x, weight, bias = _last(torch.randn(2, 20, 6, 5)), torch.randn(40, 20, 1, 1), torch.randn(40)
     opcheck(ops.pack_pointwise_weights, (weight, bias))

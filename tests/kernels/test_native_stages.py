@@ -121,35 +121,6 @@ def test_large_problems_exact_on_integers():
     check("pointwise_stage", few, _integers(700, 640, 1, 1, top=1), (), "relu", **options)
 
 
-@pytest.mark.parametrize("threads", [1, 2, 3, 5])
-def test_bits_do_not_depend_on_the_threads(threads):
-    generator = torch.Generator().manual_seed(7)
-    x = _last(torch.randn(3, 72, 19, 23, generator=generator))
-    scale, shift = torch.randn(2, 72, generator=generator)
-    weights = torch.randn(40, 72, 1, 1, generator=generator), torch.randn(72, 1, 3, 3, generator=generator)
-    geometry = ([1, 1], [1] * 4, [1, 1])
-
-    def results():
-        for op, weight, rest in (("pointwise_stage", weights[0], ()), ("depthwise_stage", weights[1], geometry)):
-            y, sums = getattr(ops, op)(x, scale, shift, "silu", weight, None, *rest)
-            correction = torch.stack([sums[0], sums[1]]).float() * 1e-4
-            arguments = (y.flip(0), y, correction, x, scale, shift, "silu", weight, True, *rest, [True, True])
-            yield from (y, sums, *getattr(ops, f"{op}_backward")(*arguments))
-        y = ops.stage_output(x, scale, shift, "gelu", x)
-        yield from (y, ops.stage_sums(y), *ops.stage_output_backward(y, x, scale, shift, "gelu"))
-
-    before = torch.get_num_threads()
-    try:
-        torch.set_num_threads(1)
-        expected = list(results())
-        torch.set_num_threads(threads)
-        for _ in range(10):
-            for got, wanted in zip(results(), expected, strict=True):
-                assert torch.equal(got, wanted)
-    finally:
-        torch.set_num_threads(before)
-
-
 @pytest.mark.parametrize("activation", ["none", "relu", "relu6", "silu", "hardswish", "gelu"])
 def test_floats_within_rounding(activation):
     torch.manual_seed(2)

@@ -1,0 +1,134 @@
+"""The same bits every time, with any number of threads: every native operator, on every instruction set.
+
+Problems are cut in several ways: by images, by rows, by channels, with tails, and less of each than there are threads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import pytest
+import torch
+from torch import Tensor
+
+import dwsep
+from tests import isas, problems
+
+pytestmark = pytest.mark.skipif(
+    not dwsep.ops.native_status().loaded, reason=f"native library: {dwsep.ops.native_status().reason}"
+)
+ops = torch.ops.dwsep
+THREADS = (1, 2, 3, 5)
+REPEATS = 25  # with each number of threads, so that there are a hundred
+Operation = Callable[[], tuple[Tensor, ...]]
+
+# batch, channels, spatial, kernel, stride, dilation
+SHAPES = (
+    (1, 32, (40, 40), 3, 1, 1),
+    (1, 24, (7, 7), 3, 1, 1),
+    (3, 16, (15, 9), 5, 2, 1),
+    (9, 35, (8, 8), 3, 1, 2),
+    (2, 40, (100,), 7, 1, 3),
+    (1, 17, (5, 9, 8), 3, 1, 1),
+)
+
+
+def _last(x: Tensor) -> Tensor:
+    return x.movedim(1, -1).contiguous().movedim(-1, 1)
+
+
+def _convolutions(shape: tuple, dtype: torch.dtype, channels_last: bool) -> Iterator[tuple[str, Operation]]:
+    batch, channels, spatial, kernel, stride, dilation = shape
+    axes, pad = len(spatial), (kernel - 1) * dilation // 2
+    problem = problems.Problem(
+        "", batch, channels, 1, 50, spatial, (kernel,) * axes, (stride,) * axes, (dilation,) * axes, (pad,) * 2 * axes
+    )
+    generator = torch.Generator().manual_seed(6)
+    draw = problems.normal(generator)
+    x, depthwise, pointwise, bias, pointwise_bias = tensors = tuple(
+        tensor.to(dtype) for tensor in problem.tensors(draw, channels_last)
+    )
+    grad_inner = draw((batch, channels, *problem.output)).to(dtype)
+    grad = draw((batch, 50, *problem.output)).to(dtype)
+    if channels_last:
+        grad_inner, grad = _last(grad_inner), _last(grad)
+    rest = (*problem.geometry, "silu", "gelu", "none")
+    packed = ops.pack_separable_weights(depthwise, pointwise, bias, pointwise_bias)
+    sizes = (channels, 50, list(problem.kernel))
+    yield "separable_conv", lambda: (ops.separable_conv(*tensors, *rest),)
+    yield "separable_conv_packed", lambda: (ops.separable_conv_packed(x, packed, *sizes, *rest),)
+    yield "separable_conv_backward", lambda: ops.separable_conv_backward(grad, *tensors, *rest, [True] * 5)
+    rest_of_one = (*problem.geometry, "silu")
+    yield "depthwise_conv", lambda: (ops.depthwise_conv(x, depthwise, bias, *rest_of_one),)
+    arguments = (grad_inner, x, depthwise, bias, *rest_of_one, [True] * 3)
+    yield "depthwise_conv_backward", lambda: ops.depthwise_conv_backward(*arguments)
+
+
+def _stages(shape: tuple) -> Iterator[tuple[str, Operation]]:
+    batch, channels, spatial, kernel, stride, dilation = shape
+    axes, pad = len(spatial), (kernel - 1) * dilation // 2
+    generator = torch.Generator().manual_seed(7)
+
+    def draw(*sizes: int) -> Tensor:
+        return torch.randn(sizes, generator=generator)
+
+    x, affine = _last(draw(batch, channels, *spatial)), (draw(channels), draw(channels), "silu")
+    geometry = ([stride] * axes, [pad] * 2 * axes, [dilation] * axes)
+    for name, weight, rest in (
+        ("pointwise_stage", draw(50, channels, *(1,) * axes), ()),
+        ("depthwise_stage", draw(channels, 1, *(kernel,) * axes), geometry),
+    ):
+        forward, backward = getattr(ops, name), getattr(ops, f"{name}_backward")
+        outputs = weight.shape[0]
+        arguments = (x, *affine, weight, draw(outputs), *rest)
+        yield name, lambda forward=forward, arguments=arguments: forward(*arguments)
+        y, _ = forward(*arguments)
+        grad, correction = _last(torch.randn(y.shape, generator=generator)), draw(2, outputs)
+        arguments = (grad, y, correction, x, *affine, weight, True, *rest, [True, True])
+        yield f"{name}_backward", lambda backward=backward, arguments=arguments: backward(*arguments)
+    other = _last(draw(batch, channels, *spatial))
+    correction = draw(2, channels)
+    yield "stage_output", lambda: (ops.stage_output(x, *affine, other),)
+    yield "stage_output_backward", lambda: ops.stage_output_backward(other, x, *affine)
+    yield "stage_sums", lambda: (ops.stage_sums(x),)
+    yield "stage_corrected", lambda: (ops.stage_corrected(other, x, correction),)
+    if axes == 2:
+        packed = ops.pack_pointwise_weights(draw(50, channels, 1, 1), draw(50))
+        residual = _last(draw(batch, 50, *spatial))
+        arguments = (x, packed, 50, "silu", residual)
+        yield "pointwise_conv_packed", lambda: (ops.pointwise_conv_packed(*arguments),)
+
+
+def _operations() -> Iterator[tuple[str, Operation]]:
+    for index, shape in enumerate(SHAPES):
+        dtype, channels_last = ((torch.float32, True), (torch.float32, False), (torch.bfloat16, True))[index % 3]
+        yield from _convolutions(shape, dtype, channels_last)
+        if (dtype, channels_last) != (torch.float32, True):
+            yield from _convolutions(shape, torch.float32, True)
+        yield from _stages(shape)
+
+
+def _bits(results: tuple[Tensor, ...]) -> list[Tensor]:
+    """Integers with the same bits: to a comparison of floats, 0 and -0 are the same, and NaN is not itself."""
+    integer = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+    return [result.contiguous().view(integer[result.element_size()]) for result in results]
+
+
+def check_all(repeats: int) -> None:
+    """Every operator, on the instruction set in use."""
+    for name, operation in _operations():
+        with problems.threads(1):
+            expected = _bits(operation())
+        for count in THREADS:
+            with problems.threads(count):
+                for repeat in range(repeats):
+                    for position, (got, wanted) in enumerate(zip(_bits(operation()), expected, strict=True)):
+                        case = f"{name}: result {position} with {count} threads, call {repeat}, {tuple(got.shape)}"
+                        assert torch.equal(got, wanted), case
+
+
+@pytest.mark.parametrize("isa", isas.SUPPORTED)
+def test_bits_depend_neither_on_threads_nor_on_the_call(isa):
+    # The way in which work is cut is common to all: fewer calls on those which are not in use.
+    repeats = REPEATS if isa == dwsep.ops.native_status().isa else 5
+    isas.run_on(isa, f"from tests.kernels import test_repeatability as t; t.check_all({repeats})")
