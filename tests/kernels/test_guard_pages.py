@@ -126,6 +126,40 @@ def check_operators(at_end: bool) -> None:
         for residual in ("input", "depthwise"):
             tensors = tuple(guarded(t, at_end) for t in problem.tensors(problems.normal(generator), True))
             _check_separable(tensors, tensors[0], problem.geometry, residual)
+    for index, geometry in enumerate(GEOMETRIES):
+        for channels, _, out_channels in CHANNELS:
+            problem = problems.Problem("", 1 + index % 2, channels, 1, out_channels, *geometry)
+            _check_stages(problem, problems.normal(generator), at_end)
+
+
+def _check_stages(problem: problems.Problem, draw, at_end: bool) -> None:
+    """The stages of training and the packed 1x1 convolution, which are channels last and float32 only."""
+
+    def take(*shape: int) -> Tensor | None:
+        drawn = draw(shape)
+        return guarded(drawn.movedim(1, -1).contiguous().movedim(-1, 1) if drawn.dim() > 2 else drawn, at_end)
+
+    channels = problem.channels
+    x, other = (take(problem.batch, channels, *problem.spatial) for _ in "xo")
+    affine = (take(channels), take(channels), "silu")
+    pointwise = take(problem.out_channels, channels, *(1,) * len(problem.spatial))
+    for name, weight, rest in (
+        ("pointwise_stage", pointwise, ()),
+        ("depthwise_stage", take(channels, 1, *problem.kernel), problem.geometry),
+    ):
+        outputs = weight.shape[0]
+        y, sums = getattr(ops, name)(x, *affine, weight, take(outputs), *rest)
+        _check((y, sums))
+        saved = (take(*y.shape), guarded(y, at_end), take(2, outputs), x, *affine, weight, True)
+        _check(getattr(ops, f"{name}_backward")(*saved, *rest, [True, True]))
+        _check(getattr(ops, name)(x, None, None, "none", weight, None, *rest))
+    _check(ops.stage_output(x, *affine, other))
+    _check(ops.stage_output_backward(other, x, *affine))
+    _check(ops.stage_sums(x))
+    _check(ops.stage_corrected(other, x, take(2, channels)))
+    packed = guarded(ops.pack_pointwise_weights(pointwise, take(problem.out_channels)), at_end)
+    residual = take(problem.batch, problem.out_channels, *problem.spatial)
+    _check(ops.pointwise_conv_packed(x, packed, problem.out_channels, "gelu", residual))
 
 
 def _run(script: str, **environment: str) -> subprocess.CompletedProcess:
