@@ -1,4 +1,4 @@
-"""opcheck on every operator and layout; gradients against float64 finite differences; layouts of fake kernels."""
+"""opcheck on every operator and layout; gradients against the references in float64; layouts of fake kernels."""
 
 from __future__ import annotations
 
@@ -67,25 +67,6 @@ def test_separable_conv_opcheck_other_ranks(axes, layout):
     opcheck(ops.separable_conv, arguments)
 
 
-@pytest.mark.parametrize("inner", ["none", "silu", "hardswish"])
-@pytest.mark.parametrize("outer", ["none", "gelu"])
-@pytest.mark.parametrize("residual", ["none", "input", "depthwise"])
-def test_separable_gradients_match_finite_differences(inner, outer, residual):
-    tensors = [
-        torch.randn(shape, dtype=torch.float64, requires_grad=True)
-        for shape in ((2, 3, 5, 4), (3, 1, 3, 2), (3, 3, 1, 1), (3,), (3,))
-    ]
-    functional = dwsep.functional.depthwise_separable_conv2d
-
-    def call(*arguments):
-        options = {"inner_activation": inner, "activation": outer, "residual": residual}
-        options = {key: None if value == "none" else value for key, value in options.items()}
-        return functional(*arguments, padding="same", dilation=(2, 1), backend="reference", **options)
-
-    assert torch.autograd.gradcheck(call, tensors)
-    assert torch.autograd.gradgradcheck(call, tensors)
-
-
 @pytest.mark.parametrize("activation", ["none", "silu", "gelu"])
 @pytest.mark.parametrize("padding", [[1, 1, 1, 1], [-1, 2, 0, 3], [2, -1, -1, 0]])
 def test_backward_references_match_autograd(activation, padding):
@@ -138,14 +119,6 @@ def test_operator_is_differentiable_twice(inner, outer):
     expected = penalty(dwsep.kernels.reference.separable_conv, doubles)
     for a, e in zip(penalty(ops.separable_conv, tensors), expected, strict=True):
         torch.testing.assert_close(a.double(), e, rtol=1e-4, atol=1e-4)
-
-
-def test_operator_saves_its_inputs_only():
-    tensors = [make(s, "") for s in ((2, 8, 9, 9), (8, 1, 3, 3), (6, 8, 1, 1))]
-    saved = []
-    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
-        ops.separable_conv(*tensors, None, None, [1, 1], [1] * 4, [1, 1], "relu", "relu", "none")
-    assert {t.data_ptr() for t in saved} == {t.data_ptr() for t in tensors}
 
 
 @pytest.mark.parametrize("shape", [(2, 3, 4, 5), (1, 1, 4, 5), (2, 3, 1, 1), (0, 3, 4, 5), (2, 3, 7), (1, 2, 3, 4, 5)])
