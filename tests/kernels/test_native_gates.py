@@ -90,22 +90,6 @@ def test_floats_within_rounding(activation):
             assert distance < 1e-6, f"{name}: {distance:.1e}"
 
 
-def test_bits_do_not_depend_on_the_threads():
-    x, grad, scale, shift, gate, grad_means = _drawn(torch.Generator().manual_seed(4))
-    calls = list(_calls(x, grad, scale, shift, "silu", gate, grad_means))
-    before = torch.get_num_threads()
-    results = []
-    try:
-        for threads in (1, 2, 3, 5):
-            torch.set_num_threads(threads)
-            found = [getattr(ops, f"stage_{name}")(*arguments) for name, arguments in calls]
-            results.append([t for f in found for t in ((f,) if isinstance(f, torch.Tensor) else f)])
-    finally:
-        torch.set_num_threads(before)
-    for other in results[1:]:
-        assert all(torch.equal(got, wanted) for got, wanted in zip(other, results[0], strict=True))
-
-
 def test_nothing_to_do():
     empty = _last(torch.empty(0, 5, 4, 4))
     assert ops.stage_pool(empty, None, None, "relu").shape == (0, 5)

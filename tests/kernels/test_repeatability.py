@@ -92,6 +92,11 @@ def _stages(shape: tuple) -> Iterator[tuple[str, Operation]]:
     yield "stage_output_backward", lambda: ops.stage_output_backward(other, x, *affine)
     yield "stage_sums", lambda: (ops.stage_sums(x),)
     yield "stage_corrected", lambda: (ops.stage_corrected(other, x, correction),)
+    gate, grad_mean = draw(batch, channels), draw(batch, channels)
+    yield "stage_pool", lambda: (ops.stage_pool(x, *affine),)
+    yield "stage_gate", lambda: (ops.stage_gate(x, *affine, gate),)
+    yield "stage_gate_gradient", lambda: (ops.stage_gate_gradient(other, x, *affine),)
+    yield "stage_squeeze_backward", lambda: ops.stage_squeeze_backward(other, gate, grad_mean, x, *affine)
     if axes == 2:
         packed = ops.pack_pointwise_weights(draw(50, channels, 1, 1), draw(50))
         residual = _last(draw(batch, 50, *spatial))
@@ -132,3 +137,11 @@ def test_bits_depend_neither_on_threads_nor_on_the_call(isa):
     # The way in which work is cut is common to all: fewer calls on those which are not in use.
     repeats = REPEATS if isa == dwsep.ops.native_status().isa else 5
     isas.run_on(isa, f"from tests.kernels import test_repeatability as t; t.check_all({repeats})")
+
+
+def test_every_native_operator_is_called():
+    """A new operator is called here too, or named as one that has nothing to divide among threads."""
+    schemas = torch._C._jit_get_all_schemas()
+    defined = {schema.name.removeprefix("dwsep::") for schema in schemas if schema.name.startswith("dwsep::")}
+    serial = {"pack_separable_weights", "pack_pointwise_weights", "stage_statistics", "stage_correction"}
+    assert {name for name, _ in _operations()} == defined - serial
