@@ -46,7 +46,7 @@ def test_dwsep_command_runs(command, tmp_path_factory):
         "dwsep",
         "bench",
         "networks",
-    ]:  # whole networks at full size take minutes; tests/bench has small ones
+    ]:  # minutes at full size; tests/bench has small ones
         words += ["--help"]
     folder = tmp_path_factory.getbasetemp() / "readme"  # shared: a later command uses what an earlier one wrote
     folder.mkdir(exist_ok=True)
