@@ -48,7 +48,7 @@ class Problem:
         inner, ones = self.channels * self.multiplier, (1,) * len(self.spatial)
         x = draw((self.batch, self.channels, *self.spatial))
         if channels_last:
-            x = x.movedim(1, -1).contiguous().movedim(-1, 1)
+            x = last(x)
         return (
             x,
             draw((inner, 1, *self.kernel)),
@@ -129,6 +129,16 @@ def small_integers(generator: torch.Generator, dtype: torch.dtype = torch.float3
     """
     top = top if dtype == torch.float32 else 1
     return lambda shape: torch.randint(-top, top + 1, shape, generator=generator).to(dtype)
+
+
+def last(x: Tensor) -> Tensor:
+    """``x`` with its channels innermost and dense, whatever its sizes."""
+    return x.movedim(1, -1).contiguous().movedim(-1, 1)
+
+
+def integers(*shape: int, top: int = 2) -> Tensor:
+    """Float32 integers from -top to top, from torch's global random state."""
+    return torch.randint(-top, top + 1, shape).float()
 
 
 def exact(result: Tensor, expected: Tensor) -> bool:

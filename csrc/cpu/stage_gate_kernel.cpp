@@ -89,11 +89,11 @@ void stage_gated_backward(const PendingImages& input, const float* gradient, con
   double* sums = parts.sums(2);
   parts.run(input, [&](int64_t part, int64_t image, int64_t pixel, int64_t pixels) {
     const int64_t at = pixel * channels, values = image * channels;
-    table.stage_gradient_row({gradient == nullptr ? nullptr : gradient + at, channels, table.lanes, input.x + at,
-                              input.scale, input.shift, input.activation, channels, pixels, channels, x_gradient + at,
-                              false, sums + part * 2 * parts.padded, parts.padded,
-                              gradient == nullptr ? nullptr : gate + values, mean_gradient + values,
-                              1.0f / static_cast<float>(input.pixels)});
+    table.stage_gradient_row(
+        {gradient == nullptr ? nullptr : gradient + at, channels, table.lanes, input.x + at, input.scale, input.shift,
+         input.activation, channels, pixels, channels, x_gradient + at, false, sums + part * 2 * parts.padded,
+         parts.padded, gate == nullptr ? nullptr : gate + values,
+         mean_gradient == nullptr ? nullptr : mean_gradient + values, 1.0f / static_cast<float>(input.pixels)});
   });
   if (affine_gradient != nullptr) add_moments(sums, parts.count, parts.padded, channels, affine_gradient);
 }

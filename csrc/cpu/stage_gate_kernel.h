@@ -23,7 +23,7 @@ void stage_image_sums(const PendingImages& input, const float* gradient, double 
 void stage_gated(const PendingImages& input, const float* gate, float* out);
 
 // From the gradients of z * gate, null for none, and of the means (images, channels), to that of x and the affine
-// gradient (2, channels), which is null without a scale.
+// gradient (2, channels), which is null without a scale. With neither gate nor means `gradient` is that of z.
 void stage_gated_backward(const PendingImages& input, const float* gradient, const float* gate,
                           const float* mean_gradient, float* x_gradient, double* affine_gradient);
 

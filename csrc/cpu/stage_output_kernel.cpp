@@ -23,31 +23,6 @@ void stage_output_forward(const StageOutput& output) {
   });
 }
 
-void stage_output_backward(const StageOutput& output, const float* gradient, float* x_gradient,
-                           double* affine_gradient) {
-  const KernelTable& table = kernels();
-  const int64_t channels = output.channels, pixels = output.pixels;
-  const int64_t padded = ceil_div(channels, table.lanes) * table.lanes;
-  // A tile's channels are read a block at a time: it stays near. Sums go to doubles after eight pixels. The parts
-  // depend on the shape alone.
-  const int64_t tile = std::max<int64_t>(8, 4096 / channels / 8 * 8);
-  const int64_t parts = std::clamp<int64_t>(pixels * channels / 16384, 1, 32);
-  auto* sums = reinterpret_cast<double*>(scratch(Scratch::kPack, static_cast<std::size_t>(parts * 2 * padded * 2)));
-  std::fill_n(sums, parts * 2 * padded, 0.0);
-  parallel_for(parts, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t part = begin; part < end; ++part) {
-      const int64_t stop = pixels * (part + 1) / parts;
-      for (int64_t pixel = pixels * part / parts; pixel < stop; pixel += tile) {
-        const int64_t at = pixel * channels;
-        table.stage_gradient_row({gradient + at, channels, table.lanes, output.x + at, output.scale, output.shift,
-                                  output.activation, channels, std::min(tile, stop - pixel), channels, x_gradient + at,
-                                  false, sums + part * 2 * padded, padded});
-      }
-    }
-  });
-  if (affine_gradient != nullptr) add_moments(sums, parts, padded, channels, affine_gradient);
-}
-
 void stage_sums(const float* x, int64_t pixels, int64_t channels, double* sums) {
   const KernelTable& table = kernels();
   const int64_t padded = ceil_div(channels, table.lanes) * table.lanes;

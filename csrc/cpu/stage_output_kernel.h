@@ -1,4 +1,4 @@
-// What a stage of training leaves pending, norm, activation and residual, as a tensor; and the way back.
+// What a stage of training leaves pending, norm, activation and residual, as a tensor; and the norm of a plain tensor.
 #pragma once
 
 #include "cpu/plane_jobs.h"
@@ -7,11 +7,6 @@ namespace dwsep {
 
 // All of a job's pixels, on the threads.
 void stage_output_forward(const StageOutput& output);
-
-// `gradient` and `x_gradient` lie as output.x does, whose scale, shift and activation are read; `affine_gradient`
-// (2, channels), or null without a scale.
-void stage_output_backward(const StageOutput& output, const float* gradient, float* x_gradient,
-                           double* affine_gradient);
 
 // Sums and sums of squares of x (pixels, channels), per channel.
 void stage_sums(const float* x, int64_t pixels, int64_t channels, double* sums);

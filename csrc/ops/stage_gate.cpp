@@ -16,10 +16,11 @@ PendingImages images_of(const StageInput& input) {
 
 // (N, C), as the means and the gates are.
 Tensor check_per_image(const char* name, const Tensor& value, const Tensor& x) {
-  check_like(name, value, x);
   STD_TORCH_CHECK(value.dim() == 2 && value.size(0) == x.size(0) && value.size(1) == x.size(1), name,
                   " must have shape (", x.size(0), ", ", x.size(1), ")");
-  return torch::stable::contiguous(value);
+  const Tensor dense = torch::stable::contiguous(value);
+  check_like(name, dense, x);
+  return dense;
 }
 
 Tensor image_sums(const StageInput& input, const float* gradient, double factor) {

@@ -1,5 +1,6 @@
 #include <torch/csrc/stable/ops.h>
 
+#include "cpu/stage_gate_kernel.h"
 #include "cpu/stage_output_kernel.h"
 #include "ops/stage_arguments.h"
 #include "ops/stages.h"
@@ -35,8 +36,10 @@ StageResult stage_output_backward(const Tensor& grad, const Tensor& x, const std
   const Tensor gradient = check_output_like("grad", grad, sizes_of(x.size(0), x.size(1), spatial_of(x)));
   const Tensor x_gradient = empty_stage_output(x.size(0), x.size(1), spatial_of(x));
   const Tensor affine = scale.has_value() ? empty_sums(x.size(1)) : empty_float({0});
-  stage_output_backward(make_output(input), floats(gradient), mutable_floats(x_gradient),
-                        scale.has_value() ? static_cast<double*>(affine.mutable_data_ptr()) : nullptr);
+  const PendingImages one = {input.data(),   input.scale_or_null(), input.shift_or_null(), input.activation, 1,
+                             input.pixels(), input.channels()};
+  stage_gated_backward(one, floats(gradient), nullptr, nullptr, mutable_floats(x_gradient),
+                       scale.has_value() ? static_cast<double*>(affine.mutable_data_ptr()) : nullptr);
   return {x_gradient, affine};
 }
 

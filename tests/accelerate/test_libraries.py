@@ -10,7 +10,8 @@ import torch
 
 import dwsep
 from dwsep.accelerate import _training
-from tests.accelerate.toys import check_step, distance, program_runs, randomise, saved_bytes, smooth
+from dwsep.bench.network_problem import saved_bytes
+from tests.accelerate.toys import check_step, distance, program_runs, randomise, smooth
 
 timm = pytest.importorskip("timm", reason="timm is an extra")
 models = pytest.importorskip("torchvision", reason="torchvision is an extra").models

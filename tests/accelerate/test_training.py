@@ -11,7 +11,8 @@ from torch.utils.checkpoint import checkpoint
 
 import dwsep
 from dwsep.accelerate import _training
-from tests.accelerate.toys import Net, check_step, distance, randomise, saved_bytes
+from dwsep.bench.network_problem import saved_bytes
+from tests.accelerate.toys import Net, check_step, distance, randomise
 
 
 @pytest.fixture(autouse=True)

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 import dwsep
+from dwsep.accelerate import _modules
 
 
 def conv_norm(inputs, outputs, kernel=1, stride=1, groups=1, activation=None, **options):
@@ -134,7 +135,7 @@ def check_step(model, x, call=lambda model: model, both_layouts=False):
     ours, theirs, truth = step(model, x, call(model)), step(plain, x, call(plain)), step(exact, wide, call(exact))
     others = [theirs]
     if both_layouts:
-        unsafe = any(_corrupts_memory(module) for module in plain.modules())
+        unsafe = any(_modules.overruns(module) for module in plain.modules())
         layout = torch.contiguous_format if unsafe else torch.channels_last
         plain = copy.deepcopy(exact).float().to(memory_format=layout)
         plain.load_state_dict(before)
@@ -162,27 +163,3 @@ def check_step(model, x, call=lambda model: model, both_layouts=False):
     beyond = sorted(((share, name) for name, share in shares.items() if share > 1), reverse=True)
     assert len(beyond) <= (len(shares) // 50 if both_layouts else 0), beyond
     assert not beyond or beyond[0][0] <= 4, beyond
-
-
-def _corrupts_memory(module):
-    """Whether torch's backward of a convolution writes past its memory, channels-last: oneDNN's issue 6035."""
-    if type(module) is not nn.Conv2d:
-        return False
-    return module.kernel_size == (1, 1) and max(module.stride) > 1 and module.in_channels < 16
-
-
-def saved_bytes(model, x):
-    """Bytes of distinct memory saved for backward, parameters and the input aside."""
-    own = {p.untyped_storage().data_ptr() for p in (*model.parameters(), *model.buffers(), x)}
-    seen = {}
-
-    def pack(tensor):
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
-            seen[storage.data_ptr()] = (storage.nbytes(), tensor)
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        out = model(x)
-    del out
-    return sum(size for size, _ in seen.values())

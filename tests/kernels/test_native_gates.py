@@ -11,20 +11,13 @@ import torch
 import dwsep
 from dwsep.kernels import stage_reference
 from tests import isas
+from tests.problems import integers, last
 
 pytestmark = pytest.mark.skipif(
     not dwsep.ops.native_status().loaded, reason=f"native library: {dwsep.ops.native_status().reason}"
 )
 ops = torch.ops.dwsep
 OPERATORS = ("pool", "gate", "gate_gradient", "squeeze_backward")
-
-
-def _last(x: torch.Tensor) -> torch.Tensor:
-    return x.movedim(1, -1).contiguous().movedim(-1, 1)
-
-
-def _integers(*shape: int) -> torch.Tensor:
-    return torch.randint(-2, 3, shape).float()
 
 
 def _calls(x, grad, scale, shift, activation, gate, grad_means):
@@ -54,11 +47,11 @@ def check_many(count: int, seed: int) -> None:
         if batch * channels * math.prod(spatial) > 2**18:
             batch = 1
         shape = (batch, channels, *spatial)
-        scale, shift = (_integers(channels), _integers(channels)) if rng.random() < 0.7 else (None, None)
+        scale, shift = (integers(channels), integers(channels)) if rng.random() < 0.7 else (None, None)
         activation = rng.choice(("none", "relu", "relu6"))
-        gate, grad_means = _integers(batch, channels), _integers(batch, channels)
+        gate, grad_means = integers(batch, channels), integers(batch, channels)
         for name, arguments in _calls(
-            _last(_integers(*shape)), _last(_integers(*shape)), scale, shift, activation, gate, grad_means
+            last(integers(*shape)), last(integers(*shape)), scale, shift, activation, gate, grad_means
         ):
             for got, wanted in _both(name, arguments):
                 what = f"{name} {shape} {activation} {scale is not None}"
@@ -75,7 +68,7 @@ def test_drawn_problems_exact_on_integers(isa):
 
 
 def _drawn(generator):
-    x, grad = (_last(torch.randn(3, 72, 19, 23, generator=generator)) for _ in range(2))
+    x, grad = (last(torch.randn(3, 72, 19, 23, generator=generator)) for _ in range(2))
     scale, shift = torch.randn(2, 72, generator=generator)
     gate, grad_means = torch.rand(2, 3, 72, generator=generator)
     return x, grad, scale, shift, gate, grad_means
@@ -91,7 +84,7 @@ def test_floats_within_rounding(activation):
 
 
 def test_nothing_to_do():
-    empty = _last(torch.empty(0, 5, 4, 4))
+    empty = last(torch.empty(0, 5, 4, 4))
     assert ops.stage_pool(empty, None, None, "relu").shape == (0, 5)
     assert ops.stage_gate(empty, None, None, "relu", torch.empty(0, 5)).shape == (0, 5, 4, 4)
     _, affine = ops.stage_squeeze_backward(None, None, None, empty, torch.ones(5), torch.ones(5), "relu")

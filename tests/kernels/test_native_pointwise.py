@@ -11,19 +11,12 @@ from torch.library import opcheck
 
 import dwsep
 from tests import isas
+from tests.problems import integers, last
 
 pytestmark = pytest.mark.skipif(
     not dwsep.ops.native_status().loaded, reason=f"native library: {dwsep.ops.native_status().reason}"
 )
 ops = torch.ops.dwsep
-
-
-def _last(x: torch.Tensor) -> torch.Tensor:
-    return x.movedim(1, -1).contiguous().movedim(-1, 1)
-
-
-def _integers(*shape: int) -> torch.Tensor:
-    return torch.randint(-3, 4, shape).float()
 
 
 def check_many(count: int, seed: int) -> None:
@@ -33,11 +26,11 @@ def check_many(count: int, seed: int) -> None:
     for index in range(count):
         channels, outputs = (rng.choice((1, 5, 8, 16, 24, 31, 40, 96, 300)) for _ in "io")
         spatial = rng.choice(((1, 1), (7, 7), (5, 13), (33, 2), (28, 28)))
-        x, weight = _integers(rng.choice((1, 2, 3)), channels, *spatial), _integers(outputs, channels, 1, 1)
-        x = _last(x) if index % 4 else x
-        bias = _integers(outputs) if index % 3 else None
+        x, weight = integers(rng.choice((1, 2, 3)), channels, *spatial, top=3), integers(outputs, channels, 1, 1, top=3)
+        x = last(x) if index % 4 else x
+        bias = integers(outputs, top=3) if index % 3 else None
         name, activation = rng.choice((("none", lambda x: x), ("relu", F.relu), ("relu6", F.relu6)))
-        residual = _last(_integers(x.shape[0], outputs, *spatial)) if index % 2 else None
+        residual = last(integers(x.shape[0], outputs, *spatial, top=3)) if index % 2 else None
         wanted = activation(F.conv2d(x.double(), weight.double(), None if bias is None else bias.double()))
         wanted = wanted if residual is None else wanted + residual
         got = ops.pointwise_conv_packed(x, ops.pack_pointwise_weights(weight, bias), outputs, name, residual)
@@ -50,11 +43,11 @@ def test_drawn_problems_exact_on_integers(isa):
 
 
 def test_opcheck():
-    x, weight, bias = _last(torch.randn(2, 20, 6, 5)), torch.randn(40, 20, 1, 1), torch.randn(40)
+    x, weight, bias = last(torch.randn(2, 20, 6, 5)), torch.randn(40, 20, 1, 1), torch.randn(40)
     opcheck(ops.pack_pointwise_weights, (weight, bias))
     packed = ops.pack_pointwise_weights(weight, bias)
     assert torch.isfinite(packed).all()
-    opcheck(ops.pointwise_conv_packed, (x, packed, 40, "gelu", _last(torch.randn(2, 40, 6, 5))))
+    opcheck(ops.pointwise_conv_packed, (x, packed, 40, "gelu", last(torch.randn(2, 40, 6, 5))))
     opcheck(ops.pointwise_conv_packed, (x, packed, 40, "none", None))
 
 

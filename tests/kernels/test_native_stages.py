@@ -10,20 +10,13 @@ import torch
 import dwsep
 from dwsep.kernels import stage_reference
 from tests import isas
+from tests.problems import integers, last
 
 pytestmark = pytest.mark.skipif(
     not dwsep.ops.native_status().loaded, reason=f"native library: {dwsep.ops.native_status().reason}"
 )
 ops = torch.ops.dwsep
 NAMES = ("x", "scale and shift", "weight", "bias")
-
-
-def _last(x: torch.Tensor) -> torch.Tensor:
-    return x.movedim(1, -1).contiguous().movedim(-1, 1)
-
-
-def _integers(*shape: int, top: int = 2) -> torch.Tensor:
-    return torch.randint(-top, top + 1, shape).float()
 
 
 def _double(arguments):
@@ -42,18 +35,18 @@ def check(op: str, x, weight, geometry, activation: str, *, affine: bool, bias: 
     """One problem, forward and backward; every number in it and every sum is an integer that float32 holds."""
     what = f"{op} {tuple(x.shape)} {tuple(weight.shape)} {geometry} {activation} {affine=} {bias=} {corrected=} {mask}"
     channels, outputs = x.shape[1], weight.shape[0]
-    scale, shift = (_integers(channels), _integers(channels)) if affine else (None, None)
-    arguments = (x, scale, shift, activation, weight, _integers(outputs) if bias else None)
+    scale, shift = (integers(channels), integers(channels)) if affine else (None, None)
+    arguments = (x, scale, shift, activation, weight, integers(outputs) if bias else None)
     y, sums = getattr(ops, op)(*arguments, *geometry)
     wanted_y, wanted_sums = stage_reference.stage(*_double(arguments), geometry)
     _equal(y, wanted_y, f"output of {what}")
     _equal(sums, wanted_sums, f"sums of {what}")
     assert y.numel() <= 1 or y.movedim(1, -1).is_contiguous()
 
-    grad = _last(_integers(*y.shape, top=1))
+    grad = last(integers(*y.shape, top=1))
     # Values that stay small: the gradient's products are summed over all pixels.
-    raw = _last(_integers(*y.shape, top=1))
-    correction = _integers(2, outputs, top=1) if corrected else None
+    raw = last(integers(*y.shape, top=1))
+    correction = integers(2, outputs, top=1) if corrected else None
     arguments = (grad, raw, correction, x, scale, shift, activation, weight, bias)
     found = getattr(ops, f"{op}_backward")(*arguments, *geometry, mask)
     wanted = stage_reference.stage_backward(*_double(arguments), geometry, mask)
@@ -89,13 +82,13 @@ def check_many(count: int, seed: int) -> None:
             "mask": rng.choice(([True, True], [True, True], [True, False], [False, True])),
         }
         kernel, stride, padding, dilation, spatial = _problem(rng)
-        x = _last(_integers(batch, channels, *spatial))
+        x = last(integers(batch, channels, *spatial))
         ones = (1,) * len(spatial)
         if index % 2 == 0:
-            weight = _integers(rng.choice((1, 5, 8, 16, 24, 33, 48, 100)), channels, *ones)
+            weight = integers(rng.choice((1, 5, 8, 16, 24, 33, 48, 100)), channels, *ones)
             check("pointwise_stage", x, weight, (), activation, **options)
         else:
-            weight = _integers(channels, 1, *kernel)
+            weight = integers(channels, 1, *kernel)
             check("depthwise_stage", x, weight, (stride, padding, dilation), activation, **options)
 
 
@@ -108,23 +101,23 @@ def test_large_problems_exact_on_integers():
     """Sizes at which tensors are cut into tiles, bands and groups of channels, and stored past the caches."""
     torch.manual_seed(1)
     options = {"affine": True, "bias": False, "corrected": True, "mask": [True, True]}
-    x = _last(_integers(2, 96, 112, 112))
-    check("pointwise_stage", x, _integers(40, 96, 1, 1, top=1), (), "relu6", **options)
+    x = last(integers(2, 96, 112, 112))
+    check("pointwise_stage", x, integers(40, 96, 1, 1, top=1), (), "relu6", **options)
     for stride, kernel, dilation in ((1, 3, 1), (2, 3, 1), (1, 5, 2)):
         pad = (kernel - 1) * dilation // 2
         geometry = ([stride] * 2, [pad] * 4, [dilation] * 2)
-        check("depthwise_stage", x, _integers(96, 1, kernel, kernel, top=1), geometry, "relu", **options)
+        check("depthwise_stage", x, integers(96, 1, kernel, kernel, top=1), geometry, "relu", **options)
     # Rows of one block of channels alone outgrow the cache.
-    wide = _last(_integers(1, 20, 9, 9000))
-    check("depthwise_stage", wide, _integers(20, 1, 9, 3, top=1), ([1, 1], [4, 4, 1, 1], [1, 1]), "relu", **options)
-    few = _last(_integers(1, 640, 3, 3))
-    check("pointwise_stage", few, _integers(700, 640, 1, 1, top=1), (), "relu", **options)
+    wide = last(integers(1, 20, 9, 9000))
+    check("depthwise_stage", wide, integers(20, 1, 9, 3, top=1), ([1, 1], [4, 4, 1, 1], [1, 1]), "relu", **options)
+    few = last(integers(1, 640, 3, 3))
+    check("pointwise_stage", few, integers(700, 640, 1, 1, top=1), (), "relu", **options)
 
 
 @pytest.mark.parametrize("activation", ["none", "relu", "relu6", "silu", "hardswish", "gelu"])
 def test_floats_within_rounding(activation):
     torch.manual_seed(2)
-    x, scale, shift = _last(torch.randn(2, 40, 12, 13)), torch.randn(40), torch.randn(40)
+    x, scale, shift = last(torch.randn(2, 40, 12, 13)), torch.randn(40), torch.randn(40)
     for op, weight, geometry in (
         ("pointwise_stage", torch.randn(24, 40, 1, 1), ()),
         ("depthwise_stage", torch.randn(40, 1, 5, 5), ([1, 1], [2] * 4, [1, 1])),
@@ -136,7 +129,7 @@ def test_floats_within_rounding(activation):
         torch.testing.assert_close(y.double(), wanted, rtol=1e-5, atol=2e-5)
         torch.testing.assert_close(sums[1], wanted_sums[1], rtol=1e-5, atol=1e-3)
         arguments = (
-            _last(torch.randn_like(y)),
+            last(torch.randn_like(y)),
             y,
             torch.randn(2, y.shape[1]),
             x,
@@ -156,7 +149,7 @@ def test_floats_within_rounding(activation):
 @pytest.mark.parametrize("op", ["pointwise_stage", "depthwise_stage", "stage_sums"])
 def test_variances_far_below_the_mean(op):
     torch.manual_seed(3)
-    x = _last(torch.randn(3, 40, 12, 13) + 1000)
+    x = last(torch.randn(3, 40, 12, 13) + 1000)
     ones = torch.ones(40)
     if op == "stage_sums":
         y, sums = x, ops.stage_sums(x)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 import dwsep
 from tests import isas, problems
+from tests.problems import last
 
 pytestmark = pytest.mark.skipif(
     not dwsep.ops.native_status().loaded, reason=f"native library: {dwsep.ops.native_status().reason}"
@@ -33,10 +34,6 @@ SHAPES = (
 )
 
 
-def _last(x: Tensor) -> Tensor:
-    return x.movedim(1, -1).contiguous().movedim(-1, 1)
-
-
 def _convolutions(shape: tuple, dtype: torch.dtype, channels_last: bool) -> Iterator[tuple[str, Operation]]:
     batch, channels, spatial, kernel, stride, dilation = shape
     axes, pad = len(spatial), (kernel - 1) * dilation // 2
@@ -51,7 +48,7 @@ def _convolutions(shape: tuple, dtype: torch.dtype, channels_last: bool) -> Iter
     grad_inner = draw((batch, channels, *problem.output)).to(dtype)
     grad = draw((batch, 50, *problem.output)).to(dtype)
     if channels_last:
-        grad_inner, grad = _last(grad_inner), _last(grad)
+        grad_inner, grad = last(grad_inner), last(grad)
     rest = (*problem.geometry, "silu", "gelu", "none")
     packed = ops.pack_separable_weights(depthwise, pointwise, bias, pointwise_bias)
     sizes = (channels, 50, list(problem.kernel))
@@ -72,7 +69,7 @@ def _stages(shape: tuple) -> Iterator[tuple[str, Operation]]:
     def draw(*sizes: int) -> Tensor:
         return torch.randn(sizes, generator=generator)
 
-    x, affine = _last(draw(batch, channels, *spatial)), (draw(channels), draw(channels), "silu")
+    x, affine = last(draw(batch, channels, *spatial)), (draw(channels), draw(channels), "silu")
     geometry = ([stride] * axes, [pad] * 2 * axes, [dilation] * axes)
     for name, weight, rest in (
         ("pointwise_stage", draw(50, channels, *(1,) * axes), ()),
@@ -83,10 +80,10 @@ def _stages(shape: tuple) -> Iterator[tuple[str, Operation]]:
         arguments = (x, *affine, weight, draw(outputs), *rest)
         yield name, lambda forward=forward, arguments=arguments: forward(*arguments)
         y, _ = forward(*arguments)
-        grad, correction = _last(torch.randn(y.shape, generator=generator)), draw(2, outputs)
+        grad, correction = last(torch.randn(y.shape, generator=generator)), draw(2, outputs)
         arguments = (grad, y, correction, x, *affine, weight, True, *rest, [True, True])
         yield f"{name}_backward", lambda backward=backward, arguments=arguments: backward(*arguments)
-    other = _last(draw(batch, channels, *spatial))
+    other = last(draw(batch, channels, *spatial))
     correction = draw(2, channels)
     yield "stage_output", lambda: (ops.stage_output(x, *affine, other),)
     yield "stage_output_backward", lambda: ops.stage_output_backward(other, x, *affine)
@@ -99,7 +96,7 @@ def _stages(shape: tuple) -> Iterator[tuple[str, Operation]]:
     yield "stage_squeeze_backward", lambda: ops.stage_squeeze_backward(other, gate, grad_mean, x, *affine)
     if axes == 2:
         packed = ops.pack_pointwise_weights(draw(50, channels, 1, 1), draw(50))
-        residual = _last(draw(batch, 50, *spatial))
+        residual = last(draw(batch, 50, *spatial))
         arguments = (x, packed, 50, "silu", residual)
         yield "pointwise_conv_packed", lambda: (ops.pointwise_conv_packed(*arguments),)
 

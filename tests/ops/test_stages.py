@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch.library import opcheck
 
 import dwsep  # noqa: F401  (defines the operators)
+from tests.problems import last
 
 ops = torch.ops.dwsep
 ACTIVATIONS = {
@@ -18,10 +19,6 @@ ACTIVATIONS = {
     "hardswish": F.hardswish,
     "gelu": F.gelu,
 }
-
-
-def last(x: torch.Tensor) -> torch.Tensor:
-    return x.movedim(1, -1).contiguous().movedim(-1, 1)
 
 
 def draw(*shape: int) -> torch.Tensor:

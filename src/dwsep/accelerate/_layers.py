@@ -29,17 +29,5 @@ def is_chain(module: nn.Module) -> bool:
 
 
 def run_parts(layer: Any, x: Any) -> Any:
-    """A separable layer's forward on batches, without its choice of kernels and its checks: for reading it."""
-    parts: list[nn.Module | None] = [layer.depthwise, layer.pointwise]
-    if layer.order == "pointwise_first":
-        parts.reverse()
-    first, second = parts
-    inner = x
-    for module in (first, layer.inner_norm, layer.inner_activation):
-        inner = inner if module is None else module(inner)
-    out = second(inner)  # type: ignore[misc]
-    if layer.residual == "depthwise":
-        out = out + inner
-    for module in (layer.norm, layer.activation):
-        out = out if module is None else module(out)
-    return out + x if layer.residual == "input" else out
+    """A separable layer's forward without its choice of kernels and its checks: for reading it."""
+    return layer._composed(x, check_sizes=False)

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from dwsep.accelerate import _modules
 from dwsep.kernels.activations import FORWARD
 
 stage_ops = torch.ops.dwsep
@@ -243,7 +244,7 @@ def norm_only(x: Tensor, norm: nn.BatchNorm2d) -> Pending:
 def dense(x: Tensor, conv: nn.Conv2d, geometry: Any) -> Tensor:
     """A convolution that no stage runs, with torch's own kernels."""
     padding, stride = geometry.padding, geometry.stride
-    overruns = _overruns(conv, geometry)
+    overruns = _modules.overruns(conv)
     if overruns or padding is None or any(low != high for low, high in padding):
         (top, bottom), (left, right) = geometry.pads(x.shape[2:])
         x, sides = F.pad(x, (left, right, top, bottom)), (0, 0)
@@ -252,11 +253,3 @@ def dense(x: Tensor, conv: nn.Conv2d, geometry: Any) -> Tensor:
     if overruns:
         x, stride = x[:, :, :: stride[0], :: stride[1]], 1
     return F.conv2d(x, conv.weight, conv.bias, stride, sides, geometry.dilation, conv.groups)
-
-
-def _overruns(conv: nn.Conv2d, geometry: Any) -> bool:
-    """Whether torch's gradient for the weight would write past its scratch memory: a strided 1x1 convolution of fewer
-    channels than a vector has lanes, channels-last (https://github.com/uxlfoundation/oneDNN/issues/6035).
-    """
-    narrow = conv.in_channels < 16 and conv.groups == 1
-    return narrow and tuple(conv.weight.shape[2:]) == (1, 1) and max(geometry.stride) > 1

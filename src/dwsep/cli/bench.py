@@ -22,6 +22,19 @@ if TYPE_CHECKING:
 bench = typer.Typer(no_args_is_help=True, help="Measure against PyTorch, torch.compile, ONNX Runtime and OpenVINO.")
 
 
+# What every benchmark takes.
+_Allocator = Annotated[
+    str | None, typer.Option(help="glibc's thresholds: default, raised or both.", show_default="both")
+]
+_Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads.", show_default="PyTorch's choice")]
+_Quick = Annotated[
+    bool, typer.Option("--quick", help="Batch 1, default allocator, no torch.compile, few rounds: a rough look.")
+]
+_JsonFile = Annotated[Path | None, typer.Option("--json", help="Results, written after each comparison.")]
+_Resume = Annotated[bool, typer.Option("--resume", help="Keep what the --json file has and measure the rest.")]
+_Markdown = Annotated[Path | None, typer.Option(help="Results as a page.")]
+
+
 @bench.command()
 def layers(
     which: Annotated[str, typer.Option("--set", help="separable, depthwise or all.")] = "all",
@@ -32,18 +45,12 @@ def layers(
     batch: Annotated[list[int] | None, typer.Option(min=1, help="Batch sizes.", show_default="each case's own")] = None,
     case: Annotated[list[str] | None, typer.Option(help="Cases, by a part of their names.", show_default="all")] = None,
     peers: Annotated[str | None, typer.Option(help="Peers, separated by commas.", show_default="all")] = None,
-    allocator: Annotated[
-        str | None, typer.Option(help="glibc's thresholds: default, raised or both.", show_default="both")
-    ] = None,
-    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads.", show_default="PyTorch's choice")] = None,
-    quick: Annotated[
-        bool, typer.Option("--quick", help="Batch 1, default allocator, no torch.compile, few rounds: a rough look.")
-    ] = False,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Results, written after each comparison.")] = None,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Keep what the --json file has and measure the rest.")
-    ] = False,
-    markdown: Annotated[Path | None, typer.Option(help="Results as a page.")] = None,
+    allocator: _Allocator = None,
+    threads: _Threads = None,
+    quick: _Quick = False,
+    json_file: _JsonFile = None,
+    resume: _Resume = False,
+    markdown: _Markdown = None,
     plot: Annotated[Path | None, typer.Option(help="Results as a roofline, a PNG file.")] = None,
 ) -> None:
     """Time layers against every peer that runs here, each verified first.
@@ -83,18 +90,12 @@ def networks(
             help="Peers, separated by commas.", show_default="all; in training without compile, which is slow"
         ),
     ] = None,
-    allocator: Annotated[
-        str | None, typer.Option(help="glibc's thresholds: default, raised or both.", show_default="both")
-    ] = None,
-    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads.", show_default="PyTorch's choice")] = None,
-    quick: Annotated[
-        bool, typer.Option("--quick", help="Batch 1, default allocator, no torch.compile, few rounds: a rough look.")
-    ] = False,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Results, written after each comparison.")] = None,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Keep what the --json file has and measure the rest.")
-    ] = False,
-    markdown: Annotated[Path | None, typer.Option(help="Results as a page.")] = None,
+    allocator: _Allocator = None,
+    threads: _Threads = None,
+    quick: _Quick = False,
+    json_file: _JsonFile = None,
+    resume: _Resume = False,
+    markdown: _Markdown = None,
 ) -> None:
     """Time whole networks, accelerated by dwsep, against every peer that runs here, each verified first.
 

@@ -180,8 +180,11 @@ class _DepthwiseSeparableConv(nn.Module):
         inner_norm, norm = self.inner_norm, self.norm
         return (inner_norm is not None and inner_norm.training) or (norm is not None and norm.training)
 
-    def _composed(self, x: Tensor) -> Tensor:
-        """The layer as the sequence of its submodules: any norm, any activation, any hook."""
+    def _composed(self, x: Tensor, *, check_sizes: bool = True) -> Tensor:
+        """The layer as the sequence of its submodules: any norm, any activation, any hook.
+
+        With ``check_sizes=False`` torch.fx can read it, whose values have no size.
+        """
         first, second = self.depthwise, self.pointwise
         if self.order == "pointwise_first":
             first, second = second, first
@@ -190,12 +193,14 @@ class _DepthwiseSeparableConv(nn.Module):
             out = inner = out if module is None else module(out)
         out = second(inner)
         if self.residual == "depthwise":
-            self._check_same_size("the first factor's output", inner, out)
+            if check_sizes:
+                self._check_same_size("the first factor's output", inner, out)
             out = out + inner
         for module in (self.norm, self.activation):
             out = out if module is None else module(out)
         if self.residual == "input":
-            self._check_same_size("x", x, out)
+            if check_sizes:
+                self._check_same_size("x", x, out)
             out = out + x
         return out
 

@@ -11,12 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from dwsep import dispatch
-from dwsep.accelerate import accelerate_
+from dwsep.accelerate import _modules, accelerate_
 from dwsep.bench.network_problem import NetworkProblem, saved_bytes, step, step_tensors
 from dwsep.bench.peers import _compile, _onnxruntime, _openvino
 from dwsep.bench.peers._built import Built, CannotRun
-
-_LANES = 16  # of a vector of float32 in AVX-512
 
 
 def build_ours(problem: NetworkProblem) -> Built:
@@ -107,22 +105,15 @@ def _refuse_training(problem: NetworkProblem, runtime: str) -> None:
 
 
 def _refuse_overrun(problem: NetworkProblem) -> None:
-    """Refuses what would write past its memory: see :func:`overruns`."""
+    """Refuses what would write past its memory."""
     if not problem.task.training:
         return
     for name, module in problem.network.named_modules():
-        if overruns(module):
+        if _modules.overruns(module):
             raise CannotRun(
                 f"in training, channels last, {name!r} would corrupt memory: oneDNN's weight gradient of a strided 1x1 "
-                f"convolution of fewer than {_LANES} channels (https://github.com/uxlfoundation/oneDNN/issues/6035)"
+                "convolution of fewer than 16 channels (https://github.com/uxlfoundation/oneDNN/issues/6035)"
             )
-
-
-def overruns(module: nn.Module) -> bool:
-    """Whether torch's gradient of a convolution's weight writes past its scratch memory, channels last."""
-    if not isinstance(module, nn.Conv2d) or module.groups > 1:
-        return False
-    return module.kernel_size == (1, 1) and max(module.stride) > 1 and module.in_channels < _LANES
 
 
 def _export(problem: NetworkProblem) -> bytes:
