@@ -6,6 +6,7 @@
 #include "cpu/isa.h"
 #include "cpu/peak.h"
 #include "ops/depthwise_conv.h"
+#include "ops/inference_program.h"
 #include "ops/pointwise_conv.h"
 #include "ops/separable_conv.h"
 #include "ops/stages.h"
@@ -15,6 +16,8 @@ STABLE_TORCH_LIBRARY_IMPL(dwsep, CPU, library) {
   library.impl("depthwise_conv_backward", TORCH_BOX(&dwsep::depthwise_conv_backward));
   library.impl("depthwise_stage", TORCH_BOX(&dwsep::depthwise_stage));
   library.impl("depthwise_stage_backward", TORCH_BOX(&dwsep::depthwise_stage_backward));
+  library.impl("inference_program", TORCH_BOX(&dwsep::inference_program));
+  library.impl("pack_depthwise_weights", TORCH_BOX(&dwsep::pack_depthwise_weights));
   library.impl("pack_pointwise_weights", TORCH_BOX(&dwsep::pack_pointwise_weights));
   library.impl("pack_separable_weights", TORCH_BOX(&dwsep::pack_separable_weights));
   library.impl("pointwise_conv_packed", TORCH_BOX(&dwsep::pointwise_conv_packed));

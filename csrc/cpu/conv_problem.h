@@ -7,7 +7,8 @@
 
 namespace dwsep {
 
-enum class Activation : int32_t { kNone, kRelu, kRelu6, kSilu, kHardswish, kGelu };
+// The last two are gates, of squeeze and excite: a pointwise convolution of inference alone ends in them.
+enum class Activation : int32_t { kNone, kRelu, kRelu6, kSilu, kHardswish, kGelu, kSigmoid, kHardsigmoid };
 enum class Residual : int32_t { kNone, kInput, kDepthwise };
 enum class ElementType : int32_t { kFloat32, kBFloat16 };
 
@@ -49,6 +50,7 @@ struct SeparableOptions {
   Activation inner_activation;
   Activation activation;
   Residual residual;
+  const void* addend = nullptr;  // what Residual::kInput adds, a tensor that lies as the output does; x where null
 };
 
 // A rectangle of the output: rows [row_begin, row_end) of the batch * D * H rows, columns [column_begin, column_end),

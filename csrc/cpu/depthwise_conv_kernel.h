@@ -10,6 +10,10 @@ namespace dwsep {
 void depthwise_conv_forward(ConvProblem problem, const WeightSources& weights, Activation activation, const void* x,
                             void* out);
 
+// The same with weights packed before.
+void depthwise_conv_forward(ConvProblem problem, const PackedWeights& weights, Activation activation, const void* x,
+                            void* out);
+
 // The same in any other layout, by way of planes.
 void depthwise_conv_forward_on_planes(const ConvProblem& problem, const WeightSources& weights, Activation activation,
                                       const void* x, const Strides& x_strides, void* out, const Strides& out_strides);

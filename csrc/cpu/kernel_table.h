@@ -40,6 +40,7 @@ struct KernelTable {
   void (*finish_row)(const FinishRow&);
   void (*pointwise_stage_tile)(const PointwiseStageTile&);
   void (*pointwise_tile)(const PointwiseTile&);
+  void (*patch_row)(const PatchRow&);
   void (*finish_streams)();  // behind stores past the caches, before another thread reads
   // One K block of a pointwise weight (rows, inner) as [inner, padded to whole vectors][column].
   void (*pack_columns)(const float* source, int64_t rows, int64_t inner, float* target);

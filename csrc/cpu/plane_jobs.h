@@ -201,6 +201,19 @@ struct PointwiseTile {
   Prefetch prefetch;
 };
 
+// The operands of consecutive output pixels of a dense convolution, as a panel [inner block][pixel][lane]: per pixel,
+// the runs one behind the other. Up to a vector behind the last of a run is read, and must be memory of the same
+// buffer.
+struct PatchRow {
+  const float* source;  // the first pixel's first operand
+  const int64_t* runs;  // floats from a pixel's first operand to each run
+  int64_t run_count;
+  int64_t run_length;
+  int64_t step;  // floats from a pixel to the next
+  int64_t pixels;
+  float* panel;
+};
+
 // Operands of products which an instruction set wants in a form of its own; for what is multiplied as it lies,
 // `prepared` says false and the others are null.
 struct OperandKernels {

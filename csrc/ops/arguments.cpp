@@ -83,21 +83,29 @@ ConvProblem make_problem(const Tensor& x, int64_t inner_channels, const std::vec
   STD_TORCH_CHECK(x.is_cpu(), "x must be on the CPU");
   STD_TORCH_CHECK(x.scalar_type() == ScalarType::Float || x.scalar_type() == ScalarType::BFloat16,
                   "x must be float32 or bfloat16");
-  const int64_t axes = x.dim() - 2;
-  STD_TORCH_CHECK(axes >= 1 && axes <= 3, "x must have 3 to 5 dimensions, got ", x.dim());
-  STD_TORCH_CHECK(x.size(1) >= 1 && inner_channels >= 1 && inner_channels % x.size(1) == 0,
-                  "depthwise weight must have a multiple of x's ", x.size(1), " channels, got ", inner_channels);
+  const ElementType type = x.scalar_type() == ScalarType::Float ? ElementType::kFloat32 : ElementType::kBFloat16;
+  const std::vector<int64_t> sizes(x.sizes().begin(), x.sizes().end());
+  return make_problem(sizes, type, inner_channels, kernel_size, stride, padding, dilation);
+}
+
+ConvProblem make_problem(const std::vector<int64_t>& sizes, ElementType type, int64_t inner_channels,
+                         const std::vector<int64_t>& kernel_size, const std::vector<int64_t>& stride,
+                         const std::vector<int64_t>& padding, const std::vector<int64_t>& dilation) {
+  const int64_t axes = static_cast<int64_t>(sizes.size()) - 2;
+  STD_TORCH_CHECK(axes >= 1 && axes <= 3, "x must have 3 to 5 dimensions, got ", axes + 2);
+  STD_TORCH_CHECK(sizes[1] >= 1 && inner_channels >= 1 && inner_channels % sizes[1] == 0,
+                  "depthwise weight must have a multiple of x's ", sizes[1], " channels, got ", inner_channels);
   const auto count = static_cast<std::size_t>(axes);
   STD_TORCH_CHECK(
       kernel_size.size() == count && stride.size() == count && dilation.size() == count && padding.size() == 2 * count,
       "kernel size, stride and dilation must have ", axes, " entries, padding ", 2 * axes);
 
   ConvProblem problem = {};
-  problem.batch = x.size(0);
-  problem.channels = x.size(1);
+  problem.batch = sizes[0];
+  problem.channels = sizes[1];
   problem.inner_channels = inner_channels;
   problem.multiplier = problem.inner_channels / problem.channels;
-  problem.element_type = x.scalar_type() == ScalarType::Float ? ElementType::kFloat32 : ElementType::kBFloat16;
+  problem.element_type = type;
   for (int64_t axis = 0; axis < 3; ++axis) {
     problem.input[axis] = problem.output[axis] = problem.kernel[axis] = 1;
     problem.stride[axis] = problem.dilation[axis] = 1;
@@ -106,7 +114,7 @@ ConvProblem make_problem(const Tensor& x, int64_t inner_channels, const std::vec
   for (int64_t i = 0; i < axes; ++i) {
     const int64_t axis = 3 - axes + i;
     const auto at = static_cast<std::size_t>(i);
-    const int64_t size = x.size(2 + i), kernel = kernel_size[at];
+    const int64_t size = sizes[2 + at], kernel = kernel_size[at];
     const int64_t low = padding[2 * at], high = padding[2 * at + 1];
     STD_TORCH_CHECK(stride[at] >= 1 && stride[at] <= kLargest && dilation[at] >= 1 && dilation[at] <= kLargest,
                     "stride and dilation must be between 1 and ", kLargest);

@@ -20,6 +20,10 @@ using torch::stable::Tensor;
 ConvProblem make_problem(const Tensor& x, int64_t inner_channels, const std::vector<int64_t>& kernel_size,
                          const std::vector<int64_t>& stride, const std::vector<int64_t>& padding,
                          const std::vector<int64_t>& dilation);
+// The same for an x of these sizes (N, C, *spatial).
+ConvProblem make_problem(const std::vector<int64_t>& sizes, ElementType type, int64_t inner_channels,
+                         const std::vector<int64_t>& kernel_size, const std::vector<int64_t>& stride,
+                         const std::vector<int64_t>& padding, const std::vector<int64_t>& dilation);
 // The same with a weight (C * M, 1, *kernel), which is checked.
 ConvProblem make_problem(const Tensor& x, const Tensor& weight, const std::vector<int64_t>& stride,
                          const std::vector<int64_t>& padding, const std::vector<int64_t>& dilation);

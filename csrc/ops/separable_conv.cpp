@@ -182,6 +182,21 @@ Tensor pack_separable_weights(const Tensor& depthwise_weight, const Tensor& poin
   return packed;
 }
 
+Tensor pack_depthwise_weights(const Tensor& weight, const std::optional<Tensor>& bias) {
+  using torch::headeronly::ScalarType;
+  STD_TORCH_CHECK(weight.is_cpu() && weight.scalar_type() == ScalarType::Float, "weight must be float32 on the CPU");
+  STD_TORCH_CHECK(weight.dim() >= 3 && weight.size(1) == 1 && weight.numel() >= 1,
+                  "depthwise weight must have shape (C * M, 1, *kernel)");
+  const Tensor dense = torch::stable::contiguous(weight);
+  const int64_t channels = weight.size(0);
+  const std::optional<Tensor> dense_bias = check_vector("depthwise bias", bias, dense, channels);
+  const ConvProblem problem = weights_problem(channels, dense.numel() / channels, 0);
+  const Tensor packed = torch::stable::empty({packed_size(problem, kernels())}, ScalarType::Float);
+  pack_weights(problem, kernels(), {dense.const_data_ptr(), data_or_null(dense_bias), nullptr, nullptr},
+               static_cast<float*>(packed.mutable_data_ptr()));
+  return packed;
+}
+
 Tensor separable_conv_packed(const Tensor& x, const Tensor& packed, int64_t inner_channels, int64_t out_channels,
                              const std::vector<int64_t>& kernel_size, const std::vector<int64_t>& stride,
                              const std::vector<int64_t>& padding, const std::vector<int64_t>& dilation,

@@ -43,6 +43,9 @@ torch::stable::Tensor separable_conv_packed(const torch::stable::Tensor& x, cons
                                             const std::string& residual);
 
 // Elements of what pack_separable_weights returns.
+// A depthwise weight (C * M, 1, *kernel) and its bias in the order of the kernels, for inference programs.
+torch::stable::Tensor pack_depthwise_weights(const torch::stable::Tensor& weight,
+                                             const std::optional<torch::stable::Tensor>& bias);
 int64_t packed_separable_size(int64_t inner_channels, int64_t taps, int64_t out_channels, bool bfloat16);
 
 }  // namespace dwsep

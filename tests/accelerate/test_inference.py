@@ -24,8 +24,10 @@ def _x():
 
 
 def _check(model, plain, x):
+    """The first time that a shape is seen, and once more."""
     with torch.no_grad():
-        assert distance(model(x), plain(x)) < 1e-5
+        for _ in range(2):
+            assert distance(model(x), plain(x)) < 1e-5
 
 
 @pytest.mark.parametrize("activation", [nn.ReLU, nn.ReLU6, nn.SiLU, nn.Hardswish, nn.GELU, nn.Mish, nn.Identity])
@@ -140,6 +142,61 @@ def test_hooks_see_their_module_run(net, x):
             handle.remove()
         net(x)
         assert len(seen) == 6
+
+
+def _lowered(net):
+    """What runs for the shapes seen, by the names of the parts."""
+    (steps,) = net.forward.reading().plan.lowered.values()
+    return [type(step).__name__ for step in steps]
+
+
+def test_a_whole_network_is_one_call(net, x):
+    plain = copy.deepcopy(net)
+    dwsep.accelerate_(net)
+    for _ in range(2):
+        _check(net, plain, x)
+    if dwsep.ops.native_status().loaded:
+        assert _lowered(net) == ["NativeSegment"]
+    with torch.no_grad():
+        net.classifier.weight.mul_(1.5)
+        plain.classifier.weight.mul_(1.5)
+    _check(net, plain, x)
+    seen = []
+    net.classifier.register_forward_hook(lambda module, args, out: seen.append(out))
+    net.blocks[1].gate.reduce.register_forward_hook(lambda module, args, out: seen.append(out))
+    _check(net, plain, x)
+    assert len(seen) == 4
+
+
+class _Varying(nn.Module):
+    """Returns other sizes from one call to the next."""
+
+    calls = 0
+
+    def forward(self, x):
+        _Varying.calls += 1
+        return x[..., : -(_Varying.calls % 3 + 1)].clone() if bool((x == x).all()) else x
+
+
+def test_sizes_that_change_between_calls(x):
+    net = randomise(Net()).eval()
+    net.blocks = nn.Sequential(*net.blocks, _Varying(), *copy.deepcopy(net.blocks)[:0], nn.Identity())
+    plain = copy.deepcopy(net)
+    dwsep.accelerate_(net)
+    for _ in range(4):
+        before = _Varying.calls
+        with torch.no_grad():
+            wanted = plain(x)
+            _Varying.calls = before
+            assert distance(net(x), wanted) < 1e-5
+
+
+def test_many_shapes_one_after_the_other(net):
+    plain = copy.deepcopy(net)
+    dwsep.accelerate_(net)
+    for size in (*range(8, 20), *range(8, 20)):
+        _check(net, plain, torch.randn(1, 3, size, 9))
+    assert len(net.forward.reading().plan.lowered) <= 8
 
 
 def test_a_hook_that_changes_the_output_does(net, x):

@@ -51,7 +51,8 @@ def test_inference_matches_eager(name):
     x = torch.randn(2, 3, 64, 64)
     with torch.no_grad():
         expected = plain(x)
-        assert distance(net(x), expected) < 1e-5
+        for _ in range(2):  # its shape is new, then known
+            assert distance(net(x), expected) < 1e-5
         assert program_runs(net)
         if name == "mobilenetv3_large_100":
             again = pickle.loads(pickle.dumps(net))

@@ -51,7 +51,8 @@ def test_network_is_right_or_left_alone(name, monkeypatch):
     net.eval(), plain.eval()
     with torch.no_grad():
         exact = copy.deepcopy(plain).double()(x.double())
-        assert distance(net(x), exact) < 2 * distance(plain(x), exact) + 1e-6
+        for _ in range(2):  # its shape is new, then known
+            assert distance(net(x), exact) < 2 * distance(plain(x), exact) + 1e-6
     net.train()
     for module in net.modules():
         if re.search("Drop|Stochastic", type(module).__name__):

@@ -15,6 +15,7 @@ from __future__ import annotations
 import ctypes
 import mmap
 import os
+import random
 import shutil
 import subprocess
 import sys
@@ -26,7 +27,9 @@ import torch
 from torch import Tensor
 
 import dwsep
+from dwsep.ops.inference_program import Kind
 from tests import problems
+from tests.programs import draw_step
 
 NATIVE = dwsep.ops.native_status()
 pytestmark = [
@@ -121,6 +124,7 @@ def check_operators(at_end: bool) -> None:
         packed = guarded(ops.pack_separable_weights(depthwise, pointwise, bias, pointwise_bias), at_end)
         sizes = [problem.channels * problem.multiplier, problem.out_channels, list(problem.kernel)]
         _check(ops.separable_conv_packed(x, packed, *sizes, *problem.geometry, "none", "gelu", "none"))
+    _check_programs(generator, at_end)
     for channels in (5, 16, 19, 35):
         problem = problems.Problem("", 2, channels, 1, channels, *GEOMETRIES[3])
         for residual in ("input", "depthwise"):
@@ -130,6 +134,21 @@ def check_operators(at_end: bool) -> None:
         for channels, _, out_channels in CHANNELS:
             problem = problems.Problem("", 1 + index % 2, channels, 1, out_channels, *geometry)
             _check_stages(problem, problems.normal(generator), at_end)
+
+
+def _check_programs(generator: torch.Generator, at_end: bool) -> None:
+    rng = random.Random(7)
+    for index in range(8 * len(Kind)):
+        draw = problems.normal(generator)
+        step = draw_step(Kind(index % len(Kind)), rng, lambda *shape, draw=draw: draw(shape), ("relu6", "silu"))
+        for name in ("weight", "bias"):
+            setattr(step, name, guarded(getattr(step, name), at_end))
+        arguments = step.arguments()
+        for name in ("weights", "values", "steps"):
+            if arguments[name].numel() > 0:
+                arguments[name] = guarded(arguments[name], at_end)
+        arguments["inputs"] = [guarded(x, at_end) for x in arguments["inputs"]]
+        _check(tuple(ops.inference_program(**arguments)))
 
 
 def _check_stages(problem: problems.Problem, draw, at_end: bool) -> None:

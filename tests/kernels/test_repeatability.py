@@ -5,6 +5,7 @@ Problems are cut in several ways: by images, by rows, by channels, with tails, a
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -12,8 +13,10 @@ import torch
 from torch import Tensor
 
 import dwsep
+from dwsep.ops.inference_program import Kind
 from tests import isas, problems
 from tests.problems import last
+from tests.programs import draw_step
 
 pytestmark = pytest.mark.skipif(
     not dwsep.ops.native_status().loaded, reason=f"native library: {dwsep.ops.native_status().reason}"
@@ -101,6 +104,15 @@ def _stages(shape: tuple) -> Iterator[tuple[str, Operation]]:
         yield "pointwise_conv_packed", lambda: (ops.pointwise_conv_packed(*arguments),)
 
 
+def _programs() -> Iterator[tuple[str, Operation]]:
+    rng, generator = random.Random(3), torch.Generator().manual_seed(3)
+    for kind in Kind:
+        for _ in range(4):
+            step = draw_step(kind, rng, lambda *shape: torch.randn(shape, generator=generator), ("relu6", "silu"))
+            arguments = step.arguments()
+            yield "inference_program", lambda arguments=arguments: tuple(ops.inference_program(**arguments))
+
+
 def _operations() -> Iterator[tuple[str, Operation]]:
     for index, shape in enumerate(SHAPES):
         dtype, channels_last = ((torch.float32, True), (torch.float32, False), (torch.bfloat16, True))[index % 3]
@@ -108,6 +120,7 @@ def _operations() -> Iterator[tuple[str, Operation]]:
         if (dtype, channels_last) != (torch.float32, True):
             yield from _convolutions(shape, torch.float32, True)
         yield from _stages(shape)
+    yield from _programs()
 
 
 def _bits(results: tuple[Tensor, ...]) -> list[Tensor]:
@@ -140,5 +153,6 @@ def test_every_native_operator_is_called():
     """A new operator is called here too, or named as one that has nothing to divide among threads."""
     schemas = torch._C._jit_get_all_schemas()
     defined = {schema.name.removeprefix("dwsep::") for schema in schemas if schema.name.startswith("dwsep::")}
-    serial = {"pack_separable_weights", "pack_pointwise_weights", "stage_statistics", "stage_correction"}
+    serial = {f"pack_{kind}_weights" for kind in ("depthwise", "separable", "pointwise")}
+    serial |= {"stage_statistics", "stage_correction"}
     assert {name for name, _ in _operations()} == defined - serial

@@ -2,166 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from dwsep import functional
 from dwsep.accelerate import _folding, _modules
-from dwsep.accelerate._program import Call, Product, Program, Stage, inputs_of, run_call, substitute, values_in
-from dwsep.kernels.activations import FORWARD
+from dwsep.accelerate._inference_steps import (
+    Dense,
+    Depthwise,
+    Multiplication,
+    Other,
+    Pointwise,
+    Separable,
+    Step,
+    Unfolded,
+)
+from dwsep.accelerate._lowering import Lowering, NativeSegment, Planned
+from dwsep.accelerate._program import Call, Product, Program, Stage, inputs_of, substitute, values_in
 from dwsep.ops._layout import is_channels_last
 
-aten = torch.ops.aten
-# In place where aten has it: the tensor is a convolution's result that nobody else has seen.
-_IN_PLACE: dict[str, Callable[[Tensor], Tensor]] = {
-    "none": lambda x: x,
-    "relu": torch.relu_,
-    "relu6": lambda x: aten.hardtanh_(x, 0.0, 6.0),
-    "silu": lambda x: aten.silu_(x),
-    "hardswish": lambda x: aten.hardswish_(x),
-    "gelu": lambda x: aten.gelu_(x),
-}
-
-
-class _Step(NamedTuple):
-    run: Callable[[list[Any]], Any]
-    output: int
-    release: tuple[int, ...]
-
-
-def _add(out: Tensor, residual: Tensor) -> Tensor:
-    """The sum, in place of ``out`` where the shapes agree as eager's broadcasting allows."""
-    return out.add_(residual) if out.shape == residual.shape else out + residual
-
-
-def _pads(geometry: Any, spatial: Any) -> list[int]:
-    return [side for pair in geometry.pads(spatial) for side in pair]
-
-
-class _Pointwise:
-    def __init__(self, stage: Stage) -> None:
-        assert stage.conv is not None
-        self.x, self.residual, self.activation = stage.input, stage.residual, stage.activation
-        weight, bias = _folding.fold(stage.conv, stage.norm)
-        self.channels = weight.shape[0]
-        self.packed = torch.ops.dwsep.pack_pointwise_weights(weight, bias)
-
-    def __call__(self, values: list[Any]) -> Tensor:
-        x = values[self.x]
-        residual = None if self.residual is None else values[self.residual]
-        # What broadcasts is left to torch.
-        fits = residual is None or residual.shape == (x.shape[0], self.channels, *x.shape[2:])
-        out = torch.ops.dwsep.pointwise_conv_packed(
-            x, self.packed, self.channels, self.activation, residual if fits else None
-        )
-        return out if fits or residual is None else _add(out, residual)
-
-
-class _Dense:
-    """Any convolution that no kernel of ours runs: torch's, with the norm folded."""
-
-    def __init__(self, stage: Stage) -> None:
-        conv = stage.conv
-        assert conv is not None
-        self.x, self.residual, self.activation = stage.input, stage.residual, _IN_PLACE[stage.activation]
-        weight, self.bias = _folding.fold(conv, stage.norm)
-        self.weight = weight.contiguous(memory_format=torch.channels_last)
-        self.geometry = _modules.geometry_of(conv)
-        self.groups = conv.groups
-        padding = self.geometry.padding
-        symmetric = padding is not None and all(low == high for low, high in padding)
-        self.padding = [low for low, _ in padding] if symmetric and padding is not None else None
-
-    def __call__(self, values: list[Any]) -> Tensor:
-        x, padding, g = values[self.x], self.padding, self.geometry
-        if padding is None:
-            (top, bottom), (left, right) = g.pads(x.shape[2:])
-            x, padding = F.pad(x, (left, right, top, bottom)), (0, 0)
-        out = self.activation(F.conv2d(x, self.weight, self.bias, g.stride, padding, g.dilation, self.groups))
-        return out if self.residual is None else _add(out, values[self.residual])
-
-
-class _Depthwise:
-    def __init__(self, stage: Stage) -> None:
-        assert stage.conv is not None
-        self.x, self.residual, self.activation = stage.input, stage.residual, stage.activation
-        self.weight, self.bias = _folding.fold(stage.conv, stage.norm)
-        self.geometry = _modules.geometry_of(stage.conv)
-        self.pads = None if self.geometry.padding is None else _pads(self.geometry, ())
-
-    def __call__(self, values: list[Any]) -> Tensor:
-        x, g = values[self.x], self.geometry
-        pads = _pads(g, x.shape[2:]) if self.pads is None else self.pads
-        out = torch.ops.dwsep.depthwise_conv(x, self.weight, self.bias, g.stride, pads, g.dilation, self.activation)
-        return out if self.residual is None else _add(out, values[self.residual])
-
-
-class _Separable:
-    """A depthwise stage whose output only a pointwise stage takes: one call, the tensor between stays in the cache."""
-
-    def __init__(self, depthwise: Stage, pointwise: Stage) -> None:
-        assert depthwise.conv is not None
-        assert pointwise.conv is not None
-        first, second = _folding.fold(depthwise.conv, depthwise.norm), _folding.fold(pointwise.conv, pointwise.norm)
-        self.packed = torch.ops.dwsep.pack_separable_weights(first[0], second[0], first[1], second[1])
-        self.channels = first[0].shape[0], second[0].shape[0]
-        self.geometry = _modules.geometry_of(depthwise.conv)
-        self.pads = None if self.geometry.padding is None else _pads(self.geometry, ())
-        own_input = pointwise.residual == depthwise.input and self.channels[1] == depthwise.conv.in_channels
-        self.own_input = own_input and set(self.geometry.stride) == {1}
-        self.options = depthwise.activation, pointwise.activation, "input" if self.own_input else "none"
-        self.x = depthwise.input
-        self.residual = None if self.own_input else pointwise.residual
-
-    def __call__(self, values: list[Any]) -> Tensor:
-        x, g = values[self.x], self.geometry
-        pads = _pads(g, x.shape[2:]) if self.pads is None else self.pads
-        out = torch.ops.dwsep.separable_conv_packed(
-            x, self.packed, *self.channels, g.kernel_size, g.stride, pads, g.dilation, *self.options
-        )
-        return out if self.residual is None else _add(out, values[self.residual])
-
-
-class _Product:
-    """A product, in place where the tensor is a stage's own and nobody takes it afterwards."""
-
-    def __init__(self, product: Product, own: bool) -> None:
-        self.left, self.right, self.own = product.left, product.right, own
-
-    def __call__(self, values: list[Any]) -> Tensor:
-        x, gate = values[self.left], values[self.right]
-        if _gates(gate, x):
-            return x.mul_(gate) if self.own else x * gate
-        return x * gate
-
-
-def _gates(gate: Any, x: Any) -> bool:
-    """Whether a tensor scales the channels of another."""
-    return isinstance(gate, Tensor) and isinstance(x, Tensor) and gate.shape == (*x.shape[:2], 1, 1) and x.dim() == 4
-
-
-class _Unfolded:
-    """A stage whose norm cannot be folded, or which is a norm or an activation alone."""
-
-    def __init__(self, stage: Stage) -> None:
-        self.x, self.residual, self.conv, self.norm = stage.input, stage.residual, stage.conv, stage.norm
-        self.activation = FORWARD[stage.activation]
-
-    def __call__(self, values: list[Any]) -> Tensor:
-        x = values[self.x]
-        x = x if self.conv is None else self.conv(x)
-        x = self.activation(x if self.norm is None else plain_norm(self.norm, x))
-        return x if self.residual is None else x + values[self.residual]
-
-
-def plain_norm(norm: nn.BatchNorm2d, x: Tensor) -> Tensor:
-    """A batch norm without the activation that timm's applies as well."""
-    return nn.BatchNorm2d.forward(norm, x)
+# Input shapes for which native programs are kept.
+_MOST_SHAPES = 8
 
 
 def _separable_ends(program: Program) -> dict[int, Stage]:
@@ -182,7 +46,7 @@ def _separable_ends(program: Program) -> dict[int, Stage]:
     return pairs
 
 
-def _product(program: Program, index: int, product: Product) -> _Product:
+def _product(program: Program, index: int, product: Product) -> Multiplication:
     """The product with what is gated on the left."""
     fresh = {step.output for step in program.steps if isinstance(step, Stage) and step.conv is not None}
     last = {value for value in (product.left, product.right) if program.last_use.get(value) == index}
@@ -190,17 +54,17 @@ def _product(program: Program, index: int, product: Product) -> _Product:
         product = Product(product.right, product.left, product.output)
     lookers = {value for s in program.steps if isinstance(s, Call) and not s.looks for value in inputs_of(s)}
     own = product.left in fresh & last and product.left not in lookers and product.left != product.right
-    return _Product(product, own)
+    return Multiplication(product, own)
 
 
-def _single(stage: Stage, native: bool) -> Callable[[list[Any]], Any]:
+def _single(stage: Stage, native: bool) -> Step:
     if stage.conv is None or not _folding.folds(stage.norm):
-        return _Unfolded(stage)
+        return Unfolded(stage)
     if native and _modules.is_pointwise(stage.conv):
-        return _Pointwise(stage)
+        return Pointwise(stage)
     if native and _modules.is_depthwise(stage.conv):
-        return _Depthwise(stage)
-    return _Dense(stage)
+        return Depthwise(stage, native)
+    return Dense(stage, native)
 
 
 class Plan:
@@ -211,8 +75,9 @@ class Plan:
     """
 
     def __init__(self, program: Program) -> None:
-        modules = [module for stage in program.stages() for module in (stage.conv, stage.norm) if module is not None]
-        self.sources = _folding.Sources(modules)
+        modules: list[Any] = [m for stage in program.stages() for m in (stage.conv, stage.norm) if m is not None]
+        calls = [step for step in program.steps if isinstance(step, Call)]
+        self.sources = _folding.Sources(modules + [call.linear for call in calls if call.linear is not None])
         self.norms = self.sources.norms
         if any(tensor.dtype is not torch.float32 or not tensor.is_cpu for tensor in self.sources.tensors):
             raise NotImplementedError("a parameter is not of float32 or not on the CPU")
@@ -220,22 +85,10 @@ class Plan:
         convs = [stage.conv for stage in program.stages() if stage.conv is not None]
         self.channels_last = any(is_channels_last(conv.weight) for conv in convs)
         native = bool(convs) and functional.packs(convs[0].weight)
-        pairs = _separable_ends(program)
-        merged = {id(stage) for stage in pairs.values()}
-        steps: list[tuple[Callable[[list[Any]], Any], int, list[int]]] = []
-        for index, step in enumerate(program.steps):
-            if isinstance(step, Call):
-                steps.append((lambda values, step=step: run_call(step, values), step.output, inputs_of(step)))
-            elif isinstance(step, Product):
-                steps.append((_product(program, index, step), step.output, inputs_of(step)))
-            elif id(step) in merged:
-                depthwise = next(program.steps[i] for i, end in pairs.items() if end is step)
-                assert isinstance(depthwise, Stage)
-                taken = [depthwise.input] + ([] if step.residual is None else [step.residual])
-                steps.append((_Separable(depthwise, step), step.output, taken))
-            elif index not in pairs:
-                steps.append((_single(step, native), step.output, inputs_of(step)))
-        self.steps = _with_releases(steps, set(values_in(program.outputs)))
+        self.kept = set(values_in(program.outputs))
+        self.steps = _released(_planned(program, native), self.kept)
+        self.weights = _gathered([step.run for step in self.steps]) if native else None
+        self.lowered: dict[tuple[int, ...], list[Planned | NativeSegment]] = {}
 
     def is_current(self) -> bool:
         """Whether nothing that the prepared weights come from has changed."""
@@ -246,22 +99,71 @@ class Plan:
         keeps = self.channels_last or is_channels_last(x)
         values: list[Any] = [None] * self.count
         values[0] = x.contiguous(memory_format=torch.channels_last)
-        for run, output, release in self.steps:
-            values[output] = run(values)
-            for value in release:
-                values[value] = None
+        steps = self.lowered.get(x.shape)
+        if steps is None:
+            self._run_and_lower(values)
+        else:
+            for step in steps:
+                if type(step) is NativeSegment:
+                    step(values)
+                else:
+                    values[step.output] = step.run(values)  # type: ignore[union-attr]
+                for value in step.release:
+                    values[value] = None
         results = substitute(self.outputs, values)
         if not keeps:
             results = [r.contiguous() if isinstance(r, Tensor) and r.dim() == 4 else r for r in results]
         return pytree.tree_unflatten(results, self.spec) if not self.spec.is_leaf() else results[0]
 
+    def _run_and_lower(self, values: list[Any]) -> None:
+        """Run, and keep what was run for inputs of this shape to come."""
+        shape = tuple(values[0].shape)
+        lowering = Lowering(self.steps, self.kept, self.weights, shape)
+        for step in self.steps:
+            lowering.run(step, values)
+        lowering.finish(values)
+        if len(self.lowered) >= _MOST_SHAPES:
+            self.lowered.pop(next(iter(self.lowered)))
+        self.lowered[shape] = lowering.result
 
-def _with_releases(steps: list[tuple[Callable[[list[Any]], Any], int, list[int]]], kept: set[int]) -> tuple[_Step, ...]:
+
+def _planned(program: Program, native: bool) -> list[Planned]:
+    """The program's steps with their weights prepared, depthwise and pointwise stages together where they may be."""
+    pairs = _separable_ends(program)
+    merged = {id(stage) for stage in pairs.values()}
+    steps: list[Planned] = []
+    for index, step in enumerate(program.steps):
+        if isinstance(step, Call):
+            steps.append(Planned(Other(step, native), step.output, inputs_of(step)))
+        elif isinstance(step, Product):
+            steps.append(Planned(_product(program, index, step), step.output, inputs_of(step)))
+        elif id(step) in merged:
+            depthwise = next(program.steps[i] for i, end in pairs.items() if end is step)
+            assert isinstance(depthwise, Stage)
+            taken = [depthwise.input] + ([] if step.residual is None else [step.residual])
+            steps.append(Planned(Separable(depthwise, step), step.output, taken))
+        elif index not in pairs:
+            steps.append(Planned(_single(step, native), step.output, inputs_of(step)))
+    return steps
+
+
+def _released(steps: list[Planned], kept: set[int]) -> list[Planned]:
     """The steps with the values that each is the last one to take, so that memory is free for the next."""
     seen = set(kept)
-    result = []
-    for run, output, taken in reversed(steps):
-        release = tuple(value for value in dict.fromkeys(taken) if value not in seen)
-        seen.update(taken)
-        result.append(_Step(run, output, release))
-    return tuple(reversed(result))
+    for step in reversed(steps):
+        step.release = tuple(value for value in dict.fromkeys(step.taken) if value not in seen)
+        seen.update(step.taken)
+    return steps
+
+
+def _gathered(steps: list[Any]) -> Tensor:
+    """All packed weights behind one another, each at a cache line; the steps' own are parts of it from then on."""
+    packing = [(step, step.packed) for step in steps if isinstance(step, Step) and step.packed is not None]
+    total = 0
+    for step, packed in packing:
+        step.place = total
+        total += -(-packed.numel() // 16) * 16
+    weights = torch.zeros(total)
+    for step, packed in packing:
+        step.packed = weights[step.place : step.place + packed.numel()].copy_(packed)
+    return weights

@@ -216,7 +216,22 @@ class _Matcher:
         if node.op != "get_attr":
             step.looks = _modules.looks(step.target)
             step.pools = _modules.pools(step.target, node.args, node.kwargs)
+            self._describe(step, node)
         self.steps.append(step)
+
+    def _describe(self, step: Call, node: fx.Node) -> None:
+        """What inference may run on kernels of its own, though it is no stage."""
+        module = self.modules.get(node)
+        if module is not None:
+            if _modules.is_replaced(module):
+                return
+            if _modules.is_linear(module) and len(node.args) == 1 and not node.kwargs:
+                step.linear = module  # type: ignore[assignment]
+        step.gate = _modules.gate_of(step.target, node.args, node.kwargs)
+        step.flattens = _modules.flattens(step.target, node.args, node.kwargs)
+        known = step.linear is not None or step.gate is not None or step.flattens or step.pools is not None
+        if module is not None and known:
+            self.parts.append(module)  # a hook on it must be seen
 
 
 def _writes(node: fx.Node, module: nn.Module | None) -> bool:

@@ -45,6 +45,18 @@ _FOREIGN_DROPS = {
     ("torchvision.ops.stochastic_depth", "StochasticDepth"),
     ("torchvision.ops.drop_block", "DropBlock2d"),
 }
+_GATES: dict[Any, str] = {
+    nn.Sigmoid: "sigmoid",
+    nn.Hardsigmoid: "hardsigmoid",
+    torch.sigmoid: "sigmoid",
+    F.sigmoid: "sigmoid",
+    F.hardsigmoid: "hardsigmoid",
+    "sigmoid": "sigmoid",
+}
+_FOREIGN_GATES = {
+    ("timm.layers.activations", "Sigmoid"): "sigmoid",
+    ("timm.layers.activations", "HardSigmoid"): "hardsigmoid",
+}
 PRODUCTS = (operator.mul, torch.mul, "mul")
 _LOOKS = (torch.mean, F.adaptive_avg_pool2d, "mean")
 ADDITIONS = (operator.add, operator.iadd, torch.add)
@@ -180,6 +192,37 @@ def pools(target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str | N
     if len(axes) != 2 or not all(isinstance(axis, int) for axis in axes) or {axis % 4 for axis in axes} != {2, 3}:
         return None
     return "kept" if keeps else "dropped"
+
+
+def gate_of(target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str | None:
+    """Whether a call is the sigmoid or hard sigmoid of its only argument, into a new tensor."""
+    if len(args) != 1 or any(kwargs.values()) or getattr(target, "inplace", False):
+        return None
+    if isinstance(target, nn.Module):
+        return _GATES.get(type(target)) or _FOREIGN_GATES.get(foreign_name(target))
+    return next((name for known, name in _GATES.items() if target is known or target == known), None)
+
+
+def flattens(target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether a call joins all axes of its argument behind the first."""
+    if isinstance(target, nn.Module):
+        return type(target) is nn.Flatten and (target.start_dim, target.end_dim) == (1, -1) and len(args) == 1
+    if target is not torch.flatten and target != "flatten":
+        return False
+    named = dict(zip(("start_dim", "end_dim"), args[1:], strict=False)) | kwargs
+    return named.get("start_dim", 0) == 1 and named.get("end_dim", -1) == -1
+
+
+def is_linear(module: nn.Module) -> bool:
+    """Whether a module is torch's own product with a weight, its parameters where torch keeps them."""
+    known = type(module) is nn.Linear or foreign_name(module) == ("timm.layers.linear", "Linear")
+    return known and {"weight", "bias"} <= module._parameters.keys()
+
+
+def is_transparent(module: nn.Module) -> bool:
+    """Whether a module only hands its input from one of its parts to the next."""
+    heads = foreign_name(module) == ("timm.layers.adaptive_avgmax_pool", "SelectAdaptivePool2d")
+    return type(module) is nn.Sequential or heads
 
 
 def has_work(module: nn.Module) -> bool:

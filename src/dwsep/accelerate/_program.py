@@ -47,6 +47,12 @@ class Call:
     looks: bool = False
     # "kept" or "dropped" axes where it is the mean over all pixels of its only tensor.
     pools: str | None = None
+    # A module whose weight (K, C) it multiplies its only tensor with, over the last axis.
+    linear: nn.Linear | None = None
+    # Whether it joins all axes of its only tensor behind the first.
+    flattens: bool = False
+    # "sigmoid" or "hardsigmoid" where it is that of its only tensor.
+    gate: str | None = None
 
 
 Step = Stage | Call | Product

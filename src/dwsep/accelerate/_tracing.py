@@ -45,6 +45,8 @@ class _Tracer(fx.Tracer):
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         if id(m) in self.whole or _modules.is_replaced(m):
             return True
+        if _modules.is_transparent(m):
+            return False
         if isinstance(m, (nn.Conv2d, nn.modules.batchnorm._BatchNorm)) or not _modules.has_work(m):
             return True
         if not isinstance(m, nn.Sequential) and m.__module__.startswith("torch.nn"):

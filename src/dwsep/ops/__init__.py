@@ -3,6 +3,7 @@
 from dwsep.ops import (
     depthwise_conv,
     depthwise_stage,
+    inference_program,
     pointwise_conv_packed,
     pointwise_stage,
     separable_conv,
@@ -19,6 +20,7 @@ __all__ = [
     "NativeStatus",
     "depthwise_conv",
     "depthwise_stage",
+    "inference_program",
     "native_status",
     "pointwise_conv_packed",
     "pointwise_stage",

@@ -1,0 +1,40 @@
+// A network's inference as a list of steps over channels-last float tensors, run one behind the other without a return.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "cpu/conv_problem.h"
+
+namespace dwsep {
+
+enum class StepKind : int32_t { kDense, kDepthwise, kPointwise, kSeparable, kPool, kGate, kActivation, kCount };
+
+// (N, C, H, W), in memory (N, H, W, C).
+struct ProgramValue {
+  int64_t batch, channels, height, width;
+  float* data;
+
+  int64_t pixels() const { return batch * height * width; }
+  int64_t count() const { return pixels() * channels; }
+};
+
+struct ProgramStep {
+  StepKind kind;
+  ProgramValue input, output;
+  const float* operand;  // what is added to the result, or the gate; null for nothing
+  ConvProblem problem;   // of a convolution
+  Activation inner_activation, activation;
+  const float* weights;  // packed
+  // Of a 1x1 convolution before a depthwise or separable one, whose output has the problem's channels; null for none.
+  const float* expansion;
+  Activation expansion_activation;
+};
+
+// Floats of a step's packed weights, with the kernels in use.
+int64_t program_weights_size(const ProgramStep& step);
+int64_t program_expansion_size(const ProgramStep& step);
+
+void run_program(const std::vector<ProgramStep>& steps);
+
+}  // namespace dwsep

@@ -1,0 +1,306 @@
+"""A program's steps in inference: what runs each alone, and what each is to the native program."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dwsep.accelerate import _folding, _modules
+from dwsep.accelerate._program import Call, Product, Stage, Value, run_call
+from dwsep.kernels.activations import FORWARD
+from dwsep.ops.inference_program import Kind
+
+aten = torch.ops.aten
+# In place where aten has it: the tensor is a convolution's result that nobody else has seen.
+_IN_PLACE: dict[str, Callable[[Tensor], Tensor]] = {
+    "none": lambda x: x,
+    "relu": torch.relu_,
+    "relu6": lambda x: aten.hardtanh_(x, 0.0, 6.0),
+    "silu": lambda x: aten.silu_(x),
+    "hardswish": lambda x: aten.hardswish_(x),
+    "gelu": lambda x: aten.gelu_(x),
+}
+# Beyond so many floats of weights, which every row of the output reads anew, torch's convolution is the faster.
+_MOST_DENSE_WEIGHTS = 1 << 16
+
+Shape = tuple[int, ...]
+Shapes = Mapping[int, Shape | None]
+
+
+class Native(NamedTuple):
+    """A step of a native program, for inputs of known shapes; (N, C) is (N, C, 1, 1) there."""
+
+    kind: Kind
+    input: int
+    shape: Shape  # of the output
+    operand: int | None = None
+    activation: str = "none"
+    inner_activation: str = "none"
+    inner_channels: int = 1
+    kernel_size: Sequence[int] = (1, 1)
+    stride: Sequence[int] = (1, 1)
+    dilation: Sequence[int] = (1, 1)
+    pads: Sequence[int] = (0, 0, 0, 0)
+    weights: int = -1  # place among the plan's weights
+    in_place: bool = False  # whether the output may take the input's memory
+    expansion: int = -1  # place of the weights of a 1x1 convolution before a depthwise or separable one
+    expansion_activation: str = "none"
+
+
+class Step:
+    """A step that runs on values, and may run in a native program."""
+
+    packed: Tensor | None = None
+    place: int = -1
+
+    def __call__(self, values: list[Any]) -> Any:
+        raise NotImplementedError
+
+    def native(self, shapes: Shapes) -> Native | None:
+        """The step of a native program for values of these shapes, if there is one; a shape is that of a tensor."""
+        return None
+
+
+def _add(out: Tensor, residual: Tensor) -> Tensor:
+    """The sum, in place of ``out`` where the shapes agree as eager's broadcasting allows."""
+    return out.add_(residual) if out.shape == residual.shape else out + residual
+
+
+def _pads(geometry: Any, spatial: Any) -> list[int]:
+    return [side for pair in geometry.pads(spatial) for side in pair]
+
+
+class Pointwise(Step):
+    """A 1x1 convolution with its norm folded, activation and sum in the kernel."""
+
+    def __init__(self, stage: Stage) -> None:
+        assert stage.conv is not None
+        self.x, self.residual, self.activation, self.output = (
+            stage.input,
+            stage.residual,
+            stage.activation,
+            stage.output,
+        )
+        weight, bias = _folding.fold(stage.conv, stage.norm)
+        self.channels = weight.shape[0]
+        self.packed = torch.ops.dwsep.pack_pointwise_weights(weight, bias)
+
+    def __call__(self, values: list[Any]) -> Tensor:
+        x = values[self.x]
+        residual = None if self.residual is None else values[self.residual]
+        # What broadcasts is left to torch.
+        fits = residual is None or residual.shape == (x.shape[0], self.channels, *x.shape[2:])
+        out = torch.ops.dwsep.pointwise_conv_packed(
+            x, self.packed, self.channels, self.activation, residual if fits else None
+        )
+        return out if fits or residual is None else _add(out, residual)
+
+    def native(self, shapes: Shapes) -> Native | None:
+        x = shapes[self.x]
+        if x is None or len(x) != 4:
+            return None
+        step = Native(Kind.POINTWISE, self.x, (x[0], self.channels, *x[2:]), weights=self.place)
+        return _with_sum(step, self.residual, self.activation, shapes)
+
+
+class Dense(Step):
+    """Any convolution that no kernel of ours runs alone: torch's, with the norm folded."""
+
+    def __init__(self, stage: Stage, native: bool) -> None:
+        conv = stage.conv
+        assert conv is not None
+        self.x, self.residual = stage.input, stage.residual
+        self.activation = stage.activation
+        weight, self.bias = _folding.fold(conv, stage.norm)
+        self.weight = weight.contiguous(memory_format=torch.channels_last)
+        self.geometry = _modules.geometry_of(conv)
+        self.groups = conv.groups
+        padding = self.geometry.padding
+        symmetric = padding is not None and all(low == high for low, high in padding)
+        self.padding = [low for low, _ in padding] if symmetric and padding is not None else None
+        if native and conv.groups == 1 and weight.numel() <= _MOST_DENSE_WEIGHTS:
+            patches = weight.permute(0, 2, 3, 1).reshape(weight.shape[0], -1, 1, 1)
+            self.packed = torch.ops.dwsep.pack_pointwise_weights(patches, self.bias)
+
+    def __call__(self, values: list[Any]) -> Tensor:
+        x, padding, g = values[self.x], self.padding, self.geometry
+        if padding is None:
+            (top, bottom), (left, right) = g.pads(x.shape[2:])
+            x, padding = F.pad(x, (left, right, top, bottom)), (0, 0)
+        out = F.conv2d(x, self.weight, self.bias, g.stride, padding, g.dilation, self.groups)
+        out = _IN_PLACE[self.activation](out)
+        return out if self.residual is None else _add(out, values[self.residual])
+
+    def native(self, shapes: Shapes) -> Native | None:
+        if self.packed is None:
+            return None
+        return _convolution(Kind.DENSE, self, self.weight.shape[0], self.activation, shapes)
+
+
+class Depthwise(Step):
+    """A depthwise convolution with its norm folded and its activation in the kernel."""
+
+    def __init__(self, stage: Stage, native: bool) -> None:
+        assert stage.conv is not None
+        self.x, self.residual, self.activation, self.output = (
+            stage.input,
+            stage.residual,
+            stage.activation,
+            stage.output,
+        )
+        self.weight, self.bias = _folding.fold(stage.conv, stage.norm)
+        self.geometry = _modules.geometry_of(stage.conv)
+        self.pads = None if self.geometry.padding is None else _pads(self.geometry, ())
+        if native:
+            self.packed = torch.ops.dwsep.pack_depthwise_weights(self.weight, self.bias)
+
+    def __call__(self, values: list[Any]) -> Tensor:
+        x, g = values[self.x], self.geometry
+        pads = _pads(g, x.shape[2:]) if self.pads is None else self.pads
+        out = torch.ops.dwsep.depthwise_conv(x, self.weight, self.bias, g.stride, pads, g.dilation, self.activation)
+        return out if self.residual is None else _add(out, values[self.residual])
+
+    def native(self, shapes: Shapes) -> Native | None:
+        if self.packed is None:
+            return None
+        channels = self.weight.shape[0]
+        return _convolution(Kind.DEPTHWISE, self, channels, self.activation, shapes, inner_channels=channels)
+
+
+class Separable(Step):
+    """A depthwise stage whose output only a pointwise stage takes: one call, the tensor between stays in the cache."""
+
+    def __init__(self, depthwise: Stage, pointwise: Stage) -> None:
+        assert depthwise.conv is not None
+        assert pointwise.conv is not None
+        first, second = _folding.fold(depthwise.conv, depthwise.norm), _folding.fold(pointwise.conv, pointwise.norm)
+        self.packed = torch.ops.dwsep.pack_separable_weights(first[0], second[0], first[1], second[1])
+        self.channels = first[0].shape[0], second[0].shape[0]
+        self.geometry = _modules.geometry_of(depthwise.conv)
+        self.pads = None if self.geometry.padding is None else _pads(self.geometry, ())
+        own_input = pointwise.residual == depthwise.input and self.channels[1] == depthwise.conv.in_channels
+        self.own_input = own_input and set(self.geometry.stride) == {1}
+        self.activations = depthwise.activation, pointwise.activation
+        self.x, self.residual = depthwise.input, pointwise.residual
+
+    def __call__(self, values: list[Any]) -> Tensor:
+        x, g = values[self.x], self.geometry
+        pads = _pads(g, x.shape[2:]) if self.pads is None else self.pads
+        residual = "input" if self.own_input else "none"
+        out = torch.ops.dwsep.separable_conv_packed(
+            x, self.packed, *self.channels, g.kernel_size, g.stride, pads, g.dilation, *self.activations, residual
+        )
+        return out if self.residual is None or self.own_input else _add(out, values[self.residual])
+
+    def native(self, shapes: Shapes) -> Native | None:
+        inner, outer = self.activations
+        options = {"inner_activation": inner, "inner_channels": self.channels[0]}
+        return _convolution(Kind.SEPARABLE, self, self.channels[1], outer, shapes, **options)
+
+
+def _convolution(
+    kind: Kind, owner: Dense | Depthwise | Separable, channels: int, activation: str, shapes: Shapes, **options: Any
+) -> Native | None:
+    """A convolution's step for the input's size."""
+    x, g = shapes[owner.x], owner.geometry
+    if x is None or len(x) != 4:
+        return None
+    try:
+        shape = (x[0], channels, *g.output_size(x[2:]))
+    except ValueError:  # torch says what is wrong with the input
+        return None
+    pads = _pads(g, x[2:])
+    sizes = {"kernel_size": g.kernel_size, "stride": g.stride, "dilation": g.dilation, "pads": pads}
+    step = Native(kind, owner.x, shape, weights=owner.place, **sizes, **options)
+    return _with_sum(step, owner.residual, activation, shapes)
+
+
+def _with_sum(step: Native, residual: int | None, activation: str, shapes: Shapes) -> Native | None:
+    """A step with the activation at its end and the sum behind it, where that broadcasts nothing."""
+    if residual is not None and shapes[residual] != step.shape:
+        return None
+    return step._replace(operand=residual, activation=activation)
+
+
+class Multiplication(Step):
+    """A product, in place where the tensor is a stage's own and nobody takes it afterwards."""
+
+    def __init__(self, product: Product, own: bool) -> None:
+        self.left, self.right, self.own = product.left, product.right, own
+
+    def __call__(self, values: list[Any]) -> Tensor:
+        x, gate = values[self.left], values[self.right]
+        gates = isinstance(gate, Tensor) and isinstance(x, Tensor) and _gates(gate.shape, x.shape)
+        return x.mul_(gate) if gates and self.own else x * gate
+
+    def native(self, shapes: Shapes) -> Native | None:
+        x, gate = shapes[self.left], shapes[self.right]
+        if x is None or gate is None or not _gates(gate, x):
+            return None
+        return Native(Kind.GATE, self.left, x, self.right, in_place=self.own)
+
+
+def _gates(gate: Shape, x: Shape) -> bool:
+    """Whether a tensor's shape is that of factors for the channels of another's."""
+    return len(x) == 4 and tuple(gate) == (*x[:2], 1, 1)
+
+
+class Unfolded(Step):
+    """A stage whose norm cannot be folded, or which is a norm or an activation alone."""
+
+    def __init__(self, stage: Stage) -> None:
+        self.x, self.residual = stage.input, stage.residual
+        self.conv, self.norm, self.activation = stage.conv, stage.norm, stage.activation
+
+    def __call__(self, values: list[Any]) -> Tensor:
+        x = values[self.x]
+        x = x if self.conv is None else self.conv(x)
+        x = FORWARD[self.activation](x if self.norm is None else plain_norm(self.norm, x))
+        return x if self.residual is None else x + values[self.residual]
+
+    def native(self, shapes: Shapes) -> Native | None:
+        x = shapes[self.x]
+        if self.conv is not None or self.norm is not None or x is None:
+            return None
+        return _with_sum(Native(Kind.ACTIVATION, self.x, x), self.residual, self.activation, shapes)
+
+
+class Other(Step):
+    """A call, as the forward had it."""
+
+    def __init__(self, call: Call, native: bool) -> None:
+        self.call = call
+        self.x = int(call.args[0]) if call.args and isinstance(call.args[0], Value) else -1
+        self.linear = call.linear if native else None
+        if self.linear is not None:
+            weight, bias = self.linear.weight, self.linear.bias
+            bias = None if bias is None else bias.detach()
+            self.packed = torch.ops.dwsep.pack_pointwise_weights(weight.detach()[:, :, None, None], bias)
+
+    def __call__(self, values: list[Any]) -> Any:
+        return run_call(self.call, values)
+
+    def native(self, shapes: Shapes) -> Native | None:
+        shape = None if self.x < 0 else shapes[self.x]
+        if shape is None:
+            return None
+        if self.linear is not None and len(shape) == 2 and shape[1] == self.linear.in_features:
+            return Native(Kind.POINTWISE, self.x, (shape[0], self.linear.out_features), weights=self.place)
+        if self.call.pools is not None and len(shape) == 4:
+            return Native(Kind.POOL, self.x, (*shape[:2], 1, 1) if self.call.pools == "kept" else shape[:2])
+        return None
+
+    def flat_shape(self, shapes: Shapes) -> Shape | None:
+        """The result's shape where it is the argument's memory under another name, channels last as well."""
+        shape = None if self.x < 0 else shapes[self.x]
+        flat = self.call.flattens and shape is not None and len(shape) == 4 and shape[2:] == (1, 1)
+        return shape[:2] if flat and shape is not None else None
+
+
+def plain_norm(norm: nn.BatchNorm2d, x: Tensor) -> Tensor:
+    """A batch norm without the activation that timm's applies as well."""
+    return nn.BatchNorm2d.forward(norm, x)

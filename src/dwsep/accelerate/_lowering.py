@@ -1,0 +1,247 @@
+"""From prepared steps and the shapes of their values to native programs: many steps become one call."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dwsep.accelerate._inference_steps import Native, Other, Shapes
+from dwsep.ops.inference_program import ACTIVATIONS, GATES, Home, Kind
+
+_LINE = 16  # floats of a cache line
+
+
+@dataclass
+class Planned:
+    """A step of a plan: what runs, the value it makes, the values it takes, and those nobody takes after it."""
+
+    run: Any
+    output: int
+    taken: Sequence[int]
+    release: tuple[int, ...] = ()
+
+
+@dataclass
+class _Segment:
+    """Consecutive steps which run natively: (step, output), and values that are others under another name."""
+
+    steps: list[tuple[Native, int]] = field(default_factory=list)
+    planned: list[Planned] = field(default_factory=list)
+    aliases: dict[int, int] = field(default_factory=dict)
+
+    def root(self, value: int) -> int:
+        return self.aliases.get(value, value)
+
+
+class NativeSegment:
+    """One call of ``dwsep::inference_program`` in the place of many steps."""
+
+    def __init__(self, segment: _Segment, shapes: Shapes, weights: Tensor, wanted: Sequence[int]) -> None:
+        self.planned, self.shapes, self.weights = segment.planned, shapes, weights
+        made = {output for _, output in segment.steps}
+        taken = [value for step, _ in segment.steps for value in (step.input, step.operand) if value is not None]
+        self.inputs = [value for value in dict.fromkeys(map(segment.root, taken)) if value not in made]
+        self.wanted = [(value, segment.root(value)) for value in wanted]
+        outputs = list(dict.fromkeys(root for _, root in self.wanted))
+        self.positions = [outputs.index(root) for _, root in self.wanted]
+        layout = _Layout(segment, shapes, self.inputs, outputs)
+        self.values = torch.tensor(layout.rows)
+        self.steps = torch.tensor([_record(step, output, segment, layout.index) for step, output in segment.steps])
+        self.output_sizes = [size for value in outputs for size in _image(shapes[value])]
+        self.workspace = layout.workspace
+        self.output = -1
+        self.release: tuple[int, ...] = ()
+
+    def __call__(self, values: list[Any]) -> None:
+        inputs = []
+        for value in self.inputs:
+            x, shape = values[value], self.shapes[value]
+            if type(x) is not Tensor or x.shape != shape or x.dtype is not torch.float32:
+                self._run_steps(values)
+                return
+            x = x[:, :, None, None] if x.dim() == 2 else x
+            inputs.append(x.contiguous(memory_format=torch.channels_last))
+        outputs = torch.ops.dwsep.inference_program(
+            inputs, self.weights, self.values, self.steps, self.output_sizes, self.workspace
+        )
+        for (value, _), position in zip(self.wanted, self.positions):
+            out, shape = outputs[position], self.shapes[value]
+            values[value] = out if shape is None or len(shape) == 4 else out.flatten(1)
+
+    def _run_steps(self, values: list[Any]) -> None:
+        """What a call made of the same input has another shape today."""
+        for step in self.planned:
+            values[step.output] = step.run(values)
+
+
+class _Layout:
+    """Where each value lies: the rows of the table, and the floats of the workspace."""
+
+    def __init__(self, segment: _Segment, shapes: Shapes, inputs: Sequence[int], outputs: Sequence[int]) -> None:
+        self.rows: list[list[int]] = []
+        self.index: dict[int, int] = {}
+        self.workspace = 0
+        last_use: dict[int, int] = {}
+        for position, (step, _) in enumerate(segment.steps):
+            for value in (step.input, step.operand):
+                if value is not None:
+                    last_use[segment.root(value)] = position
+        for number, value in enumerate(inputs):
+            self._add(value, shapes, Home.INPUT, number)
+        live: dict[int, tuple[int, int]] = {}  # by value, its floats from begin to end
+        for position, (step, output) in enumerate(segment.steps):
+            source = segment.root(step.input)
+            if output in outputs:
+                self._add(output, shapes, Home.OUTPUT, outputs.index(output))
+            elif step.in_place and source in live and last_use[source] == position:
+                live[output] = live.pop(source)
+                self._add(output, shapes, Home.WORKSPACE, live[output][0])
+            else:
+                live[output] = self._free(live, _count(shapes[output]))
+                self._add(output, shapes, Home.WORKSPACE, live[output][0])
+            live = {value: where for value, where in live.items() if last_use.get(value, position) > position}
+
+    def _add(self, value: int, shapes: Shapes, home: Home, place: int) -> None:
+        self.index[value] = len(self.rows)
+        self.rows.append([*_image(shapes[value]), home, place])
+
+    def _free(self, live: dict[int, tuple[int, int]], count: int) -> tuple[int, int]:
+        """The first gap between what lives that is large enough."""
+        size, begin = -(-count // _LINE) * _LINE, 0
+        for used in sorted(live.values()):
+            if used[0] - begin >= size:
+                break
+            begin = max(begin, used[1])
+        self.workspace = max(self.workspace, begin + size)
+        return begin, begin + size
+
+
+def _image(shape: Sequence[int] | None) -> tuple[int, ...]:
+    assert shape is not None
+    return tuple(shape) if len(shape) == 4 else (*shape, 1, 1)
+
+
+def _count(shape: Sequence[int] | None) -> int:
+    assert shape is not None
+    count = 1
+    for size in shape:
+        count *= size
+    return count
+
+
+def _record(step: Native, output: int, segment: _Segment, index: dict[int, int]) -> list[int]:
+    operand = -1 if step.operand is None else index[segment.root(step.operand)]
+    activations = [ACTIVATIONS.index(name) for name in (step.activation, step.inner_activation)]
+    sizes = [*step.kernel_size, *step.stride, *step.dilation, *step.pads]
+    place = max(step.weights, 0)
+    return [step.kind, index[segment.root(step.input)], index[output], operand, *activations, place,
+            step.inner_channels, *sizes, step.expansion, ACTIVATIONS.index(step.expansion_activation)]  # fmt: skip
+
+
+class Lowering:
+    """Takes the steps of a plan one after the other, and puts those that can run natively together.
+
+    Args:
+        steps: all of the plan's.
+        kept: the values that the program returns.
+        weights: the plan's packed weights; ``None`` where nothing can run natively.
+        x: the shape of the program's input.
+    """
+
+    def __init__(self, steps: Sequence[Planned], kept: set[int], weights: Tensor | None, x: tuple[int, ...]) -> None:
+        self.uses = Counter(value for step in steps for value in step.taken)
+        self.uses.update(kept)
+        self.weights = weights
+        self.shapes: defaultdict[int, tuple[int, ...] | None] = defaultdict(lambda: None, {0: x})
+        self.segment = _Segment()
+        self.result: list[Planned | NativeSegment] = []
+
+    def run(self, step: Planned, values: list[Any]) -> None:
+        """Run a step, or leave it for later, together with those behind it."""
+        if self.weights is not None and self._append(step):
+            self.segment.planned.append(step)
+            return
+        self.finish(values)
+        self._run_alone(step, values)
+
+    def finish(self, values: list[Any]) -> None:
+        """Run what was left for later."""
+        segment, self.segment = self.segment, _Segment()
+        if len(segment.steps) < 2 or self.weights is None:
+            for step in segment.planned:
+                self._run_alone(step, values)
+            return
+        inside = Counter(value for step in segment.planned for value in step.taken)
+        wanted = [step.output for step in segment.planned if self.uses[step.output] > inside[step.output]]
+        native = NativeSegment(segment, self.shapes, self.weights, wanted)
+        native.release = tuple(dict.fromkeys(value for step in segment.planned for value in step.release))
+        native(values)
+        self._add(native, values)
+
+    def _run_alone(self, step: Planned, values: list[Any]) -> None:
+        values[step.output] = out = step.run(values)
+        plain = type(out) is Tensor and out.dtype is torch.float32 and out.is_cpu
+        self.shapes[step.output] = tuple(out.shape) if plain else None
+        self._add(step, values)
+
+    def _add(self, step: Planned | NativeSegment, values: list[Any]) -> None:
+        self.result.append(step)
+        for value in step.release:
+            values[value] = None
+
+    def _append(self, step: Planned) -> bool:
+        """Add a step to the segment, if it can run natively."""
+        run, shapes, segment = step.run, self.shapes, self.segment
+        for value in step.taken:
+            shape = shapes[value]
+            if shape is None or len(shape) not in (2, 4) or min(shape) < 1:
+                return False
+        if isinstance(run, Other):
+            flat = run.flat_shape(shapes)
+            if flat is not None:
+                root = segment.root(run.x)
+                if all(root != output for _, output in segment.steps):
+                    return False
+                segment.aliases[step.output] = root
+                shapes[step.output] = flat
+                return True
+            if self._gated(run, step.output):
+                return True
+        native = run.native(shapes)
+        if native is None:
+            return False
+        shapes[step.output] = native.shape
+        if not self._expanded(native, step.output):
+            segment.steps.append((native, step.output))
+        return True
+
+    def _gated(self, step: Other, output: int) -> bool:
+        """Make a gate's activation the end of the pointwise step whose only taker it is, if it is."""
+        steps = self.segment.steps
+        if step.call.gate is None or not steps:
+            return False
+        last, made = steps[-1]
+        plain = last.kind == Kind.POINTWISE and last.activation == "none" and last.operand is None
+        if not plain or made != step.x or self.uses[made] != 1:
+            return False
+        steps[-1] = last._replace(activation=step.call.gate), output
+        self.shapes[output] = last.shape
+        return True
+
+    def _expanded(self, step: Native, output: int) -> bool:
+        """Make a pointwise step the start of the depthwise or separable one which alone takes its output, if it is."""
+        steps = self.segment.steps
+        if step.kind not in (Kind.DEPTHWISE, Kind.SEPARABLE) or not steps:
+            return False
+        last, made = steps[-1]
+        plain = last.kind == Kind.POINTWISE and last.activation not in GATES and last.operand is None
+        if not plain or made != step.input or self.uses[made] != 1 or last.shape[1] != step.inner_channels:
+            return False
+        expansion = {"expansion": last.weights, "expansion_activation": last.activation}
+        steps[-1] = step._replace(input=last.input, **expansion), output
+        return True

@@ -1,0 +1,165 @@
+"""Native programs: every kind of step against torch, and tables which must be refused."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+import torch
+from torch.library import opcheck
+
+import dwsep
+from dwsep.ops.inference_program import GATES, Home, Kind
+from tests import isas, problems
+from tests.problems import integers
+from tests.programs import Step, draw_step
+
+pytestmark = pytest.mark.skipif(
+    not dwsep.ops.native_status().loaded, reason=f"native library: {dwsep.ops.native_status().reason}"
+)
+ops = torch.ops.dwsep
+
+
+def check_many(count: int, seed: int) -> None:
+    """Drawn steps, bit for bit on small integers, on the instruction set in use and for any number of threads."""
+    rng = random.Random(seed)
+    torch.manual_seed(seed)
+    for index in range(count):
+        kind = Kind(index % len(Kind))
+        step = draw_step(kind, rng, lambda *shape: integers(*shape, top=2), ("none", "relu", "relu6"))
+        wanted = step.expected()
+        if kind == Kind.POOL:
+            wanted = wanted.float().double()
+        for threads in (1, rng.choice((2, 3, 5))):
+            with problems.threads(threads):
+                (got,) = ops.inference_program(**step.arguments())
+            assert torch.equal(got.double(), wanted), f"{step.kind!r} {step.x.shape} to {wanted.shape}, {threads=}"
+
+
+@pytest.mark.parametrize("isa", isas.SUPPORTED)
+def test_drawn_steps_exact_on_integers(isa):
+    isas.run_on(isa, "from tests.ops import test_inference_program as t; t.check_many(350, seed=6)")
+
+
+@pytest.mark.parametrize("kind", list(Kind))
+def test_float_results_with_long_activations(kind):
+    rng = random.Random(int(kind))
+    torch.manual_seed(int(kind))
+    names = ("silu", "hardswish", "gelu")
+    for _ in range(20):
+        step = draw_step(kind, rng, torch.randn, (*names, *GATES) if kind == Kind.POINTWISE else names)
+        (got,) = ops.inference_program(**step.arguments())
+        wanted = step.expected()
+        assert (got - wanted).norm() <= 1e-6 * wanted.norm() + 1e-6
+
+
+def test_a_chain_in_the_workspace():
+    torch.manual_seed(1)
+    x = torch.randn(2, 16, 6, 6)
+    values = [
+        [2, 16, 6, 6, Home.INPUT, 0],
+        [2, 16, 6, 6, Home.WORKSPACE, 0],
+        [2, 16, 1, 1, Home.WORKSPACE, 1152],
+        [2, 16, 6, 6, Home.OUTPUT, 0],
+        [2, 16, 1, 1, Home.OUTPUT, 1],
+    ]
+    plain = [0, 1, *(1,) * 6, *(0,) * 4, -1, 0]
+    steps = [
+        [Kind.ACTIVATION, 0, 1, -1, 1, 0, *plain],
+        [Kind.POOL, 1, 2, -1, 0, 0, *plain],
+        [Kind.GATE, 1, 1, 2, 0, 0, *plain],
+        [Kind.ACTIVATION, 1, 3, 0, 0, 0, *plain],
+        [Kind.POOL, 1, 4, -1, 0, 0, *plain],
+    ]
+    out, means = ops.inference_program(
+        [problems.last(x)], torch.zeros(0), torch.tensor(values), torch.tensor(steps), [2, 16, 6, 6, 2, 16, 1, 1], 1184
+    )
+    z = x.relu() * x.relu().mean((2, 3), keepdim=True)
+    assert torch.allclose(out, z + x, atol=1e-6)
+    assert torch.allclose(means, z.mean((2, 3), keepdim=True), atol=1e-6)
+
+
+def _separable(**changes) -> Step:
+    torch.manual_seed(0)
+    weights = {"weight": torch.randn(24, 1, 3, 3), "pointwise": torch.randn(20, 24, 1, 1), "pads": (1, 1, 1, 1)}
+    return Step(Kind.SEPARABLE, torch.randn(1, 8, 6, 5), expansion=torch.randn(24, 8, 1, 1), **weights, **changes)
+
+
+def test_opcheck():
+    opcheck(ops.inference_program, (), _separable(operand=torch.randn(1, 20, 6, 5)).arguments())
+    opcheck(ops.pack_depthwise_weights, (torch.randn(20, 1, 3, 3), torch.randn(20)))
+    opcheck(ops.pack_depthwise_weights, (torch.randn(20, 1, 3, 3), None))
+
+
+V, S = "values", "steps"
+
+
+@pytest.mark.parametrize(
+    ("table", "row", "column", "entry", "message"),
+    [
+        (V, 0, 0, 2, "not the sizes that the program was made for"),
+        (V, 0, 1, 0, "sizes are out of range"),
+        (V, 0, 5, 1, "input's number is too large"),
+        (V, 0, 5, -1, "input's number is too large"),
+        (V, 0, 4, 3, "an input, in the workspace or an output"),
+        (V, 1, 1, 21, "output_sizes and values disagree"),
+        (V, 1, 2, 1 << 62, "sizes are out of range"),
+        (V, 1, 4, Home.WORKSPACE, "outside the workspace"),
+        (V, 1, 5, 1, "outputs must be numbered"),
+        (S, 0, 0, len(Kind), "unknown step"),
+        (S, 0, 0, Kind.DENSE, "cannot follow an expansion"),
+        (S, 0, 0, Kind.POINTWISE, "not the sizes|only a depthwise or separable"),
+        (S, 0, 0, Kind.POOL, "has not the sizes"),
+        (S, 0, 0, Kind.GATE, "has not the sizes"),
+        (S, 0, 1, 2, "names no value"),
+        (S, 0, 2, 0, "writes into an input"),
+        (S, 0, 2, -1, "names no value"),
+        (S, 0, 3, 0, "does not fit its output"),
+        (S, 0, 4, 9, "unknown activation"),
+        (S, 0, 4, 6, "only a pointwise step ends in a gate"),
+        (S, 0, 5, 6, "only a pointwise step ends in a gate"),
+        (S, 0, 6, 1, "do not begin at a cache line"),
+        (S, 0, 6, 1 << 40, "outside the weights"),
+        (S, 0, 6, -16, "outside the weights"),
+        (S, 0, 7, 48, "outside the weights"),
+        (S, 0, 8, 4, "not the sizes that it computes"),
+        (S, 0, 10, 2, "not the sizes that it computes"),
+        (S, 0, 10, 0, "stride and dilation must be between"),
+        (S, 0, 14, 0, "not the sizes that it computes"),
+        (S, 0, 18, 1 << 40, "outside the weights"),
+        (S, 0, 19, 6, "only a pointwise step ends in a gate"),
+    ],
+)
+def test_bad_tables(table, row, column, entry, message):
+    arguments = _separable().arguments()
+    ops.inference_program(**arguments)
+    arguments[table] = arguments[table].clone()
+    arguments[table][row, column] = entry
+    with pytest.raises(RuntimeError, match=message):
+        ops.inference_program(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"inputs": []}, "input's number is too large"),
+        ({"inputs": [torch.randn(1, 8, 6, 5)]}, "dense in channels last"),
+        ({"inputs": [torch.randn(1, 8, 6, 5).double()]}, "not the sizes"),
+        ({"weights": torch.zeros(16)}, "outside the weights"),
+        ({"weights": torch.zeros(99, dtype=torch.double)}, "contiguous float32 vector"),
+        ({"steps": torch.zeros(1, 3, dtype=torch.long)}, "int64 tensor of 20 columns"),
+        ({"values": torch.zeros(2, 6)}, "int64 tensor of 6 columns"),
+        ({"output_sizes": [1, 20, 6]}, "4 entries an output"),
+        ({"output_sizes": [1, 20, 6, 5, 1, 1, 1, 1]}, "more outputs than values"),
+        ({"workspace": -1}, "workspace must not be negative"),
+    ],
+)
+def test_bad_arguments(change, message):
+    with pytest.raises(RuntimeError, match=message):
+        ops.inference_program(**{**_separable().arguments(), **change})
+
+
+@pytest.mark.parametrize("weight", [torch.ones(3, 2, 3, 3), torch.ones(3, 1, 3, 3).bfloat16(), torch.ones(3, 1)])
+def test_bad_depthwise_weights(weight):
+    with pytest.raises(RuntimeError, match="weight must"):
+        ops.pack_depthwise_weights(weight, None)
