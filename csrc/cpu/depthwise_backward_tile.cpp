@@ -258,7 +258,8 @@ void BackwardTile::add_weight_gradient() {
 // All rows in pointers_, a few at a time: what is ahead is asked for in between.
 void BackwardTile::add_weight_gradient_rows(WeightGradientRows job) {
   const int64_t width = 1 + job.kernel_rows, count = static_cast<int64_t>(pointers_.size()) / width;
-  const int64_t together = std::max<int64_t>(1, 128 / job.pixels), kernel_planes = part_[kDepth]->taps.size();
+  const int64_t together = asks() ? std::max<int64_t>(1, 128 / job.pixels) : count;
+  const int64_t kernel_planes = part_[kDepth]->taps.size();
   for (int64_t row = 0; row < count; row += together) {
     job.rows = pointers_.data() + row * width;
     job.row_count = std::min(together, count - row);

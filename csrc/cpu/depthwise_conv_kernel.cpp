@@ -77,7 +77,7 @@ bool planes_pay(const ConvProblem& problem) {
   const int64_t taps = problem.kernel[0] * problem.kernel[1] * problem.kernel[2];
   const int64_t pixels = problem.batch * problem.output[0] * problem.output[1] * problem.output[2];
   const auto size = static_cast<int64_t>(sizeof(float));
-  return taps > kManyTaps || pixels * problem.channels * size >= kStreamBytes;
+  return taps > kManyTaps || pixels * problem.channels * size >= 2 * kStreamBytes;
 }
 
 void depthwise_conv_forward_on_planes(const ConvProblem& problem, const WeightSources& weights, Activation activation,

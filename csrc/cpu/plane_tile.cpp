@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "cpu/streaming.h"
+
 namespace dwsep {
 
 std::array<const AxisTile*, 3> PlaneTile::parts_of(int64_t tile) const {
@@ -22,6 +24,11 @@ void PlaneTile::move_to(int64_t image, int64_t tile, int64_t first_block) {
 
 void PlaneTile::expect(const TilePlace& next, const void* source, const Strides& strides, int64_t channel_step,
                        Range AxisTile::* range, int64_t width) {
+  // A short row of a contiguous tensor continues in the next, which the processor sees for itself.
+  constexpr int64_t kShortRow = 256;
+  const ConvProblem& problem = plan_.problem;
+  const int64_t elements = problem.batch * problem.channels * problem.input[0] * problem.input[1] * problem.input[2];
+  if (elements * plan_.element_size < kStreamBytes) return;
   const auto parts = parts_of(next.tile);
   const Range &rd = parts[kDepth]->*range, &rh = parts[kHeight]->*range, &rw = parts[kWidth]->*range;
   const int64_t begin = std::clamp<int64_t>(0, rw.begin, rw.end), pixels = std::clamp(width, begin, rw.end) - begin;
@@ -34,7 +41,7 @@ void PlaneTile::expect(const TilePlace& next, const void* source, const Strides&
       const void* row = advanced(source, at * size);
       if (strides.channel == 1) {
         ahead_.add(row, pixels, strides.axis[kWidth] * size, channels * size);
-      } else if (strides.axis[kWidth] == 1) {
+      } else if (strides.axis[kWidth] == 1 && pixels * size >= kShortRow) {
         ahead_.add(row, channels, strides.channel * size, pixels * size);
       }
     }

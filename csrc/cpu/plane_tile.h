@@ -68,11 +68,12 @@ class PlaneTile {
   // while this one is computed: ask_for(share of the work) says how much of that is about to be done.
   void expect(const TilePlace& next, const void* source, const Strides& strides, int64_t channel_step,
               Range AxisTile::* range, int64_t width);
-  void ask_for(int64_t pixels) {
-    if (pixels_ahead_ > 0) ahead_.ask(ceil_div(ahead_.lines() * pixels, pixels_ahead_));
-  }
   // `pixels`, all that ask_for will be told.
-  void begin_asking(int64_t pixels) { pixels_ahead_ = pixels; }
+  void begin_asking(int64_t pixels) { pixels_ahead_ = ahead_.lines() > 0 ? pixels : 0; }
+  bool asks() const { return pixels_ahead_ > 0; }
+  void ask_for(int64_t pixels) {
+    if (asks()) ahead_.ask(ceil_div(ahead_.lines() * pixels, pixels_ahead_));
+  }
   void stop_asking() {
     ahead_.clear();
     pixels_ahead_ = 0;
@@ -80,9 +81,11 @@ class PlaneTile {
 
   // Calls f(first, count) for stretches of a row between which something can be asked for.
   template <class F>
-  static void in_stretches(int64_t pixels, const F& f) {
+  void in_stretches(int64_t pixels, const F& f) const {
     constexpr int64_t kStretch = 64;
-    for (int64_t first = 0; first < pixels; first += kStretch) f(first, std::min(kStretch, pixels - first));
+    if (pixels <= kStretch || !asks()) return f(0, pixels);
+    const int64_t count = ceil_div(pixels, kStretch);
+    for (int64_t i = 0; i < count; ++i) f(pixels * i / count, pixels * (i + 1) / count - pixels * i / count);
   }
 
   // Calls f(block of the group, m, job) with the correlation of one row of outputs, columns [columns.begin, end), for
