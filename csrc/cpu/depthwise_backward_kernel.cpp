@@ -9,10 +9,17 @@
 #include "cpu/moments.h"
 #include "cpu/parallel.h"
 #include "cpu/scratch.h"
+#include "cpu/streaming.h"
 
 namespace dwsep {
 
 namespace {
+
+bool streams_to(const ConvProblem& problem, const void* x_gradient, const Strides& strides) {
+  const int64_t pixels = problem.batch * problem.input[0] * problem.input[1] * problem.input[2];
+  return x_gradient != nullptr && problem.element_type == ElementType::kFloat32 && strides.channel == 1 &&
+         streams(static_cast<const float*>(x_gradient), pixels, problem.channels);
+}
 
 void run(PlanePlan& plan, const WeightSources& weights, Activation activation, const StageBackward* stage,
          const DepthwiseBackwardTensors& tensors) {
@@ -36,16 +43,26 @@ void run(PlanePlan& plan, const WeightSources& weights, Activation activation, c
   auto* affine_sums = reinterpret_cast<double*>(memory + affine_at);
   if (affine) std::fill_n(affine_sums, parts * 2 * padded, 0.0);
 
+  const auto place = [&](int64_t item, int64_t group) {
+    return TilePlace{item / plan.tile_count(), item % plan.tile_count(), group * plan.group};
+  };
+  const auto first_of = [&](int64_t unit) { return place(items * (unit / groups) / parts, unit % groups); };
+  const bool stream = stage == nullptr && streams_to(problem, tensors.x_gradient, tensors.x_gradient_strides);
   parallel_for(groups * parts, 1, [&](int64_t begin, int64_t end) {
     float* panel = scratch(Scratch::kPanel, static_cast<std::size_t>(BackwardTile::floats(plan)));
     for (int64_t unit = begin; unit < end; ++unit) {
       const int64_t group = unit % groups, part = unit / groups;
       BackwardTile tile(plan, tensors, activation, panel, sums + part * part_floats);
       if (stage != nullptr) tile.set_stage(*stage, affine ? affine_sums + part * 2 * padded : nullptr);
-      for (int64_t item = items * part / parts; item < items * (part + 1) / parts; ++item) {
-        tile.run(item / plan.tile_count(), item % plan.tile_count(), group * plan.group);
+      if (stream) tile.set_stream();
+      const int64_t stop = items * (part + 1) / parts;
+      for (int64_t item = items * part / parts; item < stop; ++item) {
+        const bool more = item + 1 < stop || unit + 1 < end;
+        const TilePlace next = item + 1 < stop ? place(item + 1, group) : first_of(unit + 1);
+        tile.run(place(item, group), more ? &next : nullptr);
       }
     }
+    plan.table.finish_streams();
   });
   if (tensors.weight_gradient != nullptr || tensors.bias_gradient != nullptr)
     write_weight_gradients(problem, plan.lanes, tensors, sums, parts);

@@ -50,17 +50,33 @@ void BackwardTile::set_stage(const StageBackward& stage, double* affine_sums) {
   affine_sums_ = affine_sums;
 }
 
-void BackwardTile::run(int64_t image, int64_t tile, int64_t first_block) {
-  move_to(image, tile, first_block);
+void BackwardTile::run(const TilePlace& place, const TilePlace* next) {
+  move_to(place.image, place.tile, place.first_block);
   g_planes_ = own_planes_;
   if (tensors_.weight_gradient != nullptr || activation_ != Activation::kNone) {
     gather_x(tensors_.x, tensors_.x_strides, staged_ ? &x_load_ : nullptr);
   }
   gather_gradient();
+  if (next != nullptr) look_ahead(*next);
   if (activation_ != Activation::kNone) differentiate_activation();
   if (tensors_.x_gradient != nullptr) compute_x_gradient();
   if (tensors_.weight_gradient != nullptr) add_weight_gradient();
   if (tensors_.bias_gradient != nullptr) add_bias_gradient();
+  stop_asking();
+}
+
+void BackwardTile::look_ahead(const TilePlace& next) {
+  const bool wants_weight = tensors_.weight_gradient != nullptr;
+  expect(next, tensors_.gradient, tensors_.gradient_strides, plan_.problem.multiplier, &AxisTile::gradient,
+         plan_.axes[kWidth].output);
+  if (wants_weight || activation_ != Activation::kNone) {
+    expect(next, tensors_.x, tensors_.x_strides, 1, &AxisTile::x, plan_.axes[kWidth].input);
+  }
+  const auto pixels = [&](Range AxisTile::* range) {
+    return (part_[kDepth]->*range).size() * (part_[kHeight]->*range).size() * (part_[kWidth]->*range).size();
+  };
+  const int64_t outputs = wants_weight ? pixels(&AxisTile::output) * plan_.problem.multiplier : 0;
+  begin_asking(group_ * (outputs + (tensors_.x_gradient != nullptr ? pixels(&AxisTile::input) : 0)));
 }
 
 void BackwardTile::run_on(int64_t image, int64_t tile, int64_t first_block, const float* gradient_planes) {
@@ -145,10 +161,16 @@ void BackwardTile::compute_x_gradient() {
           job.source = g_planes_ + b * multiplier * plan_.g_plane + base;
           job.weights = plan_.weights + (block_ + b) * multiplier * plan_.taps * lanes;
           job.step = lanes;
-          job.out = out;
           job.out_stride = out_stride;
-          job.pixels = count;
-          plan_.table.correlate_row(job);
+          job.stream = direct && stream_;
+          const float* source = job.source;
+          in_stretches(count, [&](int64_t from, int64_t pixels) {
+            ask_for(pixels);
+            job.source = source + from * lanes;
+            job.out = out + from * out_stride;
+            job.pixels = pixels;
+            plan_.table.correlate_row(job);
+          });
         }
       }
       if (staged_) {
@@ -213,7 +235,6 @@ void BackwardTile::add_weight_gradient() {
       float* sums = sums_ + (block_ + b) * sums_of_block(plan_) + m * (plan_.taps + 1) * lanes;
       for (int64_t td = part_[kDepth]->taps.begin; td < part_[kDepth]->taps.end; ++td) {
         pointers_.clear();
-        int64_t count = 0;
         for (int64_t od = rd.begin; od < rd.end; ++od) {
           const int64_t d = ad.position(od, td);
           if (d < 0 || d >= ad.input) continue;
@@ -224,15 +245,26 @@ void BackwardTile::add_weight_gradient() {
               const bool inside = h >= 0 && h < ah.input;
               pointers_.push_back(inside ? x_plane + x_offset(d, h, aw.position(rw.begin, kw.begin)) : zeros_);
             }
-            ++count;
           }
         }
-        if (count == 0) continue;
-        plan_.table.weight_gradient_rows({pointers_.data(), count, rw.size(), aw.stride * lanes, aw.dilation * lanes,
-                                          kh.size(), kw.size(), sums + plan_.tap_index(td, kh.begin, kw.begin) * lanes,
-                                          aw.kernel * lanes});
+        add_weight_gradient_rows({pointers_.data(), 0, rw.size(), aw.stride * lanes, aw.dilation * lanes, kh.size(),
+                                  kw.size(), sums + plan_.tap_index(td, kh.begin, kw.begin) * lanes,
+                                  aw.kernel * lanes});
       }
     }
+  }
+}
+
+// All rows in pointers_, a few at a time: what is ahead is asked for in between.
+void BackwardTile::add_weight_gradient_rows(WeightGradientRows job) {
+  const int64_t width = 1 + job.kernel_rows, count = static_cast<int64_t>(pointers_.size()) / width;
+  const int64_t together = asks() ? std::max<int64_t>(1, 128 / job.pixels) : count;
+  const int64_t kernel_planes = part_[kDepth]->taps.size();
+  for (int64_t row = 0; row < count; row += together) {
+    job.rows = pointers_.data() + row * width;
+    job.row_count = std::min(together, count - row);
+    ask_for(ceil_div(job.row_count * job.pixels, kernel_planes));
+    plan_.table.weight_gradient_rows(job);
   }
 }
 

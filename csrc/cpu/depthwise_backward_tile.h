@@ -23,8 +23,11 @@ class BackwardTile : PlaneTile {
   // From here on x is a stage's raw input; `affine_sums` [2][padded channels] are added to, or null.
   void set_stage(const StageBackward& stage, double* affine_sums);
 
-  // Everything that is wanted for one image's tile and the group of channel blocks from `first_block`.
-  void run(int64_t image, int64_t tile, int64_t first_block);
+  // From here on the gradient of x is stored past the caches: streams(it) and a multiplier of 1.
+  void set_stream() { stream_ = true; }
+
+  // Everything that is wanted for one tile; `next`, if any, is the one that will be run after it.
+  void run(const TilePlace& place, const TilePlace* next);
 
   // The same with the gradient of the whole image in planes already, that of `first_block` first; memory for them is
   // not needed. tensors.gradient is not read.
@@ -39,6 +42,7 @@ class BackwardTile : PlaneTile {
   float* own_planes_;
   const float* g_planes_;
   bool staged_ = false;
+  bool stream_ = false;
   StageLoad x_load_ = {};
   StageLoad gradient_load_ = {};
   double* affine_sums_ = nullptr;
@@ -46,12 +50,14 @@ class BackwardTile : PlaneTile {
   std::vector<const float*> pointers_;
 
   int64_t g_offset(int64_t d, int64_t h, int64_t w) const { return offset(&AxisTile::gradient, d, h, w); }
+  void look_ahead(const TilePlace& next);
   void gather_gradient();
   void differentiate_activation();
   void compute_x_gradient();
   void write_stage_row(float* target, int64_t at) const;
   void add_taps(TapList& list, Range kd, Range kh, int64_t d, int64_t h, int64_t first, int64_t base, int64_t m) const;
   void add_weight_gradient();
+  void add_weight_gradient_rows(WeightGradientRows job);
   void add_bias_gradient();
 };
 

@@ -7,6 +7,7 @@
 #include "cpu/parallel.h"
 #include "cpu/plane_tile.h"
 #include "cpu/scratch.h"
+#include "cpu/streaming.h"
 #include "cpu/tiling.h"
 
 namespace dwsep {
@@ -21,31 +22,47 @@ class ForwardTile : PlaneTile {
   ForwardTile(const PlanePlan& plan, float* memory)
       : PlaneTile(plan, memory), rows_(memory + plan.group * plan.x_plane) {}
 
-  void run(int64_t image, int64_t tile, int64_t first_block, Activation activation, const void* x,
-           const Strides& x_strides, void* out, const Strides& strides) {
-    move_to(image, tile, first_block);
+  void run(const TilePlace& place, const TilePlace* next, Activation activation, const void* x,
+           const Strides& x_strides, void* out, const Strides& strides, bool stream) {
+    move_to(place.image, place.tile, place.first_block);
     gather_x(x, x_strides);
     const Range &rd = part_[kDepth]->output, &rh = part_[kHeight]->output, &rw = part_[kWidth]->output;
     const int64_t multiplier = plan_.problem.multiplier;
+    if (next != nullptr) {
+      expect(*next, x, x_strides, 1, &AxisTile::x, plan_.axes[kWidth].input);
+      begin_asking(rd.size() * rh.size() * rw.size() * group_ * multiplier);
+    }
     const RowCopy copy = {plan_.problem.element_type,        strides.axis[kWidth],
                           strides.channel * multiplier,      rw.size(),
                           std::min(plan_.lanes, channels()), 0};
+    const bool dense = plan_.problem.element_type == ElementType::kFloat32 && multiplier == 1 && strides.channel == 1;
     for (int64_t od = rd.begin; od < rd.end; ++od) {
       for (int64_t oh = rh.begin; oh < rh.end; ++oh) {
         const int64_t at = image_ * strides.image + od * strides.axis[kDepth] + oh * strides.axis[kHeight] +
                            rw.begin * strides.axis[kWidth];
         correlate_outputs(od, oh, rw, [&](int64_t b, int64_t m, CorrelateRow& job) {
-          job.out = rows_;
-          job.out_stride = plan_.lanes;
-          job.activation = activation;
-          plan_.table.correlate_row(job);
           const int64_t channel = (block_ + b) * plan_.lanes * multiplier + m;
           RowCopy block = copy;
           block.channels = std::min(plan_.lanes, plan_.problem.channels - (block_ + b) * plan_.lanes);
-          plan_.table.scatter_row(block, rows_, advanced(out, (at + channel * strides.channel) * plan_.element_size));
+          void* target = advanced(out, (at + channel * strides.channel) * plan_.element_size);
+          const bool direct = dense && block.channels == plan_.lanes;
+          float* first = direct ? static_cast<float*>(target) : rows_;
+          job.out_stride = direct ? strides.axis[kWidth] : plan_.lanes;
+          job.activation = activation;
+          job.stream = direct && stream;
+          const float* source = job.source;
+          in_stretches(rw.size(), [&](int64_t from, int64_t pixels) {
+            ask_for(pixels);
+            job.source = source + from * job.step;
+            job.out = first + from * job.out_stride;
+            job.pixels = pixels;
+            plan_.table.correlate_row(job);
+          });
+          if (!direct) plan_.table.scatter_row(block, rows_, target);
         });
       }
     }
+    stop_asking();
   }
 
  private:
@@ -54,17 +71,33 @@ class ForwardTile : PlaneTile {
 
 }  // namespace
 
+bool planes_pay(const ConvProblem& problem) {
+  if (problem.element_type != ElementType::kFloat32 || problem.multiplier != 1 || problem.stride[2] != 1) return false;
+  constexpr int64_t kManyTaps = 9;
+  const int64_t taps = problem.kernel[0] * problem.kernel[1] * problem.kernel[2];
+  const int64_t pixels = problem.batch * problem.output[0] * problem.output[1] * problem.output[2];
+  const auto size = static_cast<int64_t>(sizeof(float));
+  return taps > kManyTaps || pixels * problem.channels * size >= 2 * kStreamBytes;
+}
+
 void depthwise_conv_forward_on_planes(const ConvProblem& problem, const WeightSources& weights, Activation activation,
                                       const void* x, const Strides& x_strides, void* out, const Strides& out_strides) {
   PlanePlan plan(kernels(), problem, TilePurpose::kForward, x_strides.channel == 1);
   plan.pack(weights, scratch(Scratch::kPack, static_cast<std::size_t>(plan.weight_floats())));
   const int64_t groups = plan.groups(), tiles = plan.tile_count();
+  const auto place = [&](int64_t unit) {
+    return TilePlace{unit / groups / tiles, unit / groups % tiles, unit % groups * plan.group};
+  };
+  const int64_t pixels = problem.batch * problem.output[0] * problem.output[1] * problem.output[2];
+  const bool stream = problem.element_type == ElementType::kFloat32 && out_strides.channel == 1 &&
+                      streams(static_cast<const float*>(out), pixels, problem.inner_channels);
   parallel_for(groups * problem.batch * tiles, 1, [&](int64_t begin, int64_t end) {
     ForwardTile tile(plan, scratch(Scratch::kPanel, static_cast<std::size_t>(ForwardTile::floats(plan))));
     for (int64_t unit = begin; unit < end; ++unit) {
-      tile.run(unit / groups / tiles, unit / groups % tiles, unit % groups * plan.group, activation, x, x_strides, out,
-               out_strides);
+      const TilePlace next = place(unit + 1);
+      tile.run(place(unit), unit + 1 < end ? &next : nullptr, activation, x, x_strides, out, out_strides, stream);
     }
+    plan.table.finish_streams();
   });
 }
 

@@ -9,8 +9,6 @@
 namespace dwsep {
 namespace {
 
-constexpr int64_t kLine = 64;
-
 // Columns that the taps of any output column reach, beyond the input too.
 Range input_columns(const ConvAxis& axis) {
   return {std::min<int64_t>(0, axis.position(0, 0)),
@@ -76,43 +74,6 @@ void RowsGroup::fetch(const RowRing& ring, const float* tensor, const StageLoad&
                             ring.row(row, 0),
                             ring.block_floats()};
   load_stage_row(plan_.table, load, from, channel(), row_job);
-}
-
-void RowsAhead::add(const float* first, int64_t pixels, int64_t stride, int64_t floats) {
-  // What follows each other is one stretch.
-  const bool dense = floats == stride;
-  const int64_t size = static_cast<int64_t>(sizeof(float)), bytes = (dense ? floats * pixels : floats) * size;
-  const int64_t count = dense ? 1 : pixels;
-  stretches_.push_back({reinterpret_cast<const char*>(first), bytes, stride * size, count});
-  lines_ += ceil_div(bytes, kLine) * count;
-}
-
-void RowsAhead::ask(int64_t lines) {
-  while (lines > 0 && current_ < stretches_.size()) {
-    Stretch& stretch = stretches_[current_];
-    if (stretch.stride == 0 || stretch.pixels == 0) {
-      ++current_;
-      continue;
-    }
-    if (stretch.pixels > 1) {
-      for (int64_t byte = 0; byte < stretch.bytes; byte += kLine, --lines) __builtin_prefetch(stretch.at + byte, 0, 2);
-      stretch.at += stretch.stride;
-      --stretch.pixels;
-      continue;
-    }
-    const int64_t count = std::min(lines, ceil_div(stretch.bytes, kLine));
-    for (int64_t line = 0; line < count; ++line) __builtin_prefetch(stretch.at + line * kLine, 0, 2);
-    stretch.at += count * kLine;
-    stretch.bytes -= count * kLine;
-    lines -= count;
-    if (stretch.bytes <= 0) stretch.pixels = 0;
-  }
-}
-
-void RowsAhead::clear() {
-  stretches_.clear();
-  current_ = 0;
-  lines_ = 0;
 }
 
 }  // namespace dwsep

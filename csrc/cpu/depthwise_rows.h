@@ -4,12 +4,12 @@
 
 #include <algorithm>
 #include <cstdint>
-#include <vector>
 
 #include "cpu/depthwise_backward_kernel.h"
 #include "cpu/packing.h"
 #include "cpu/plane_jobs.h"
 #include "cpu/plane_tiling.h"
+#include "cpu/rows_ahead.h"
 #include "cpu/stage_load.h"
 
 namespace dwsep {
@@ -87,30 +87,15 @@ class RowsGroup {
   // Row `row` of `width` columns of image `image` of a tensor (N, rows, width, C) into a ring.
   void fetch(const RowRing& ring, const float* tensor, const StageLoad& load, int64_t image, int64_t rows,
              int64_t width, int64_t row) const;
+  // Asks for what `fetch` of the row at `place` will read.
+  void expect(RowsAhead& ahead, const float* place, int64_t width) const {
+    const auto size = static_cast<int64_t>(sizeof(float));
+    ahead.add(place, width, plan_.problem.channels * size, channels() * size);
+  }
   // The same row's place in the tensor.
   int64_t at(int64_t image, int64_t rows, int64_t width, int64_t row) const {
     return ((image * rows + row) * width) * plan_.problem.channels + channel();
   }
-};
-
-// Asks for rows of tensors while others are computed.
-class RowsAhead {
- public:
-  // `floats` of each of `pixels` pixels, which are `stride` floats apart.
-  void add(const float* first, int64_t pixels, int64_t stride, int64_t floats);
-  // The next `lines` cache lines or so.
-  void ask(int64_t lines);
-  int64_t lines() const { return lines_; }
-  void clear();
-
- private:
-  struct Stretch {
-    const char* at;
-    int64_t bytes, stride, pixels;
-  };
-  std::vector<Stretch> stretches_;
-  std::size_t current_ = 0;
-  int64_t lines_ = 0;  // asked for and not
 };
 
 // `plan.group` must not be 0. `sums` (2, C): of y and of its squares.

@@ -110,12 +110,12 @@ class BackwardRows : RowsGroup {
     ahead_.clear();
     if (!more) return;
     const ConvAxis &height = plan_.height, &width = plan_.width;
-    const int64_t pixel = plan_.problem.channels, from = at(image_, height.output, width.output, row);
-    ahead_.add(gradient() + from, width.output, pixel, channels());
-    if (gradient_load_.y != nullptr) ahead_.add(gradient_load_.y + from, width.output, pixel, channels());
+    const int64_t from = at(image_, height.output, width.output, row);
+    expect(ahead_, gradient() + from, width.output);
+    if (gradient_load_.y != nullptr) expect(ahead_, gradient_load_.y + from, width.output);
     const int64_t stop = inputs_end(row);
     for (int64_t input = std::max(next_input_, height.position(row, 0)); wants_weight() && input < stop; ++input) {
-      ahead_.add(x() + at(image_, height.input, width.input, input), width.input, pixel, channels());
+      expect(ahead_, x() + at(image_, height.input, width.input, input), width.input);
     }
   }
   // A share of what is to be asked for, of the work on one output row.

@@ -56,7 +56,7 @@ class ForwardRows : RowsGroup {
     ahead_.clear();
     const int64_t width = plan_.width.input;
     for (int64_t row = begin; row < end; ++row) {
-      ahead_.add(x_ + at(image, plan_.height.input, width, row), width, plan_.problem.channels, channels());
+      expect(ahead_, x_ + at(image, plan_.height.input, width, row), width);
     }
   }
 

@@ -46,6 +46,7 @@ struct CorrelateRow {
   int64_t out_stride;  // floats from a pixel to the next
   int64_t pixels;
   Activation activation;
+  bool stream;  // store past the caches: `out` and out_stride are whole cache lines
 };
 
 // sums[r][t] += sum over rows and pixels of gradient[pixel] * input[r][pixel * pixel_step + t * tap_step].

@@ -2,18 +2,50 @@
 
 #include <algorithm>
 
+#include "cpu/streaming.h"
+
 namespace dwsep {
 
-void PlaneTile::move_to(int64_t image, int64_t tile, int64_t first_block) {
+std::array<const AxisTile*, 3> PlaneTile::parts_of(int64_t tile) const {
   const auto widths = static_cast<int64_t>(plan_.tiles[kWidth].size());
   const auto heights = static_cast<int64_t>(plan_.tiles[kHeight].size());
+  return {&plan_.tiles[kDepth][static_cast<std::size_t>(tile / widths / heights)],
+          &plan_.tiles[kHeight][static_cast<std::size_t>(tile / widths % heights)],
+          &plan_.tiles[kWidth][static_cast<std::size_t>(tile % widths)]};
+}
+
+void PlaneTile::move_to(int64_t image, int64_t tile, int64_t first_block) {
   image_ = image;
   block_ = first_block;
   group_ = std::min(plan_.group, plan_.blocks - first_block);
-  part_[kWidth] = &plan_.tiles[kWidth][static_cast<std::size_t>(tile % widths)];
-  part_[kHeight] = &plan_.tiles[kHeight][static_cast<std::size_t>(tile / widths % heights)];
-  part_[kDepth] = &plan_.tiles[kDepth][static_cast<std::size_t>(tile / widths / heights)];
+  part_ = parts_of(tile);
   outputs_.key[0] = -1;
+}
+
+void PlaneTile::expect(const TilePlace& next, const void* source, const Strides& strides, int64_t channel_step,
+                       Range AxisTile::* range, int64_t width) {
+  // A short row of a contiguous tensor continues in the next, which the processor sees for itself.
+  constexpr int64_t kShortRow = 256;
+  const ConvProblem& problem = plan_.problem;
+  const int64_t elements = problem.batch * problem.channels * problem.input[0] * problem.input[1] * problem.input[2];
+  if (elements * plan_.element_size < kStreamBytes) return;
+  const auto parts = parts_of(next.tile);
+  const Range &rd = parts[kDepth]->*range, &rh = parts[kHeight]->*range, &rw = parts[kWidth]->*range;
+  const int64_t begin = std::clamp<int64_t>(0, rw.begin, rw.end), pixels = std::clamp(width, begin, rw.end) - begin;
+  const int64_t first = next.first_block * plan_.lanes, size = plan_.element_size;
+  const int64_t channels = std::min(plan_.problem.channels - first, plan_.group * plan_.lanes) * channel_step;
+  for (int64_t d = rd.begin; d < rd.end; ++d) {
+    for (int64_t h = rh.begin; h < rh.end; ++h) {
+      const int64_t at = next.image * strides.image + first * channel_step * strides.channel +
+                         d * strides.axis[kDepth] + h * strides.axis[kHeight] + begin * strides.axis[kWidth];
+      const void* row = advanced(source, at * size);
+      if (strides.channel == 1) {
+        ahead_.add(row, pixels, strides.axis[kWidth] * size, channels * size);
+      } else if (strides.axis[kWidth] == 1 && pixels * size >= kShortRow) {
+        ahead_.add(row, channels, strides.channel * size, pixels * size);
+      }
+    }
+  }
 }
 
 int64_t PlaneTile::channels() const {

@@ -1,12 +1,14 @@
 // One tile of a convolution on planes: one image's box, one group of channel blocks.
 #pragma once
 
+#include <algorithm>
 #include <array>
 #include <cstdint>
 #include <vector>
 
 #include "cpu/plane_jobs.h"
 #include "cpu/plane_plan.h"
+#include "cpu/rows_ahead.h"
 #include "cpu/stage_load.h"
 
 namespace dwsep {
@@ -28,6 +30,11 @@ struct TapList {
   }
 };
 
+// Which tile: of an image, of the group of channel blocks from `first_block`.
+struct TilePlace {
+  int64_t image, tile, first_block;
+};
+
 class PlaneTile {
  public:
   // `x_planes` holds plan.group * plan.x_plane floats.
@@ -40,7 +47,7 @@ class PlaneTile {
   float* x_planes_;
   int64_t image_ = 0, block_ = 0;
   int64_t group_ = 0;  // channel blocks of this tile
-  const AxisTile* part_[3] = {};
+  std::array<const AxisTile*, 3> part_ = {};
 
   int64_t channels() const;
 
@@ -56,6 +63,30 @@ class PlaneTile {
               Range AxisTile::* range, int64_t width, float* planes, int64_t plane_step,
               const StageLoad* load = nullptr) const;
   void gather_x(const void* x, const Strides& strides, const StageLoad* load = nullptr);
+
+  // Asks for what gathering the tile at `next` will read, `channel_step` channels of the tensor for each of its own,
+  // while this one is computed: ask_for(share of the work) says how much of that is about to be done.
+  void expect(const TilePlace& next, const void* source, const Strides& strides, int64_t channel_step,
+              Range AxisTile::* range, int64_t width);
+  // `pixels`, all that ask_for will be told.
+  void begin_asking(int64_t pixels) { pixels_ahead_ = ahead_.lines() > 0 ? pixels : 0; }
+  bool asks() const { return pixels_ahead_ > 0; }
+  void ask_for(int64_t pixels) {
+    if (asks()) ahead_.ask(ceil_div(ahead_.lines() * pixels, pixels_ahead_));
+  }
+  void stop_asking() {
+    ahead_.clear();
+    pixels_ahead_ = 0;
+  }
+
+  // Calls f(first, count) for stretches of a row between which something can be asked for.
+  template <class F>
+  void in_stretches(int64_t pixels, const F& f) const {
+    constexpr int64_t kStretch = 64;
+    if (pixels <= kStretch || !asks()) return f(0, pixels);
+    const int64_t count = ceil_div(pixels, kStretch);
+    for (int64_t i = 0; i < count; ++i) f(pixels * i / count, pixels * (i + 1) / count - pixels * i / count);
+  }
 
   // Calls f(block of the group, m, job) with the correlation of one row of outputs, columns [columns.begin, end), for
   // each channel block and each of its multiples; f sets the job's target and activation.
@@ -85,6 +116,10 @@ class PlaneTile {
 
  private:
   TapList outputs_;
+  RowsAhead ahead_;
+  int64_t pixels_ahead_ = 0;
+
+  std::array<const AxisTile*, 3> parts_of(int64_t tile) const;
 
   void list_outputs(int64_t od, int64_t oh, Range columns, int64_t base);
 };

@@ -5,11 +5,14 @@
 
 namespace dwsep {
 
+// From this size in bytes on.
+constexpr int64_t kStreamBytes = int64_t{4} << 20;
+
 // Whether to store a channels-last tensor that way. Its pixels must be whole cache lines.
 inline bool streams(const float* tensor, int64_t pixels, int64_t channels) {
-  constexpr int64_t kLarge = int64_t{4} << 20, kLineFloats = 16;
+  constexpr int64_t kLineFloats = 16;
   const auto size = static_cast<int64_t>(sizeof(float));
-  return pixels * channels * size >= kLarge && channels % kLineFloats == 0 &&
+  return pixels * channels * size >= kStreamBytes && channels % kLineFloats == 0 &&
          reinterpret_cast<std::uintptr_t>(tensor) % (kLineFloats * sizeof(float)) == 0;
 }
 
