@@ -1,13 +1,47 @@
 """Layers: modules which hold parameters; what they compute is one functional call."""
 
+from dwsep.nn._blueprint import BlueprintSeparableConv2d, orthogonality_loss
 from dwsep.nn._depthwise import DepthwiseConv1d, DepthwiseConv2d, DepthwiseConv3d
+from dwsep.nn._factors import init_factors_, parameter_groups
+from dwsep.nn._lazy import (
+    LazyDepthwiseConv1d,
+    LazyDepthwiseConv2d,
+    LazyDepthwiseConv3d,
+    LazyDepthwiseSeparableConv1d,
+    LazyDepthwiseSeparableConv2d,
+    LazyDepthwiseSeparableConv3d,
+)
 from dwsep.nn._separable import DepthwiseSeparableConv1d, DepthwiseSeparableConv2d, DepthwiseSeparableConv3d
+from dwsep.nn._transposed import (
+    DepthwiseConvTranspose1d,
+    DepthwiseConvTranspose2d,
+    DepthwiseConvTranspose3d,
+    DepthwiseSeparableConvTranspose1d,
+    DepthwiseSeparableConvTranspose2d,
+    DepthwiseSeparableConvTranspose3d,
+)
 
 __all__ = [
+    "BlueprintSeparableConv2d",
     "DepthwiseConv1d",
     "DepthwiseConv2d",
     "DepthwiseConv3d",
+    "DepthwiseConvTranspose1d",
+    "DepthwiseConvTranspose2d",
+    "DepthwiseConvTranspose3d",
     "DepthwiseSeparableConv1d",
     "DepthwiseSeparableConv2d",
     "DepthwiseSeparableConv3d",
+    "DepthwiseSeparableConvTranspose1d",
+    "DepthwiseSeparableConvTranspose2d",
+    "DepthwiseSeparableConvTranspose3d",
+    "LazyDepthwiseConv1d",
+    "LazyDepthwiseConv2d",
+    "LazyDepthwiseConv3d",
+    "LazyDepthwiseSeparableConv1d",
+    "LazyDepthwiseSeparableConv2d",
+    "LazyDepthwiseSeparableConv3d",
+    "init_factors_",
+    "orthogonality_loss",
+    "parameter_groups",
 ]
