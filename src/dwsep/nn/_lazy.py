@@ -23,20 +23,20 @@ class _Bare(nn.Module):
         nn.Module.__init__(self)
 
 
-class _Deferred(LazyModuleMixin):
+class _Deferred(LazyModuleMixin, nn.Module):
     """Holds the constructor's arguments until ``in_channels`` is known."""
 
     cls_to_become: type[nn.Module]
     ndim: int
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[misc]
         self._arguments = (args, kwargs)
         self.in_channels = 0
         # A layer of some number of channels checks the arguments now and lends its factors, whose geometry is known.
         prototype = self._prototype(args, kwargs)
         self.__dict__.update({k: v for k, v in vars(prototype).items() if k not in vars(self)})
-        placeholder = {"device": kwargs.get("device"), "dtype": kwargs.get("dtype")}
+        placeholder: dict[str, Any] = {"device": kwargs.get("device"), "dtype": kwargs.get("dtype")}
         for factor in self._factors(prototype):
             for name in _FACTOR_PARAMETERS:
                 if factor._parameters.get(name) is not None:
@@ -141,7 +141,7 @@ class _LazySeparable(_Deferred):
         weight = state.get(f"{prefix}pointwise.weight")
         if weight is None:
             return None
-        args, kwargs = self._arguments
+        _, kwargs = self._arguments
         multiplier = kwargs.get("depth_multiplier", 1)
         first = kwargs.get("order", "depthwise_first") == "depthwise_first"
         return weight.shape[1] // multiplier if first else weight.shape[1]

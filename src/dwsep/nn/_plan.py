@@ -77,12 +77,23 @@ class Plan:
             pads = self.pads.get(spatial)
             if pads is None:
                 pads = self._check(layer, x)
-            g = self.geometry
-            return torch.ops.dwsep.separable_conv_packed(
-                x, self.packed, *self.channels, g.kernel_size, g.stride, pads, g.dilation, *self.options
-            )
+            return self._run_packed(x, pads)
         x, geometry = layer.depthwise.padded(x)
         return functional.depthwise_separable_conv(x, *self.weights, geometry, *self.options, "auto")  # type: ignore[arg-type]
+
+    def run_unpadded(self, x: Tensor) -> Tensor:
+        """The layer without its padding, for an input which the caller has checked."""
+        g = self.geometry
+        if self._takes(x):
+            return self._run_packed(x, [0] * 2 * g.ndim)
+        unpadded = ConvGeometry(g.ndim, g.kernel_size, g.stride, g.dilation, ((0, 0),) * g.ndim)
+        return functional.depthwise_separable_conv(x, *self.weights, unpadded, *self.options, "auto")  # type: ignore[arg-type]
+
+    def _run_packed(self, x: Tensor, pads: list[int]) -> Tensor:
+        g = self.geometry
+        return torch.ops.dwsep.separable_conv_packed(
+            x, self.packed, *self.channels, g.kernel_size, g.stride, pads, g.dilation, *self.options
+        )
 
     def _takes(self, x: Tensor) -> bool:
         """Whether the packed operator can run an input; every other way has its checks elsewhere."""

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dwsep import functional
@@ -14,15 +15,18 @@ from dwsep.errors import ArgumentError, unknown_name
 from dwsep.geometry import ConvGeometry, check_int
 from dwsep.nn import _depthwise, _parts
 from dwsep.nn._separable import _POINTWISE, ORDERS
+from dwsep.ops._layout import is_channels_last
 
 IntOrInts = functional.IntOrInts
+_TRANSPOSED: dict[int, Callable[..., Tensor]] = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
 
 
 class _DepthwiseConvTranspose(nn.Module):
     """Transposed depthwise convolution over ``ndim`` axes; the thin classes below fix ``ndim``.
 
-    An output at o = stride * j + r sums the taps k with (dilation * k) % stride == r: the phases r of all axes are
-    outputs of one depthwise convolution of the input as it is, whose results are then interleaved.
+    Where that is faster than torch's own, it is computed by phases: an output at o = stride * j + r sums the taps k
+    with (dilation * k) % stride == r, so that the phases r of all axes are outputs of one depthwise convolution of the
+    input as it is, whose results are then interleaved.
     """
 
     ndim: int
@@ -118,6 +122,12 @@ class _DepthwiseConvTranspose(nn.Module):
                 f"x must be (N, {self.in_channels}, {self.ndim} spatial), or that without N, got {tuple(x.shape)}"
             )
         out_size, g = self.output_size(x.shape[2:]), self.geometry
+        fused = _parts.fused_name(self.activation)
+        if not self._phases_pay(x):
+            out = _TRANSPOSED[self.ndim](
+                x, self.weight, self.bias, g.stride, self.padding, self.output_padding, self.in_channels, g.dilation
+            )
+            return out if self.activation is None else self.activation(out)
         axes = zip(g.kernel_size, g.stride, g.dilation, strict=True)
         phases = [_phase_taps(k, s, d) for k, s, d in axes]
         taps = tuple(len(rows[0]) for rows in phases)
@@ -126,10 +136,17 @@ class _DepthwiseConvTranspose(nn.Module):
         geometry = ConvGeometry(self.ndim, taps, (1,) * self.ndim, (1,) * self.ndim, pads)
         count = math.prod(g.stride)
         bias = self.bias if self.bias is None or count == 1 else self.bias.repeat_interleave(count)
-        fused = _parts.fused_name(self.activation)
         out = functional.depthwise_conv(x, self._phase_weight(phases), bias, geometry, fused or "none", "auto")
         out = _interleave(out, g.stride, self.padding, out_size)
         return out if fused is not None else self.activation(out)  # type: ignore[misc]
+
+    def _phases_pay(self, x: Tensor) -> bool:
+        """Whether the phases are the faster way, measured: in inference, unless channels are innermost."""
+        if torch.compiler.is_compiling() or x.dtype != torch.float32 or self.weight.dtype != x.dtype:
+            return False
+        if not functional.packs(self.weight) or is_channels_last(x) or torch.is_autocast_enabled("cpu"):
+            return False
+        return not (torch.is_grad_enabled() and (x.requires_grad or self.weight.requires_grad))
 
     def _phase_weight(self, phases: list[list[list[int]]]) -> Tensor:
         """The kernels of all phases, (C * M * phases, 1, *taps): taps that a phase does not have are zero."""
@@ -209,8 +226,8 @@ class DepthwiseConvTranspose1d(_DepthwiseConvTranspose):
 class DepthwiseConvTranspose2d(_DepthwiseConvTranspose):
     """The transpose of a depthwise convolution: every channel is upsampled with kernels of its own.
 
-    Its result is that of ``torch.nn.ConvTranspose2d(C, C * M, ..., groups=C)``, whose weights it takes, computed as a
-    depthwise convolution of the input with stride * stride kernels per channel.
+    Its result is that of ``torch.nn.ConvTranspose2d(C, C * M, ..., groups=C)``, whose weights it takes. In inference on
+    a CPU it runs as a depthwise convolution of the input with stride * stride kernels per channel.
 
     Args:
         in_channels: C of the input (N, C, H, W).
