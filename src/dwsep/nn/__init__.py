@@ -11,7 +11,9 @@ from dwsep.nn._lazy import (
     LazyDepthwiseSeparableConv2d,
     LazyDepthwiseSeparableConv3d,
 )
+from dwsep.nn._lightweight import LightweightConv1d
 from dwsep.nn._separable import DepthwiseSeparableConv1d, DepthwiseSeparableConv2d, DepthwiseSeparableConv3d
+from dwsep.nn._subseparable import SubseparableConv1d, SubseparableConv2d
 from dwsep.nn._transposed import (
     DepthwiseConvTranspose1d,
     DepthwiseConvTranspose2d,
@@ -41,6 +43,9 @@ __all__ = [
     "LazyDepthwiseSeparableConv1d",
     "LazyDepthwiseSeparableConv2d",
     "LazyDepthwiseSeparableConv3d",
+    "LightweightConv1d",
+    "SubseparableConv1d",
+    "SubseparableConv2d",
     "init_factors_",
     "orthogonality_loss",
     "parameter_groups",
