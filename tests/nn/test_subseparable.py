@@ -32,7 +32,6 @@ def test_matches_each_group_alone(axes, variant, groups, stride, dilation):
     if variant == "subseparable":
         expected = conv(expected, point.weight, point.bias)
     torch.testing.assert_close(layer(x), layer.norm(expected).relu(), rtol=1e-5, atol=1e-5)
-    assert layer.eval()(x[0]).shape == layer(x).shape[1:]
 
 
 @pytest.mark.parametrize("variant, expected", [("subseparable", 5 * 8 * 16 // 4 + 16 * 16),

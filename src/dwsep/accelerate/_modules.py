@@ -44,6 +44,7 @@ _FOREIGN_DROPS = {
     ("timm.layers.drop", "DropBlock2d"),
     ("torchvision.ops.stochastic_depth", "StochasticDepth"),
     ("torchvision.ops.drop_block", "DropBlock2d"),
+    ("dwsep.nn._squeeze_excite", "DropPath"),
 }
 PRODUCTS = (operator.mul, torch.mul, "mul")
 _LOOKS = (torch.mean, F.adaptive_avg_pool2d, "mean")

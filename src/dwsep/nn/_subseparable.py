@@ -72,9 +72,7 @@ class _SubseparableConv(nn.Module):
         self.activation = _parts.make_activation("activation", activation)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, in_channels, *spatial), or unbatched, to (N, out_channels, *out spatial)."""
-        if x.dim() == self.ndim + 1:
-            return self.forward(x.unsqueeze(0)).squeeze(0)  # batch norms take no unbatched input
+        """(N, in_channels, *spatial) to (N, out_channels, *out spatial)."""
         for module in self._modules.values():
             x = x if module is None else module(x)
         return x
