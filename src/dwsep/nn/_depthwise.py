@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dwsep import functional
-from dwsep.errors import unknown_name
+from dwsep.errors import ArgumentError, unknown_name
 from dwsep.geometry import ConvGeometry, Padding, check_int
 from dwsep.nn import _parts, _sequences
 
@@ -81,6 +81,10 @@ class _DepthwiseConv(nn.Module):
 
     def padded(self, x: Tensor) -> tuple[Tensor, ConvGeometry]:
         """The input and the geometry to convolve it with: padding modes other than zeros are a pass before it."""
+        # The operators take any divisor of the weight's channels: to them it is another depth multiplier.
+        has_rank = isinstance(x, Tensor) and x.dim() in (self.ndim + 1, self.ndim + 2)
+        if has_rank and x.shape[-self.ndim - 1] != self.in_channels:
+            raise ArgumentError(f"x must have {self.in_channels} channels, got shape {tuple(x.shape)}")
         if self.padding_mode == "zeros":
             return x, self.geometry
         geometry = self.geometry
