@@ -45,7 +45,7 @@ class Plan:
         self.weights = tuple(None if tensor is None else tensor.detach() for tensor in weights)
         depthwise, pointwise = weights[0], weights[1]
         self.dtype = depthwise.dtype
-        # The kernels take every channel of several at a fraction of their speed: a copy per output costs less, measured.
+        # The kernels read a channel for several outputs at a fraction of their speed: a copy each costs less, measured.
         self.repeats = layer.depth_multiplier if layer.residual != "input" else 1
         self.channels = depthwise.shape[0], pointwise.shape[0]
         packs = self.zeros and functional.packs(depthwise)
