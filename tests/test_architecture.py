@@ -21,6 +21,7 @@ BELOW = {
     "nn": {"functional", "dispatch", "ops", "kernels", "geometry", "errors"},
     "accelerate": {"nn", "functional", "dispatch", "ops", "kernels", "geometry", "errors"},
     "networks": {"nn", "functional", "geometry", "errors"},
+    "weights": {"networks", "nn", "functional", "geometry", "errors"},
     "analysis": {"nn", "geometry", "errors"},
     "bench": {"accelerate", "analysis", "nn", "functional", "dispatch", "ops", "kernels", "geometry", "errors"},
     "training": {"accelerate", "networks", "nn", "functional", "geometry", "errors"},
@@ -54,7 +55,7 @@ def test_imports_point_one_way(room):
 
 def test_import_needs_torch_alone():
     optional = "torchvision timm torchmetrics safetensors pydantic typer rich matplotlib jinja2 PIL pandas yaml"
-    optional += " onnx onnxruntime openvino"
+    optional += " onnx onnxruntime openvino h5py keras huggingface_hub segmentation_models_pytorch"
     script = f"""
 import sys
 class Refuse:

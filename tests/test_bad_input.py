@@ -72,7 +72,7 @@ ROWS = [
     ("x a list", lambda: separable([[1.0]]), TypeError, "x must be a tensor, got list"),
     # channels and weights
     ("channels of x", lambda: separable(torch.ones(1, 3, 6, 6)), VALUE, "multiple of x's 3 channels.*got 4"),
-    ("channels of a layer's x", lambda: layer(x=torch.ones(1, 5, 6, 6)), VALUE, "depthwise_weight must have a multiple"),
+    ("channels of a layer's x", lambda: layer(x=torch.ones(1, 5, 6, 6)), VALUE, "x must have 4 channels"),
     ("depthwise weight not depthwise", lambda: separable(depthwise=torch.ones(4, 2, 3, 3)), VALUE, r"\(\*, 1, \*, \*\)"),
     ("depthwise weight rank", lambda: separable(depthwise=torch.ones(4, 1, 3)), VALUE, "depthwise_weight must have 4"),
     ("depthwise weight a number", lambda: separable(depthwise=3), TypeError, "depthwise_weight must be a tensor"),

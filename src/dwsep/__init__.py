@@ -2,7 +2,7 @@
 
 from importlib.metadata import PackageNotFoundError, version
 
-from dwsep import functional, networks, nn, ops
+from dwsep import functional, networks, nn, ops, weights
 from dwsep.accelerate import AccelerationReport, accelerate_, revert_
 from dwsep.dispatch import backends
 from dwsep.errors import ArgumentError
@@ -23,4 +23,5 @@ __all__ = [
     "nn",
     "ops",
     "revert_",
+    "weights",
 ]

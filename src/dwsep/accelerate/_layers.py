@@ -7,11 +7,16 @@ from typing import Any
 from torch import nn
 
 from dwsep.nn import DepthwiseConv2d, DepthwiseSeparableConv2d
+from dwsep.nn._depthwise import _DepthwiseConv
+from dwsep.nn._separable import _DepthwiseSeparableConv
 
 
 def is_layer(module: nn.Module) -> bool:
-    """Whether a module is one of the package's layers, which choose their kernels themselves."""
-    return type(module).__module__.startswith("dwsep.nn.")
+    """Whether a module is one of the package's layers, which choose their kernels themselves.
+
+    The package's blocks are not: they are made of layers and torch's modules, and read like everybody's.
+    """
+    return isinstance(module, (_DepthwiseConv, _DepthwiseSeparableConv))
 
 
 def is_depthwise(module: nn.Module) -> bool:

@@ -44,6 +44,7 @@ _FOREIGN_DROPS = {
     ("timm.layers.drop", "DropBlock2d"),
     ("torchvision.ops.stochastic_depth", "StochasticDepth"),
     ("torchvision.ops.drop_block", "DropBlock2d"),
+    ("dwsep.nn._squeeze_excite", "DropPath"),
 }
 _GATES: dict[Any, str] = {
     nn.Sigmoid: "sigmoid",

@@ -24,10 +24,14 @@ def write(path: str | os.PathLike[str], tensors: dict[str, Tensor], metadata: di
         OSError: If the file cannot be written.
     """
     save = _import().torch.save
+    # A copy in the contiguous format: safetensors stores no strides and refuses tensors that share memory.
+    write_bytes(path, save({name: _standalone(tensor) for name, tensor in tensors.items()}, metadata=metadata))
+
+
+def write_bytes(path: str | os.PathLike[str], content: bytes) -> None:
+    """Write a file that appears complete or not at all, also if the power fails; its folder is made if missing."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    # A copy in the contiguous format: safetensors stores no strides and refuses tensors that share memory.
-    content = save({name: _standalone(tensor) for name, tensor in tensors.items()}, metadata=metadata)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
     try:
         with os.fdopen(handle, "wb") as file:

@@ -9,9 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dwsep import functional
-from dwsep.errors import unknown_name
+from dwsep.errors import ArgumentError, unknown_name
 from dwsep.geometry import ConvGeometry, Padding, check_int
-from dwsep.nn import _parts
+from dwsep.nn import _parts, _sequences
 
 PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
 IntOrInts = functional.IntOrInts
@@ -81,6 +81,10 @@ class _DepthwiseConv(nn.Module):
 
     def padded(self, x: Tensor) -> tuple[Tensor, ConvGeometry]:
         """The input and the geometry to convolve it with: padding modes other than zeros are a pass before it."""
+        # The operators take any divisor of the weight's channels: to them it is another depth multiplier.
+        has_rank = isinstance(x, Tensor) and x.dim() in (self.ndim + 1, self.ndim + 2)
+        if has_rank and x.shape[-self.ndim - 1] != self.in_channels:
+            raise ArgumentError(f"x must have {self.in_channels} channels, got shape {tuple(x.shape)}")
         if self.padding_mode == "zeros":
             return x, self.geometry
         geometry = self.geometry
@@ -123,6 +127,9 @@ def _short(values: tuple[int, ...]) -> str:
 class DepthwiseConv1d(_DepthwiseConv):
     """Depthwise convolution over one axis; arguments as :class:`DepthwiseConv2d`, and ``padding="causal"``.
 
+    A causal layer also runs chunk by chunk (:meth:`step`); :meth:`forward_ragged` runs sequences of different lengths.
+    The short convolutions of state-space models are ``DepthwiseConv1d(C, 4, padding="causal", activation="silu")``.
+
     Example:
         >>> import torch
         >>> DepthwiseConv1d(8, 4, padding="causal")(torch.ones(2, 8, 10)).shape
@@ -130,6 +137,75 @@ class DepthwiseConv1d(_DepthwiseConv):
     """
 
     ndim = 1
+
+    @property
+    def history(self) -> int:
+        """Past elements which an output needs: dilation * (kernel_size - 1)."""
+        return self.geometry.effective_kernel_size[0] - 1
+
+    def initial_state(self, batch_size: int = 1) -> Tensor:
+        """The state before the first chunk: zeros, (batch_size, C, :attr:`history`)."""
+        check_int("batch_size", batch_size, low=0)
+        return self.weight.detach().new_zeros((batch_size, self.in_channels, self.history))
+
+    def step(self, x: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Run the next chunk of a stream: its output, and the state that the chunk after needs.
+
+        On a CPU the chunks' outputs are bit for bit those of the whole, for any kernel, dilation and chunking, in
+        float32 and bfloat16; elsewhere equal to rounding. Differentiable, also through the state.
+
+        Args:
+            x: (N, C, T), any T of at least 1, or (N, C) for one time step.
+            state: what the call before returned, (N, C, :attr:`history`); ``None`` for zeros.
+
+        Returns:
+            The output, (N, C * depth_multiplier, T) or (N, C * depth_multiplier), and the state for the next call.
+
+        Raises:
+            ArgumentError: the layer is not causal of stride 1, or a shape does not fit.
+
+        Cost: the macs of T outputs, and a copy of state and chunk.
+
+        Example:
+            >>> import torch
+            >>> layer = DepthwiseConv1d(4, 3, padding="causal", dilation=2, activation="silu")
+            >>> x, state, outputs = torch.randn(1, 4, 5), None, []
+            >>> for t in range(5):
+            ...     out, state = layer.step(x[..., t], state)
+            ...     outputs.append(out)
+            >>> torch.equal(torch.stack(outputs, -1), layer(x))
+            True
+        """
+        return _sequences.depthwise_step(self, x, state)
+
+    def forward_ragged(self, x: Tensor, *, lengths: Any = None, cu_seqlens: Any = None) -> Tensor:
+        """Run sequences of different lengths: the result of each is that of running it alone.
+
+        Args:
+            x: (N, C, L), sequences padded at their end with anything, and ``lengths``; or (1, C, total), one after the
+                other, and ``cu_seqlens``.
+            lengths: (N,) integers within 1 .. L: elements of each sequence.
+            cu_seqlens: (B + 1,) integers from 0 to total: where each sequence starts, and the end. Needs a layer of
+                stride 1 whose output is as long as its input.
+
+        Returns:
+            (N, C * depth_multiplier, OL), zero behind each sequence's end; or (1, C * depth_multiplier, total).
+
+        Raises:
+            ArgumentError: lengths or cu_seqlens break a rule, or the layer cannot run ragged: padding ``"same_tf"``,
+                a padding mode other than zeros, a norm in training.
+
+        Cost: that of the padded batch; with cu_seqlens that of ``total`` and :attr:`history` elements per sequence, and
+        two copies.
+
+        Example:
+            >>> import torch
+            >>> layer = DepthwiseConv1d(4, 3, padding="same")
+            >>> out = layer.forward_ragged(torch.randn(2, 4, 10), lengths=[10, 6])
+            >>> out[1, :, 6:].abs().max().item()
+            0.0
+        """
+        return _sequences.ragged(self, x, lengths, cu_seqlens)
 
 
 class DepthwiseConv2d(_DepthwiseConv):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from dwsep import functional
 from dwsep.errors import ArgumentError, unknown_name
 from dwsep.geometry import Padding, check_int
-from dwsep.nn import _depthwise, _folding, _parts, _plan
+from dwsep.nn import _depthwise, _folding, _parts, _plan, _sequences
 
 ORDERS = ("depthwise_first", "pointwise_first")
 IntOrInts = functional.IntOrInts
@@ -180,12 +181,15 @@ class _DepthwiseSeparableConv(nn.Module):
         inner_norm, norm = self.inner_norm, self.norm
         return (inner_norm is not None and inner_norm.training) or (norm is not None and norm.training)
 
-    def _composed(self, x: Tensor, *, check_sizes: bool = True) -> Tensor:
+    def _composed(
+        self, x: Tensor, *, check_sizes: bool = True, depthwise: Callable[[Tensor], Tensor] | None = None
+    ) -> Tensor:
         """The layer as the sequence of its submodules: any norm, any activation, any hook.
 
-        With ``check_sizes=False`` torch.fx can read it, whose values have no size.
+        With ``check_sizes=False`` torch.fx can read it, whose values have no size; ``depthwise`` runs in place of the
+        submodule of that name.
         """
-        first, second = self.depthwise, self.pointwise
+        first, second = depthwise or self.depthwise, self.pointwise
         if self.order == "pointwise_first":
             first, second = second, first
         inner = out = first(x)
@@ -227,7 +231,8 @@ class _DepthwiseSeparableConv(nn.Module):
 class DepthwiseSeparableConv1d(_DepthwiseSeparableConv):
     """Depthwise separable convolution over one axis; arguments as :class:`DepthwiseSeparableConv2d`.
 
-    ``padding="causal"`` pads the past only, so that an output never looks ahead.
+    ``padding="causal"`` pads the past only, so that an output never looks ahead; such a layer also runs chunk by chunk
+    (:meth:`step`). :meth:`forward_ragged` runs sequences of different lengths.
 
     Example:
         >>> import torch
@@ -236,6 +241,54 @@ class DepthwiseSeparableConv1d(_DepthwiseSeparableConv):
     """
 
     ndim = 1
+
+    @property
+    def history(self) -> int:
+        """Past elements of the depthwise factor's input which an output needs: dilation * (kernel_size - 1)."""
+        return self.depthwise.history  # type: ignore[union-attr]
+
+    def initial_state(self, batch_size: int = 1) -> Tensor:
+        """The state before the first chunk: zeros, (batch_size, C of the depthwise factor, :attr:`history`)."""
+        return self.depthwise.initial_state(batch_size)  # type: ignore[operator]
+
+    def step(self, x: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Run the next chunk of a stream; see :meth:`DepthwiseConv1d.step`.
+
+        The chunks' outputs are bit for bit those of the whole where the layer runs as one native operator: order
+        ``"depthwise_first"``, float32 on a CPU, activations with a name, norms folded (evaluation, without
+        gradients); else equal to rounding.
+
+        Args:
+            x: (N, C, T), any T of at least 1, or (N, C) for one time step.
+            state: what the call before returned; ``None`` for zeros.
+
+        Returns:
+            The output, (N, K, T) or (N, K), and the state for the next call.
+
+        Raises:
+            ArgumentError: the layer is not causal of stride 1, a norm is in training, or a shape does not fit.
+
+        Example:
+            >>> import torch
+            >>> layer = DepthwiseSeparableConv1d(4, 8, 3, padding="causal", dilation=2)
+            >>> x = torch.randn(1, 4, 10)
+            >>> first, state = layer.step(x[..., :6])
+            >>> second, state = layer.step(x[..., 6:], state)
+            >>> torch.equal(torch.cat([first, second], -1), layer(x))
+            True
+        """
+        return _sequences.separable_step(self, x, state)
+
+    def forward_ragged(self, x: Tensor, *, lengths: Any = None, cu_seqlens: Any = None) -> Tensor:
+        """Run sequences of different lengths, none of which sees another; see :meth:`DepthwiseConv1d.forward_ragged`.
+
+        Example:
+            >>> import torch
+            >>> layer = DepthwiseSeparableConv1d(4, 8, 3)
+            >>> layer.forward_ragged(torch.randn(1, 4, 10), cu_seqlens=[0, 3, 10]).shape
+            torch.Size([1, 8, 10])
+        """
+        return _sequences.ragged(self, x, lengths, cu_seqlens)
 
 
 class DepthwiseSeparableConv2d(_DepthwiseSeparableConv):

@@ -1,0 +1,420 @@
+"""Transposed depthwise and depthwise separable convolution layers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dwsep import functional
+from dwsep.errors import ArgumentError, unknown_name
+from dwsep.geometry import ConvGeometry, check_int
+from dwsep.nn import _depthwise, _parts
+from dwsep.nn._separable import _POINTWISE, ORDERS
+from dwsep.ops._layout import is_channels_last
+
+IntOrInts = functional.IntOrInts
+_TRANSPOSED: dict[int, Callable[..., Tensor]] = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
+
+
+class _DepthwiseConvTranspose(nn.Module):
+    """Transposed depthwise convolution over ``ndim`` axes; the thin classes below fix ``ndim``.
+
+    Where that is faster than torch's own, it is computed by phases: an output at o = stride * j + r sums the taps k
+    with (dilation * k) % stride == r, so that the phases r of all axes are outputs of one depthwise convolution of the
+    input as it is, whose results are then interleaved.
+    """
+
+    ndim: int
+
+    def __init__(
+        self,
+        in_channels: int,
+        kernel_size: IntOrInts,
+        stride: IntOrInts = 1,
+        padding: int | Sequence[int] = 0,
+        output_padding: int | Sequence[int] = 0,
+        dilation: IntOrInts = 1,
+        *,
+        depth_multiplier: int = 1,
+        bias: bool = True,
+        activation: _parts.Activation = None,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.in_channels = check_int("in_channels", in_channels, low=1)
+        self.depth_multiplier = check_int("depth_multiplier", depth_multiplier, low=1)
+        self.out_channels = check_int("in_channels * depth_multiplier", in_channels * depth_multiplier, low=1)
+        # The convolution whose transpose this is.
+        self.geometry = ConvGeometry.make(self.ndim, kernel_size, stride, 0, dilation)
+        self.padding = _sizes("padding", padding, self.ndim)
+        self.output_padding = _sizes("output_padding", output_padding, self.ndim)
+        for extra, s, d in zip(self.output_padding, self.geometry.stride, self.geometry.dilation, strict=True):
+            if extra >= max(s, d):
+                raise ArgumentError(
+                    f"output_padding must be smaller than stride or dilation, got {self.output_padding} with stride "
+                    f"{self.geometry.stride} and dilation {self.geometry.dilation}"
+                )
+        factory = {"device": device, "dtype": dtype}
+        # torch's layout for a grouped transposed convolution: inputs first.
+        self.weight = nn.Parameter(
+            torch.empty(self.in_channels, depth_multiplier, *self.geometry.kernel_size, **factory)
+        )
+        if bias:
+            self.bias = nn.Parameter(torch.empty(self.out_channels, **factory))
+        else:
+            self.register_parameter("bias", None)
+        self.activation = _parts.make_activation("activation", activation)
+        self.reset_parameters()
+
+    @property
+    def kernel_size(self) -> tuple[int, ...]:
+        """Taps per axis."""
+        return self.geometry.kernel_size
+
+    @property
+    def stride(self) -> tuple[int, ...]:
+        """Outputs per input and axis."""
+        return self.geometry.stride
+
+    @property
+    def dilation(self) -> tuple[int, ...]:
+        """Distance of neighbouring taps per axis, in elements of the output."""
+        return self.geometry.dilation
+
+    @property
+    def groups(self) -> int:
+        """As ``torch.nn.ConvTranspose2d`` names it: the number of input channels."""
+        return self.in_channels
+
+    def reset_parameters(self) -> None:
+        """Draw weight and bias uniformly within 1 / sqrt(depth_multiplier * taps), as torch does for this shape."""
+        _parts.init_factor_(self.weight, self.bias, self.depth_multiplier * self.geometry.taps)
+
+    def output_size(self, input_size: Sequence[int]) -> tuple[int, ...]:
+        """Elements per axis of the output for an input of ``input_size`` elements per axis.
+
+        Raises:
+            ArgumentError: an axis would have no output.
+        """
+        g = self.geometry
+        sizes = tuple(
+            (n - 1) * s - 2 * low + wide + extra
+            for n, s, low, wide, extra in zip(
+                input_size, g.stride, self.padding, g.effective_kernel_size, self.output_padding, strict=True
+            )
+        )
+        if min(sizes) < 1:
+            raise ArgumentError(f"output size must be at least 1 along every axis, got {sizes} for {tuple(input_size)}")
+        return sizes
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, *spatial), or unbatched (C, *spatial), to (N, C * depth_multiplier, *out spatial)."""
+        if x.dim() == self.ndim + 1:
+            return self.forward(x.unsqueeze(0)).squeeze(0)
+        if x.dim() != self.ndim + 2 or x.shape[1] != self.in_channels:
+            raise ArgumentError(
+                f"x must be (N, {self.in_channels}, {self.ndim} spatial), or that without N, got {tuple(x.shape)}"
+            )
+        out_size, g = self.output_size(x.shape[2:]), self.geometry
+        fused = _parts.fused_name(self.activation)
+        if not self._phases_pay(x):
+            out = _TRANSPOSED[self.ndim](
+                x, self.weight, self.bias, g.stride, self.padding, self.output_padding, self.in_channels, g.dilation
+            )
+            return out if self.activation is None else self.activation(out)
+        axes = zip(g.kernel_size, g.stride, g.dilation, strict=True)
+        phases = [_phase_taps(k, s, d) for k, s, d in axes]
+        taps = tuple(len(rows[0]) for rows in phases)
+        rows = tuple(-(-(p + o) // s) for p, o, s in zip(self.padding, out_size, g.stride, strict=True))
+        pads = tuple((t - 1, row - n) for t, row, n in zip(taps, rows, x.shape[2:], strict=True))
+        geometry = ConvGeometry(self.ndim, taps, (1,) * self.ndim, (1,) * self.ndim, pads)
+        count = math.prod(g.stride)
+        bias = self.bias if self.bias is None or count == 1 else self.bias.repeat_interleave(count)
+        out = functional.depthwise_conv(x, self._phase_weight(phases), bias, geometry, fused or "none", "auto")
+        out = _interleave(out, g.stride, self.padding, out_size)
+        return out if fused is not None else self.activation(out)  # type: ignore[misc]
+
+    def _phases_pay(self, x: Tensor) -> bool:
+        """Whether the phases are the faster way, measured: in inference, unless channels are innermost."""
+        if torch.compiler.is_compiling() or x.dtype != torch.float32 or self.weight.dtype != x.dtype:
+            return False
+        if not functional.packs(self.weight) or is_channels_last(x) or torch.is_autocast_enabled("cpu"):
+            return False
+        return not (torch.is_grad_enabled() and (x.requires_grad or self.weight.requires_grad))
+
+    def _phase_weight(self, phases: list[list[list[int]]]) -> Tensor:
+        """The kernels of all phases, (C * M * phases, 1, *taps): taps that a phase does not have are zero."""
+        weight = self.weight
+        for axis, rows in enumerate(phases, start=2):
+            size = weight.shape[axis]
+            if any(size in row for row in rows):
+                zero = weight.new_zeros((*weight.shape[:axis], 1, *weight.shape[axis + 1 :]))
+                weight = torch.cat([weight, zero], axis)
+            index = torch.tensor([tap for row in rows for tap in row], device=weight.device)
+            weight = weight.index_select(axis, index)
+        for axis in reversed(range(self.ndim)):
+            weight = weight.unflatten(2 + axis, (len(phases[axis]), -1))
+        order = (0, 1, *range(2, 2 + 2 * self.ndim, 2), *range(3, 3 + 2 * self.ndim, 2))
+        return weight.permute(order).reshape(-1, 1, *(len(rows[0]) for rows in phases))
+
+    def extra_repr(self) -> str:
+        """Arguments as the constructor takes them, those at their default left out."""
+        g, short = self.geometry, _depthwise._short
+        parts = [str(self.in_channels), f"kernel_size={short(g.kernel_size)}"]
+        parts += [f"stride={short(g.stride)}"] if set(g.stride) != {1} else []
+        parts += [f"padding={short(self.padding)}"] if any(self.padding) else []
+        parts += [f"output_padding={short(self.output_padding)}"] if any(self.output_padding) else []
+        parts += [f"dilation={short(g.dilation)}"] if set(g.dilation) != {1} else []
+        parts += [f"depth_multiplier={self.depth_multiplier}"] if self.depth_multiplier != 1 else []
+        parts += ["bias=False"] if self.bias is None else []
+        return ", ".join(parts)
+
+
+def _sizes(argument: str, value: int | Sequence[int], ndim: int) -> tuple[int, ...]:
+    """``value`` per axis, at least 0."""
+    entries = tuple(value) if isinstance(value, Sequence) and not isinstance(value, str) else (value,) * ndim
+    if len(entries) == 1:
+        entries = entries * ndim
+    if len(entries) != ndim:
+        raise ArgumentError(f"{argument} must have 1 or {ndim} entries, got {len(entries)}: {value!r}")
+    return tuple(check_int(argument, entry, low=0) for entry in entries)
+
+
+def _phase_taps(taps: int, stride: int, dilation: int) -> list[list[int]]:
+    """For each of ``stride`` phases the taps of its kernel, in the order of a convolution; ``taps`` stands for none."""
+    last = dilation * (taps - 1) // stride
+    rows = [[taps] * (last + 1) for _ in range(stride)]
+    for tap in range(taps):
+        step, phase = divmod(dilation * tap, stride)
+        rows[phase][last - step] = tap
+    return rows
+
+
+def _interleave(out: Tensor, stride: tuple[int, ...], padding: tuple[int, ...], size: tuple[int, ...]) -> Tensor:
+    """Phases (N, C * phases, *rows) as one output (N, C, *size), from element ``padding`` on."""
+    ndim = len(stride)
+    if set(stride) != {1}:
+        rows = out.shape[2:]
+        out = out.unflatten(1, (-1, *stride))
+        order = [0, 1]
+        for axis in range(ndim):
+            order += [2 + ndim + axis, 2 + axis]
+        out = out.permute(order).reshape(*out.shape[:2], *(r * s for r, s in zip(rows, stride, strict=True)))
+    for axis, (low, n) in enumerate(zip(padding, size, strict=True), start=2):
+        out = out.narrow(axis, low, n)
+    return out
+
+
+class DepthwiseConvTranspose1d(_DepthwiseConvTranspose):
+    """Transposed depthwise convolution over one axis; arguments as :class:`DepthwiseConvTranspose2d`.
+
+    Example:
+        >>> import torch
+        >>> DepthwiseConvTranspose1d(8, 4, stride=2, padding=1)(torch.ones(2, 8, 10)).shape
+        torch.Size([2, 8, 20])
+    """
+
+    ndim = 1
+
+
+class DepthwiseConvTranspose2d(_DepthwiseConvTranspose):
+    """The transpose of a depthwise convolution: every channel is upsampled with kernels of its own.
+
+    Its result is that of ``torch.nn.ConvTranspose2d(C, C * M, ..., groups=C)``, whose weights it takes. In inference on
+    a CPU it runs as a depthwise convolution of the input with stride * stride kernels per channel.
+
+    Args:
+        in_channels: C of the input (N, C, H, W).
+        kernel_size: taps, one integer or (KH, KW).
+        stride: outputs per input along an axis.
+        padding: outputs cut off at either end of an axis.
+        output_padding: outputs added at the high end of an axis; smaller than stride or dilation.
+        dilation: distance of neighbouring taps, in elements of the output.
+        depth_multiplier: outputs per input channel, M; the output has C * M channels.
+        bias: whether to add a bias per output channel.
+        activation: name, module, module class or function, applied to the result.
+        device: of the parameters.
+        dtype: of the parameters.
+
+    Raises:
+        ArgumentError: (a ``ValueError`` and a ``RuntimeError``) an argument out of its range or an unknown name.
+        TypeError: an argument of the wrong Python type.
+
+    Attributes:
+        weight: (C, M, KH, KW), drawn uniformly within 1 / sqrt(M * KH * KW).
+        bias: (C * M,) or ``None``, drawn from the same.
+
+    Cost: C * M * KH * KW macs per input pixel, zeros of kernels that stride does not divide not counted, and a copy of
+    the output.
+
+    Source: Dumoulin and Visin, "A guide to convolution arithmetic for deep learning", arXiv:1603.07285, section 4; Shi
+    et al., arXiv:1609.07009, for the phases.
+
+    Example:
+        >>> import torch
+        >>> layer = DepthwiseConvTranspose2d(32, 3, stride=2, padding=1, output_padding=1)
+        >>> layer(torch.ones(1, 32, 8, 8)).shape
+        torch.Size([1, 32, 16, 16])
+    """
+
+    ndim = 2
+
+
+class DepthwiseConvTranspose3d(_DepthwiseConvTranspose):
+    """Transposed depthwise convolution over three axes; arguments as :class:`DepthwiseConvTranspose2d`.
+
+    Example:
+        >>> import torch
+        >>> DepthwiseConvTranspose3d(4, 2, stride=(1, 2, 2))(torch.ones(1, 4, 2, 8, 8)).shape
+        torch.Size([1, 4, 3, 16, 16])
+    """
+
+    ndim = 3
+
+
+_DEPTHWISE_TRANSPOSE: dict[int, type[_DepthwiseConvTranspose]] = {
+    1: DepthwiseConvTranspose1d,
+    2: DepthwiseConvTranspose2d,
+    3: DepthwiseConvTranspose3d,
+}
+
+
+class _DepthwiseSeparableConvTranspose(nn.Module):
+    """Transposed separable convolution over ``ndim`` axes; the thin classes below fix ``ndim``."""
+
+    ndim: int
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: IntOrInts = 3,
+        stride: IntOrInts = 1,
+        padding: int | Sequence[int] = 0,
+        output_padding: int | Sequence[int] = 0,
+        dilation: IntOrInts = 1,
+        *,
+        depth_multiplier: int = 1,
+        bias: bool = True,
+        order: str = "depthwise_first",
+        norm: _parts.Norm = None,
+        activation: _parts.Activation = None,
+        inner_norm: _parts.Norm = None,
+        inner_activation: _parts.Activation = None,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.in_channels = check_int("in_channels", in_channels, low=1)
+        self.out_channels = check_int("out_channels", out_channels, low=1)
+        self.depth_multiplier = check_int("depth_multiplier", depth_multiplier, low=1)
+        if order not in ORDERS:
+            raise unknown_name("order", order, ORDERS)
+        self.order = order
+        factory: dict[str, Any] = {"device": device, "dtype": dtype}
+        depthwise_first = order == "depthwise_first"
+        if not depthwise_first and out_channels % depth_multiplier:
+            raise ArgumentError(
+                f"order='pointwise_first' needs out_channels to be a multiple of depth_multiplier, got {out_channels} "
+                f"and {depth_multiplier}"
+            )
+        depthwise_in = in_channels if depthwise_first else out_channels // depth_multiplier
+        depthwise = _DEPTHWISE_TRANSPOSE[self.ndim](
+            depthwise_in, kernel_size, stride, padding, output_padding, dilation,
+            depth_multiplier=depth_multiplier, bias=bias, **factory,
+        )  # fmt: skip
+        sizes = (depthwise.out_channels, out_channels) if depthwise_first else (in_channels, depthwise_in)
+        pointwise = _POINTWISE[self.ndim](*sizes, 1, bias=bias, **factory)
+        _parts.init_factor_(pointwise.weight, pointwise.bias, pointwise.in_channels)
+        inner_channels = depthwise.out_channels if depthwise_first else depthwise_in
+        self.add_module("depthwise" if depthwise_first else "pointwise", depthwise if depthwise_first else pointwise)
+        self.inner_norm = _parts.make_norm("inner_norm", inner_norm, self.ndim, inner_channels, factory)
+        self.inner_activation = _parts.make_activation("inner_activation", inner_activation)
+        self.add_module("pointwise" if depthwise_first else "depthwise", pointwise if depthwise_first else depthwise)
+        self.norm = _parts.make_norm("norm", norm, self.ndim, self.out_channels, factory)
+        self.activation = _parts.make_activation("activation", activation)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, in_channels, *spatial), or unbatched, to (N, out_channels, *out spatial)."""
+        if x.dim() == self.ndim + 1:
+            return self.forward(x.unsqueeze(0)).squeeze(0)  # batch norms take no unbatched input
+        for module in self._modules.values():
+            x = x if module is None else module(x)
+        return x
+
+    def extra_repr(self) -> str:
+        """Channels, and arguments at other than their default that no submodule shows."""
+        order = [f"order={self.order!r}"] if self.order != "depthwise_first" else []
+        return ", ".join([str(self.in_channels), str(self.out_channels), *order])
+
+
+class DepthwiseSeparableConvTranspose1d(_DepthwiseSeparableConvTranspose):
+    """Transposed separable convolution over one axis; arguments as :class:`DepthwiseSeparableConvTranspose2d`.
+
+    Example:
+        >>> import torch
+        >>> DepthwiseSeparableConvTranspose1d(8, 4, 4, stride=2, padding=1)(torch.ones(2, 8, 10)).shape
+        torch.Size([2, 4, 20])
+    """
+
+    ndim = 1
+
+
+class DepthwiseSeparableConvTranspose2d(_DepthwiseSeparableConvTranspose):
+    """A transposed depthwise convolution and a pointwise one, for decoders.
+
+    With ``order="depthwise_first"`` the layer computes ``depthwise``, ``inner_norm``, ``inner_activation``,
+    ``pointwise``, ``norm``, ``activation``; ``order="pointwise_first"`` swaps the two convolutions, so that the
+    pointwise one runs at the lower resolution.
+
+    Args:
+        in_channels: C of the input (N, C, H, W).
+        out_channels: K of the output (N, K, OH, OW).
+        kernel_size: taps of the depthwise factor, one integer or (KH, KW).
+        stride: outputs per input along an axis.
+        padding: outputs cut off at either end of an axis.
+        output_padding: outputs added at the high end of an axis; smaller than stride or dilation.
+        dilation: distance of neighbouring taps, in elements of the output.
+        depth_multiplier: outputs of the depthwise factor per input channel.
+        bias: whether each factor has a bias.
+        order: ``"depthwise_first"`` or ``"pointwise_first"``.
+        norm: after the second factor: ``"batch"``, a module, or a callable from channels to a module.
+        activation: after ``norm``: a name, a module, a module class, or a function of a tensor.
+        inner_norm: between the factors, as ``norm``.
+        inner_activation: between the factors after ``inner_norm``, as ``activation``.
+        device: of the parameters.
+        dtype: of the parameters.
+
+    Raises:
+        ArgumentError: (a ``ValueError`` and a ``RuntimeError``) an argument out of its range or an unknown name.
+        TypeError: an argument of the wrong Python type.
+
+    Cost: C * M * KH * KW macs per input pixel and C * M * K per output pixel, or C * K per input pixel where the
+    pointwise factor is first.
+
+    Example:
+        >>> import torch
+        >>> layer = DepthwiseSeparableConvTranspose2d(32, 16, 4, stride=2, padding=1, norm="batch", activation="relu")
+        >>> layer(torch.ones(1, 32, 8, 8)).shape
+        torch.Size([1, 16, 16, 16])
+    """
+
+    ndim = 2
+
+
+class DepthwiseSeparableConvTranspose3d(_DepthwiseSeparableConvTranspose):
+    """Transposed separable convolution over three axes; arguments as :class:`DepthwiseSeparableConvTranspose2d`.
+
+    Example:
+        >>> import torch
+        >>> DepthwiseSeparableConvTranspose3d(4, 8, 2, stride=2)(torch.ones(1, 4, 2, 4, 4)).shape
+        torch.Size([1, 8, 4, 8, 8])
+    """
+
+    ndim = 3

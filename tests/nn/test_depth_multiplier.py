@@ -1,0 +1,50 @@
+"""Several outputs per input channel, at inference, where the layer hands its operator each channel as many times."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import dwsep
+
+
+@pytest.mark.parametrize("axes", [1, 2, 3])
+@pytest.mark.parametrize("multiplier", [2, 3, 5])
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_inference_has_the_operators_bits(axes, multiplier, channels_last):
+    layer = getattr(dwsep.nn, f"DepthwiseSeparableConv{axes}d")(
+        6, 7, 3, 2, dilation=2, depth_multiplier=multiplier, inner_activation="relu", activation="silu"
+    ).eval()
+    x = torch.randn(2, 6, *(9, 8, 7)[:axes])
+    if channels_last:
+        x = x.movedim(1, -1).contiguous().movedim(-1, 1)
+    with torch.no_grad():
+        out = layer(x)
+    whole = getattr(dwsep.functional, f"depthwise_separable_conv{axes}d")(
+        x, layer.depthwise.weight, layer.pointwise.weight, layer.depthwise.bias, layer.pointwise.bias,
+        stride=2, dilation=2, inner_activation="relu", activation="silu",
+    )  # fmt: skip
+    assert torch.equal(out, whole)
+    assert out.stride() == whole.stride()
+
+
+@pytest.mark.parametrize("residual, out_channels", [("input", 6), ("depthwise", 12)])
+def test_residuals_with_a_multiplier(residual, out_channels):
+    layer = dwsep.nn.DepthwiseSeparableConv2d(6, out_channels, depth_multiplier=2, residual=residual).eval()
+    x = torch.randn(2, 6, 9, 8)
+    with torch.no_grad():
+        torch.testing.assert_close(layer(x), layer._composed(x), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("grad", [False, True])
+@pytest.mark.parametrize("layer", [
+    dwsep.nn.DepthwiseSeparableConv2d(6, 7, depth_multiplier=2).eval(),
+    dwsep.nn.DepthwiseSeparableConv2d(6, 7, order="pointwise_first").eval(),
+    dwsep.nn.DepthwiseConv2d(6, 3),
+])  # fmt: skip
+def test_a_divisor_of_the_channels_is_no_other_multiplier(layer, grad):
+    with torch.set_grad_enabled(grad):
+        layer(torch.ones(1, 6, 5, 5))
+        for shape in ((1, 3, 5, 5), (1, 12, 5, 5), (3, 5, 5)):
+            with pytest.raises((dwsep.ArgumentError, RuntimeError), match="channels"):
+                layer(torch.ones(shape))

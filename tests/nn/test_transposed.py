@@ -1,0 +1,107 @@
+"""Transposed layers against torch's transposed grouped convolutions."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+import torch
+from torch import nn
+
+import dwsep
+
+RANKS = {
+    1: (dwsep.nn.DepthwiseConvTranspose1d, nn.ConvTranspose1d),
+    2: (dwsep.nn.DepthwiseConvTranspose2d, nn.ConvTranspose2d),
+    3: (dwsep.nn.DepthwiseConvTranspose3d, nn.ConvTranspose3d),
+}
+
+
+def drawn(seed):
+    """Options of a transposed convolution which torch takes, and a fitting size."""
+    rng = random.Random(seed)
+    axes = rng.choice((1, 2, 2, 3))
+    pick = lambda low, high: tuple(rng.randint(low, high) for _ in range(axes))  # noqa: E731
+    kernel, stride, dilation = pick(1, 5), pick(1, 4), pick(1, 3)
+    padding = tuple(rng.randint(0, d * (k - 1)) for k, d in zip(kernel, dilation))
+    extra = tuple(rng.randint(0, max(s, d) - 1) for s, d in zip(stride, dilation))
+    size = pick(2, 6)
+    out = [(n - 1) * s - 2 * p + d * (k - 1) + 1 + e
+           for n, s, p, d, k, e in zip(size, stride, padding, dilation, kernel, extra)]  # fmt: skip
+    if min(out) < 1:
+        padding = (0,) * axes
+    options = {"stride": stride, "padding": padding, "output_padding": extra, "dilation": dilation}
+    return axes, kernel, options, size, rng.randint(1, 3), rng.random() < 0.5
+
+
+@pytest.mark.parametrize("seed", range(80))
+def test_depthwise_matches_torch_with_every_gradient(seed):
+    axes, kernel, options, size, multiplier, bias = drawn(seed)
+    ours, theirs = RANKS[axes]
+    layer = ours(6, kernel, depth_multiplier=multiplier, bias=bias, **options)
+    conv = theirs(6, 6 * multiplier, kernel, groups=6, bias=bias, **options)
+    conv.load_state_dict(layer.state_dict())
+    x = torch.randn(2, 6, *size, requires_grad=True)
+    out, expected = layer(x), conv(x)
+    torch.testing.assert_close(out, expected, rtol=1e-5, atol=1e-5)
+    grad = torch.randn_like(out)
+    for a, e in zip(
+        torch.autograd.grad(out, [x, *layer.parameters()], grad),
+        torch.autograd.grad(expected, [x, *conv.parameters()], grad),
+        strict=True,
+    ):
+        torch.testing.assert_close(a, e, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(layer(x[0]), expected[0], rtol=1e-5, atol=1e-5)
+    with torch.no_grad():  # another way: by phases
+        torch.testing.assert_close(layer(x), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("axes", RANKS)
+@pytest.mark.parametrize("order", ["depthwise_first", "pointwise_first"])
+def test_separable_matches_its_parts(axes, order):
+    layer = getattr(dwsep.nn, f"DepthwiseSeparableConvTranspose{axes}d")(
+        6, 8, 4, 2, 1, depth_multiplier=2, order=order, norm="batch", inner_norm="batch", activation="relu",
+        inner_activation="silu",
+    )  # fmt: skip
+    width = 6 if order == "depthwise_first" else 4
+    conv = RANKS[axes][1](width, width * 2, 4, 2, 1, groups=width)
+    conv.load_state_dict(layer.depthwise.state_dict())
+    x = torch.randn(2, 6, *(5, 4, 3)[:axes])
+    first, second = (conv, layer.pointwise) if order == "depthwise_first" else (layer.pointwise, conv)
+    expected = layer.norm(second(layer.inner_activation(layer.inner_norm(first(x))))).relu()
+    torch.testing.assert_close(layer(x), expected, rtol=1e-5, atol=1e-5)
+    assert layer(x).shape == (2, 8, *(2 * n for n in x.shape[2:]))
+    assert layer(x[0]).shape == layer(x).shape[1:]
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_other_dtypes_and_layouts(memory_format, dtype):
+    layer = dwsep.nn.DepthwiseConvTranspose2d(8, 3, 2, 1, 1, activation="gelu", dtype=dtype)
+    x = torch.randn(2, 8, 5, 6, dtype=dtype).to(memory_format=memory_format)
+    expected = nn.functional.gelu(
+        nn.functional.conv_transpose2d(x.double(), layer.weight.double(), layer.bias.double(), 2, 1, 1, 8)
+    )
+    with torch.no_grad():
+        torch.testing.assert_close(layer(x), layer(x.clone().requires_grad_()), rtol=2e-2, atol=2e-2)
+    tolerance = {torch.float64: 1e-10, torch.float32: 1e-5, torch.bfloat16: 2e-2}[dtype]
+    torch.testing.assert_close(layer(x).double(), expected, rtol=tolerance, atol=tolerance)
+
+
+def test_refuses():
+    with pytest.raises(dwsep.ArgumentError, match="output_padding must be smaller than stride or dilation"):
+        dwsep.nn.DepthwiseConvTranspose2d(4, 3, 2, output_padding=2)
+    with pytest.raises(dwsep.ArgumentError, match="padding must be between 0"):
+        dwsep.nn.DepthwiseConvTranspose2d(4, 3, padding=-1)
+    with pytest.raises(dwsep.ArgumentError, match="x must be \\(N, 4, 2 spatial\\)"):
+        dwsep.nn.DepthwiseConvTranspose2d(4, 3)(torch.ones(1, 3, 5, 5))
+    with pytest.raises(dwsep.ArgumentError, match="output size must be at least 1"):
+        dwsep.nn.DepthwiseConvTranspose2d(4, 3, padding=3)(torch.ones(1, 4, 2, 2))
+    with pytest.raises(dwsep.ArgumentError, match="multiple of depth_multiplier, got 7 and 2"):
+        dwsep.nn.DepthwiseSeparableConvTranspose2d(4, 7, depth_multiplier=2, order="pointwise_first")
+
+
+def test_repr_names_what_is_not_default():
+    layer = dwsep.nn.DepthwiseSeparableConvTranspose2d(8, 4, 4, 2, 1, bias=False)
+    assert repr(layer.depthwise) == "DepthwiseConvTranspose2d(8, kernel_size=4, stride=2, padding=1, bias=False)"
+    assert repr(layer).startswith("DepthwiseSeparableConvTranspose2d(\n  8, 4\n")

@@ -1,0 +1,23 @@
+"""The examples in the docstrings of layers, blocks and weights run."""
+
+from __future__ import annotations
+
+import doctest
+import importlib
+import pkgutil
+
+import pytest
+
+import dwsep
+
+MODULES = [
+    f"{package.__name__}.{module.name}"
+    for package in (dwsep.nn, dwsep.weights)
+    for module in pkgutil.iter_modules(package.__path__)
+]
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_examples_run(name):
+    result = doctest.testmod(importlib.import_module(name))
+    assert not result.failed
