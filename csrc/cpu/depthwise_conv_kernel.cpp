@@ -113,7 +113,7 @@ void depthwise_conv_forward(ConvProblem problem, const PackedWeights& weights, A
   problem.segments = segments.data();
   problem.segment_count = static_cast<int64_t>(segments.size());
   const int64_t bytes_of_pixel = problem.inner_channels * static_cast<int64_t>(sizeof(float));
-  const Tiling tiling(problem, l1_cache_bytes() / bytes_of_pixel, 1, 1);
+  const Tiling tiling(problem, l1_cache_bytes() / bytes_of_pixel, 1, 1, thread_count());
   parallel_for(tiling.count(), 1, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) table.depthwise_tile(problem, weights, activation, x, out, tiling[i]);
   });

@@ -27,7 +27,6 @@ class Bands {
       : conv_(conv),
         p_(problem),
         table_(kernels()),
-        axis_(conv_axis(problem, 1)),
         row_floats_(problem.input[2] * problem.channels),
         inner_(ceil_div(conv.channels, table_.lanes) * table_.lanes),
         blocks_(ceil_div(problem.channels, table_.tile_columns)),
@@ -39,8 +38,7 @@ class Bands {
     const int64_t budget = l1_cache_bytes() / 2 / (padded * kFloatBytes);
     pixels_ = conv.separable ? std::max(budget, 2 * table_.tile_pixels)
                              : std::max<int64_t>(1, l1_cache_bytes() / (padded * kFloatBytes));
-    const int64_t most = Tiling(p_, pixels_, 1, 1).pixels();
-    const int64_t panel = conv.separable ? table_.separable_floats(p_, most) : 0;
+    const int64_t panel = conv.separable ? table_.separable_floats(p_, pixels_) : 0;
     panel_ = scratch(Scratch::kPanel, static_cast<std::size_t>(std::max(tile_ * inner_, panel)));
     wide_ = scratch(Scratch::kPlanes, static_cast<std::size_t>(rows_ * row_floats_));
   }
@@ -113,7 +111,6 @@ class Bands {
   const ExpandedConv& conv_;
   const ConvProblem& p_;
   const KernelTable& table_;
-  ConvAxis axis_;
   int64_t row_floats_, inner_, blocks_, tile_, band_, rows_, pixels_;
   float *panel_, *wide_;
 };

@@ -61,12 +61,13 @@ void separable_conv_forward(ConvProblem problem, const PackedWeights& weights, c
   const int64_t blocks = ceil_div(problem.out_channels, table.tile_columns);
   const int64_t pixels = table.operands.prepared(problem.element_type) ? prepared_pixels(problem, table, padded)
                                                                        : panel_pixels(problem, table, padded, blocks);
-  const int64_t whole = Tiling(problem, pixels, blocks, 1).count();
+  const int64_t shares = table.operands.prepared(problem.element_type) ? 1 : thread_count();
+  const int64_t whole = Tiling(problem, pixels, blocks, 1, shares).count();
   if (whole == 0) return;
-  // Few tiles for the threads (a small image): split the output channels too, each part computing its own panel, which
+  // Fewer tiles than threads (a small image): split the output channels too, each part computing its own panel, which
   // is cheap against the pointwise work.
-  const int64_t splits = whole >= 2 * thread_count() ? 1 : ceil_div(2 * thread_count(), whole);
-  const Tiling tiling(problem, pixels, blocks, thread_count() > 1 ? splits : 1);
+  const int64_t splits = whole >= thread_count() ? 1 : ceil_div(thread_count(), whole);
+  const Tiling tiling(problem, pixels, blocks, splits, shares);
 
   parallel_for(tiling.count(), 1, [&](int64_t begin, int64_t end) {
     float* panel = scratch(Scratch::kPanel, static_cast<std::size_t>(table.separable_floats(problem, tiling.pixels())));

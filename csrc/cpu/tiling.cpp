@@ -9,7 +9,7 @@ int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 }  // namespace
 
-Tiling::Tiling(const ConvProblem& problem, int64_t pixels, int64_t blocks, int64_t splits)
+Tiling::Tiling(const ConvProblem& problem, int64_t pixels, int64_t blocks, int64_t splits, int64_t shares)
     : rows_(problem.batch * problem.output[0] * problem.output[1]),
       columns_(problem.output[2]),
       blocks_(blocks),
@@ -19,8 +19,8 @@ Tiling::Tiling(const ConvProblem& problem, int64_t pixels, int64_t blocks, int64
     parts_ = 1;
     columns_each_ = columns_;
     bands_ = ceil_div(rows_, std::max<int64_t>(1, pixels / columns_));
+    if (bands_ > 1) bands_ = std::min(ceil_div(bands_, shares) * shares, rows_);
     rows_each_ = bands_ == 0 ? 0 : ceil_div(rows_, bands_);
-    bands_ = rows_each_ == 0 ? 0 : ceil_div(rows_, rows_each_);
   } else {
     parts_ = ceil_div(columns_, pixels);
     columns_each_ = ceil_div(columns_, parts_);
@@ -36,7 +36,7 @@ Tile Tiling::operator[](int64_t index) const {
   const int64_t part = index / splits_ % parts_;
   const int64_t band = index / splits_ / parts_;
   return {
-      band * rows_each_,         std::min(rows_, (band + 1) * rows_each_),
+      rows_ * band / bands_,     rows_ * (band + 1) / bands_,
       part * columns_each_,      std::min(columns_, (part + 1) * columns_each_),
       split * blocks_ / splits_, (split + 1) * blocks_ / splits_,
   };

@@ -11,8 +11,9 @@ namespace dwsep {
 class Tiling {
  public:
   // Tiles of about `pixels` output pixels: whole rows where a row is no longer than that, else equal parts of one row;
-  // with `splits` parts of the `blocks` K blocks each.
-  Tiling(const ConvProblem& problem, int64_t pixels, int64_t blocks, int64_t splits);
+  // with `splits` parts of the `blocks` K blocks each. Bands of rows are a multiple of `shares` where there are as many
+  // rows, so that threads get equal shares.
+  Tiling(const ConvProblem& problem, int64_t pixels, int64_t blocks, int64_t splits, int64_t shares = 1);
 
   int64_t count() const { return bands_ * parts_ * splits_; }
   int64_t pixels() const { return rows_each_ * columns_each_; }  // of the largest tile

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
+from torch.utils.hooks import RemovableHandle
 
 from dwsep import _functorch, functional
 from dwsep.accelerate import _inference, _modules, _tracing, _training
@@ -39,6 +40,7 @@ class _State:
         followed = [module for module in program.inside if module is not root]
         self.modules = [*followed, *program.parts, *program.skipped]
         self.hooks = [hooks for module in self.modules for hooks in _modules.hooks_of(module)]
+        self.handles = -1
         self.dicts = [module.__dict__ for module in (root, *self.modules)]
         self.lengths: list[int] | None = None
 
@@ -60,7 +62,14 @@ class _State:
 
     def is_current(self) -> bool:
         """Whether everything is as it was, asked in a few passes of C."""
-        if any(self.hooks) or (self.lengths is None and not self._settle()):
+        # Whoever registers a hook takes a number, so that as long as none was taken the thousand dictionaries of a
+        # network need not be asked.
+        handles = RemovableHandle.next_id
+        if handles != self.handles:
+            if any(self.hooks):
+                return False
+            self.handles = handles
+        if self.lengths is None and not self._settle():
             return False
         try:
             same = all(map(operator.is_, map(operator.getitem, self.places, self.keys), self.values))
