@@ -124,7 +124,7 @@ def is_plain_pointwise(module: nn.Module) -> bool:
     return functional.packs(module.weight)  # type: ignore[arg-type]
 
 
-def pointwise(conv: nn.Conv1d, x: Tensor) -> Tensor:
+def pointwise(conv: Any, x: Tensor) -> Tensor:
     """A pointwise convolution as a separable one whose depthwise factor is 1: its bits do not depend on the length."""
     if x.dtype != conv.weight.dtype or x.shape[1] != conv.in_channels:
         return conv(x)  # autocast, or an error of torch's
