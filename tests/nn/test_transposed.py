@@ -56,24 +56,6 @@ def test_depthwise_matches_torch_with_every_gradient(seed):
         torch.testing.assert_close(layer(x), expected, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("axes", RANKS)
-@pytest.mark.parametrize("order", ["depthwise_first", "pointwise_first"])
-def test_separable_matches_its_parts(axes, order):
-    layer = getattr(dwsep.nn, f"DepthwiseSeparableConvTranspose{axes}d")(
-        6, 8, 4, 2, 1, depth_multiplier=2, order=order, norm="batch", inner_norm="batch", activation="relu",
-        inner_activation="silu",
-    )  # fmt: skip
-    width = 6 if order == "depthwise_first" else 4
-    conv = RANKS[axes][1](width, width * 2, 4, 2, 1, groups=width)
-    conv.load_state_dict(layer.depthwise.state_dict())
-    x = torch.randn(2, 6, *(5, 4, 3)[:axes])
-    first, second = (conv, layer.pointwise) if order == "depthwise_first" else (layer.pointwise, conv)
-    expected = layer.norm(second(layer.inner_activation(layer.inner_norm(first(x))))).relu()
-    torch.testing.assert_close(layer(x), expected, rtol=1e-5, atol=1e-5)
-    assert layer(x).shape == (2, 8, *(2 * n for n in x.shape[2:]))
-    assert layer(x[0]).shape == layer(x).shape[1:]
-
-
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 def test_other_dtypes_and_layouts(memory_format, dtype):
@@ -97,11 +79,8 @@ def test_refuses():
         dwsep.nn.DepthwiseConvTranspose2d(4, 3)(torch.ones(1, 3, 5, 5))
     with pytest.raises(dwsep.ArgumentError, match="output size must be at least 1"):
         dwsep.nn.DepthwiseConvTranspose2d(4, 3, padding=3)(torch.ones(1, 4, 2, 2))
-    with pytest.raises(dwsep.ArgumentError, match="multiple of depth_multiplier, got 7 and 2"):
-        dwsep.nn.DepthwiseSeparableConvTranspose2d(4, 7, depth_multiplier=2, order="pointwise_first")
 
 
 def test_repr_names_what_is_not_default():
-    layer = dwsep.nn.DepthwiseSeparableConvTranspose2d(8, 4, 4, 2, 1, bias=False)
-    assert repr(layer.depthwise) == "DepthwiseConvTranspose2d(8, kernel_size=4, stride=2, padding=1, bias=False)"
-    assert repr(layer).startswith("DepthwiseSeparableConvTranspose2d(\n  8, 4\n")
+    layer = dwsep.nn.DepthwiseConvTranspose2d(8, 4, 2, 1, bias=False)
+    assert repr(layer) == "DepthwiseConvTranspose2d(8, kernel_size=4, stride=2, padding=1, bias=False)"

@@ -17,17 +17,15 @@ from dwsep.nn._lazy import (
 from dwsep.nn._lightweight import LightweightConv1d
 from dwsep.nn._mixconv import MixConv2d
 from dwsep.nn._separable import DepthwiseSeparableConv1d, DepthwiseSeparableConv2d, DepthwiseSeparableConv3d
-from dwsep.nn._squeeze_excite import DropPath, SqueezeExcite
-from dwsep.nn._subseparable import SubseparableConv1d, SubseparableConv2d
-from dwsep.nn._temporal import TemporalBlock
-from dwsep.nn._transposed import (
-    DepthwiseConvTranspose1d,
-    DepthwiseConvTranspose2d,
-    DepthwiseConvTranspose3d,
+from dwsep.nn._separable_transposed import (
     DepthwiseSeparableConvTranspose1d,
     DepthwiseSeparableConvTranspose2d,
     DepthwiseSeparableConvTranspose3d,
 )
+from dwsep.nn._squeeze_excite import DropPath, SqueezeExcite
+from dwsep.nn._subseparable import SubseparableConv1d, SubseparableConv2d
+from dwsep.nn._temporal import TemporalBlock
+from dwsep.nn._transposed import DepthwiseConvTranspose1d, DepthwiseConvTranspose2d, DepthwiseConvTranspose3d
 from dwsep.nn._xception import XceptionBlock
 
 __all__ = [

@@ -17,7 +17,7 @@ PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
 IntOrInts = functional.IntOrInts
 
 
-class _DepthwiseConv(nn.Module):
+class _DepthwiseConv(_parts.WithGeometry):
     """Depthwise convolution over ``ndim`` axes; the thin classes below fix ``ndim``."""
 
     ndim: int
@@ -54,21 +54,6 @@ class _DepthwiseConv(nn.Module):
             self.register_parameter("bias", None)
         self.activation = _parts.make_activation("activation", activation)
         self.reset_parameters()
-
-    @property
-    def kernel_size(self) -> tuple[int, ...]:
-        """Taps per axis."""
-        return self.geometry.kernel_size
-
-    @property
-    def stride(self) -> tuple[int, ...]:
-        """Step of the window per axis, in elements."""
-        return self.geometry.stride
-
-    @property
-    def dilation(self) -> tuple[int, ...]:
-        """Distance of neighbouring taps per axis, in elements."""
-        return self.geometry.dilation
 
     @property
     def groups(self) -> int:

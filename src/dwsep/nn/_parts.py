@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from dwsep.errors import unknown_name
+from dwsep.geometry import ConvGeometry
 from dwsep.kernels.activations import NAMES
 
 Norm = str | Callable[[int], nn.Module] | None
@@ -40,6 +41,27 @@ class FunctionActivation(nn.Module):
     def extra_repr(self) -> str:
         """The function's name."""
         return getattr(self.function, "__name__", repr(self.function))
+
+
+class WithGeometry(nn.Module):
+    """A layer's geometry under the names that torch's convolutions have."""
+
+    geometry: ConvGeometry
+
+    @property
+    def kernel_size(self) -> tuple[int, ...]:
+        """Taps per axis."""
+        return self.geometry.kernel_size
+
+    @property
+    def stride(self) -> tuple[int, ...]:
+        """Step of the window per axis, in elements."""
+        return self.geometry.stride
+
+    @property
+    def dilation(self) -> tuple[int, ...]:
+        """Distance of neighbouring taps per axis, in elements."""
+        return self.geometry.dilation
 
 
 def make_norm(argument: str, norm: Any, ndim: int, channels: int, factory: dict[str, Any]) -> nn.Module | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -189,7 +190,7 @@ class _DepthwiseSeparableConv(nn.Module):
         With ``check_sizes=False`` torch.fx can read it, whose values have no size; ``depthwise`` runs in place of the
         submodule of that name.
         """
-        first, second = depthwise or self.depthwise, self.pointwise
+        first, second = depthwise or self.depthwise, self._mix()
         if self.order == "pointwise_first":
             first, second = second, first
         inner = out = first(x)
@@ -207,6 +208,10 @@ class _DepthwiseSeparableConv(nn.Module):
                 self._check_same_size("x", x, out)
             out = out + x
         return out
+
+    def _mix(self) -> Callable[[Tensor], Tensor]:
+        """What runs as the pointwise factor where the submodules run one by one."""
+        return self.pointwise
 
     def _check_same_size(self, what: str, added: Tensor, out: Tensor) -> None:
         if added.shape != out.shape:
@@ -254,9 +259,10 @@ class DepthwiseSeparableConv1d(_DepthwiseSeparableConv):
     def step(self, x: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Run the next chunk of a stream; see :meth:`DepthwiseConv1d.step`.
 
-        The chunks' outputs are bit for bit those of the whole where the layer runs as one native operator: order
-        ``"depthwise_first"``, float32 on a CPU, activations with a name, norms folded (evaluation, without
-        gradients); else equal to rounding.
+        The chunks' outputs are bit for bit those of the whole, for any kernel, dilation and chunking, where the layer
+        runs as one native operator: float32 on a CPU, order ``"depthwise_first"``, activations with a name, and norms,
+        if any, in evaluation without gradients. Where its parts run one by one, equal as far as torch's norms and
+        activations are (its SiLU is another at the end of a tensor); in other dtypes, equal to rounding.
 
         Args:
             x: (N, C, T), any T of at least 1, or (N, C) for one time step.
@@ -278,6 +284,13 @@ class DepthwiseSeparableConv1d(_DepthwiseSeparableConv):
             True
         """
         return _sequences.separable_step(self, x, state)
+
+    def _mix(self) -> Callable[[Tensor], Tensor]:
+        """The native pointwise product for causal layers, whose bits a stream keeps: torch's depend on the length."""
+        streams = self.padding == "causal" and set(self.stride) == {1} and not self._normalises_by_batch()
+        if streams and not torch.compiler.is_compiling() and _sequences.is_plain_pointwise(self.pointwise):
+            return functools.partial(_sequences.pointwise, self.pointwise)
+        return self.pointwise
 
     def forward_ragged(self, x: Tensor, *, lengths: Any = None, cu_seqlens: Any = None) -> Tensor:
         """Run sequences of different lengths, none of which sees another; see :meth:`DepthwiseConv1d.forward_ragged`.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dwsep import functional
 from dwsep.errors import ArgumentError
@@ -15,6 +15,8 @@ from dwsep.nn import _folding, _parts
 if TYPE_CHECKING:
     from dwsep.nn._depthwise import DepthwiseConv1d, _DepthwiseConv
     from dwsep.nn._separable import DepthwiseSeparableConv1d
+
+_ONE_TAP = ConvGeometry.make(1, 1)
 
 
 def _check_causal(depthwise: _DepthwiseConv) -> None:
@@ -113,6 +115,23 @@ def _fused_chunk(layer: DepthwiseSeparableConv1d, chunk: Tensor, joined: Tensor)
         return None
     geometry = _unpadded(layer.depthwise.geometry)
     return functional.depthwise_separable_conv(joined, *fused.weights, geometry, *fused.options, "auto")
+
+
+def is_plain_pointwise(module: nn.Module) -> bool:
+    """Whether a pointwise factor is torch's own convolution, seen by no hook, which the native kernels can run."""
+    if type(module).forward is not nn.Conv1d.forward or any(_folding.hooks_of(module)):
+        return False
+    return functional.packs(module.weight)  # type: ignore[arg-type]
+
+
+def pointwise(conv: Any, x: Tensor) -> Tensor:
+    """A pointwise convolution as a separable one whose depthwise factor is 1: its bits do not depend on the length."""
+    if x.dtype != conv.weight.dtype or x.shape[1] != conv.in_channels:
+        return conv(x)  # autocast, or an error of torch's
+    ones = x.new_ones((conv.in_channels, 1, 1))
+    return functional.depthwise_separable_conv(
+        x, ones, conv.weight, None, conv.bias, _ONE_TAP, "none", "none", "none", "auto"
+    )
 
 
 def _check_norms(layer: Any, what: str) -> None:

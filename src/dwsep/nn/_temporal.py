@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from dwsep.errors import unknown_name
 from dwsep.geometry import ConvGeometry, check_int
-from dwsep.nn import _parts
+from dwsep.nn import _parts, _sequences
 from dwsep.nn._separable import DepthwiseSeparableConv1d
 
 PADDINGS = ("same", "causal")
@@ -19,7 +19,7 @@ PADDINGS = ("same", "causal")
 class _TemporalLayer(nn.Module):
     """One dilated separable convolution, its dropout, and the shortcut around both."""
 
-    def __init__(self, conv: DepthwiseSeparableConv1d, shortcut: nn.Module | None, dropout: float) -> None:
+    def __init__(self, conv: DepthwiseSeparableConv1d, shortcut: nn.Conv1d | None, dropout: float) -> None:
         super().__init__()
         self.conv = conv
         self.dropout = nn.Dropout(dropout) if dropout else None
@@ -31,7 +31,12 @@ class _TemporalLayer(nn.Module):
     def around(self, x: Tensor, out: Tensor) -> Tensor:
         """What is behind the convolution's output."""
         out = out if self.dropout is None else self.dropout(out)
-        return out + (x if self.shortcut is None else self.shortcut(x))
+        if self.shortcut is None:
+            return out + x
+        streams = self.conv.padding == "causal" and not torch.compiler.is_compiling()
+        if streams and _sequences.is_plain_pointwise(self.shortcut):
+            return out + _sequences.pointwise(self.shortcut, x)
+        return out + self.shortcut(x)
 
 
 class TemporalBlock(nn.Module):
@@ -126,7 +131,7 @@ class TemporalBlock(nn.Module):
         return x
 
     def step(self, x: Tensor, state: Sequence[Tensor] | None = None) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """Run the next chunk of a stream through a causal block; see :meth:`dwsep.nn.DepthwiseConv1d.step`.
+        """Run the next chunk of a stream through a causal block; see :meth:`dwsep.nn.DepthwiseSeparableConv1d.step`.
 
         Args:
             x: (N, C, T), any T of at least 1, or (N, C) for one time step.
