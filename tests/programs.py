@@ -38,6 +38,7 @@ class Step:
     expansion: Tensor | None = None
     expansion_bias: Tensor | None = None
     operand: Tensor | None = None
+    gate: Tensor | None = None
     activations: tuple[str, str, str] = ("none", "none", "none")  # of the result, the inner one, the expansion's
     stride: tuple[int, int] = (1, 1)
     dilation: tuple[int, int] = (1, 1)
@@ -53,6 +54,8 @@ class Step:
         if self.kind == Kind.GATE:
             assert self.operand is not None
             return x * self.operand.double()
+        if self.gate is not None:
+            x = x * self.gate.double()
         if self.expansion is not None:
             x = first(_conv(x, self.expansion, self.expansion_bias))
         if self.weight is not None:
@@ -73,6 +76,11 @@ class Step:
         if self.operand is not None:
             values.append([*self.operand.shape, Home.INPUT, 1])
             inputs.append(last(self.operand))
+        gate = -1
+        if self.gate is not None:
+            gate = len(values)
+            values.append([*self.gate.shape, Home.INPUT, len(inputs)])
+            inputs.append(last(self.gate))
         places = [-1, 0]
         parts: list[Tensor] = []
         for index, packed in enumerate((self._expansion(), self._weights())):
@@ -83,7 +91,7 @@ class Step:
         kernel = (1, 1) if self.weight is None else tuple(self.weight.shape[2:])
         channels = 1 if self.weight is None else self.weight.shape[0]
         step = [self.kind, 0, 1, -1 if self.operand is None else 2, *names[:2], places[1], channels]
-        step += [*kernel, *self.stride, *self.dilation, *self.pads, places[0], names[2]]
+        step += [*kernel, *self.stride, *self.dilation, *self.pads, places[0], names[2], gate]
         return {
             "inputs": inputs,
             "weights": torch.cat(parts) if parts else torch.zeros(0),
@@ -122,6 +130,7 @@ def draw_step(kind: Kind, rng: Any, draw: Any, activations: tuple[str, ...]) -> 
     step.activations = (rng.choice(activations), "none", "none")
     if kind == Kind.POINTWISE:
         step.pointwise, step.pointwise_bias = draw(outputs, channels, 1, 1), rng.choice((None, draw(outputs)))
+        step.gate = rng.choice((None, draw(batch, channels, 1, 1)))
     elif kind != Kind.ACTIVATION:
         kernel = (rng.choice((1, 2, 3, 5)), rng.choice((1, 3, 3, 4, 5, 7)))
         step.stride, step.dilation = (rng.choice((1, 1, 2, 3)), rng.choice((1, 1, 2))), rng.choice(((1, 1), (2, 3)))

@@ -1,6 +1,7 @@
 #include "cpu/pointwise_conv_kernel.h"
 
 #include <algorithm>
+#include <vector>
 
 #include "cpu/cache_size.h"
 #include "cpu/isa.h"
@@ -16,6 +17,21 @@ constexpr auto kFloatBytes = static_cast<int64_t>(sizeof(float));
 
 int64_t padded_inner(const KernelTable& table, int64_t channels) {
   return ceil_div(channels, table.lanes) * table.lanes;
+}
+
+// Pixels [first, first + pixels) as a panel, times their images' gates.
+void fill_panel(const KernelTable& table, const PointwiseConv& conv, const float* zeros, int64_t first, int64_t pixels,
+                float* panel) {
+  for (int64_t done = 0; done < pixels;) {
+    const int64_t pixel = first + done;
+    const int64_t image = conv.gate == nullptr ? 0 : pixel / conv.image_pixels;
+    const int64_t count =
+        conv.gate == nullptr ? pixels : std::min(pixels - done, (image + 1) * conv.image_pixels - pixel);
+    const float* gate = conv.gate == nullptr ? nullptr : conv.gate + image * conv.channels;
+    table.stage_row({conv.x + pixel * conv.channels, nullptr, gate, zeros, Activation::kNone, conv.channels, count,
+                     conv.channels, panel + done * table.lanes, pixels * table.lanes});
+    done += count;
+  }
 }
 
 }  // namespace
@@ -48,6 +64,7 @@ void pointwise_conv_forward(const PointwiseConv& conv) {
   const int64_t tiles = ceil_div(conv.pixels, tile);
   // Few tiles: the output's channels are split, too.
   const int64_t splits = tiles >= 2 * threads || threads == 1 ? 1 : std::min(blocks, ceil_div(2 * threads, tiles));
+  const std::vector<float> zeros(conv.gate == nullptr ? 0 : static_cast<std::size_t>(conv.channels));
   parallel_for(tiles * splits, 1, [&](int64_t begin, int64_t end) {
     float* panel = scratch(Scratch::kPanel, static_cast<std::size_t>(tile * padded));
     int64_t filled = -1;
@@ -55,8 +72,7 @@ void pointwise_conv_forward(const PointwiseConv& conv) {
       const int64_t index = unit / splits, split = unit % splits;
       const int64_t first = conv.pixels * index / tiles, pixels = conv.pixels * (index + 1) / tiles - first;
       if (filled != index) {
-        table.stage_row({conv.x + first * conv.channels, nullptr, nullptr, nullptr, Activation::kNone, conv.channels,
-                         pixels, conv.channels, panel, pixels * table.lanes});
+        fill_panel(table, conv, zeros.data(), first, pixels, panel);
         filled = index;
       }
       const int64_t next = first + pixels;

@@ -23,6 +23,8 @@ struct PointwiseConv {
   Activation activation;
   const float* residual;
   float* out;
+  const float* gate = nullptr;  // (images, channels), times x; or null
+  int64_t image_pixels = 0;     // of each image, where there is a gate
 };
 
 void pointwise_conv_forward(const PointwiseConv& conv);

@@ -71,8 +71,8 @@ void run(const ProgramStep& step) {
     case StepKind::kDepthwise:
       return depthwise(step);
     case StepKind::kPointwise:
-      return pointwise_conv_forward(
-          {x.pixels(), x.channels, out.channels, x.data, step.weights, step.activation, step.operand, out.data});
+      return pointwise_conv_forward({x.pixels(), x.channels, out.channels, x.data, step.weights, step.activation,
+                                     step.operand, out.data, step.gate, x.height * x.width});
     case StepKind::kSeparable:
       return separable(step);
     case StepKind::kPool:

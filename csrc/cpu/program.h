@@ -23,6 +23,7 @@ struct ProgramStep {
   StepKind kind;
   ProgramValue input, output;
   const float* operand;  // what is added to the result, or the gate; null for nothing
+  const float* gate;     // (N, C), times the input of a pointwise convolution; null for nothing
   ConvProblem problem;   // of a convolution
   Activation inner_activation, activation;
   const float* weights;  // packed

@@ -29,6 +29,7 @@ enum StepColumn {
   kPadding = kDilation + 2,
   kExpansion = kPadding + 4,
   kExpansionActivation,
+  kInputGate,
   kStepColumns
 };
 
@@ -198,6 +199,12 @@ ProgramStep read_step(const int64_t* row, const Values& values, const Tensor& we
   STD_TORCH_CHECK(!gated || (step.kind == StepKind::kPointwise && step.inner_activation == Activation::kNone &&
                              step.expansion_activation == Activation::kNone),
                   "only a pointwise step ends in a gate's activation");
+  if (row[kInputGate] >= 0) {
+    const ProgramValue& gate = values.at(row[kInputGate]);
+    STD_TORCH_CHECK(step.kind == StepKind::kPointwise, "only a pointwise step's input is gated");
+    STD_TORCH_CHECK(same_sizes(gate, {x.batch, x.channels, 1, 1, nullptr}), "a gate does not fit its step's input");
+    step.gate = gate.data;
+  }
   if (row[kOperand] >= 0) {
     const ProgramValue& operand = values.at(row[kOperand]);
     ProgramValue wanted = out;

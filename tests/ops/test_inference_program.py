@@ -63,7 +63,7 @@ def test_a_chain_in_the_workspace():
         [2, 16, 6, 6, Home.OUTPUT, 0],
         [2, 16, 1, 1, Home.OUTPUT, 1],
     ]
-    plain = [0, 1, *(1,) * 6, *(0,) * 4, -1, 0]
+    plain = [0, 1, *(1,) * 6, *(0,) * 4, -1, 0, -1]
     steps = [
         [Kind.ACTIVATION, 0, 1, -1, 1, 0, *plain],
         [Kind.POOL, 1, 2, -1, 0, 0, *plain],
@@ -127,6 +127,7 @@ V, S = "values", "steps"
         (S, 0, 10, 0, "stride and dilation must be between"),
         (S, 0, 14, 0, "not the sizes that it computes"),
         (S, 0, 18, 1 << 40, "outside the weights"),
+        (S, 0, 20, 0, "only a pointwise step's input is gated"),
         (S, 0, 19, 6, "only a pointwise step ends in a gate"),
     ],
 )
@@ -147,7 +148,7 @@ def test_bad_tables(table, row, column, entry, message):
         ({"inputs": [torch.randn(1, 8, 6, 5).double()]}, "not the sizes"),
         ({"weights": torch.zeros(16)}, "outside the weights"),
         ({"weights": torch.zeros(99, dtype=torch.double)}, "contiguous float32 vector"),
-        ({"steps": torch.zeros(1, 3, dtype=torch.long)}, "int64 tensor of 20 columns"),
+        ({"steps": torch.zeros(1, 3, dtype=torch.long)}, "int64 tensor of 21 columns"),
         ({"values": torch.zeros(2, 6)}, "int64 tensor of 6 columns"),
         ({"output_sizes": [1, 20, 6]}, "4 entries an output"),
         ({"output_sizes": [1, 20, 6, 5, 1, 1, 1, 1]}, "more outputs than values"),

@@ -49,6 +49,11 @@ class Native(NamedTuple):
     in_place: bool = False  # whether the output may take the input's memory
     expansion: int = -1  # place of the weights of a 1x1 convolution before a depthwise or separable one
     expansion_activation: str = "none"
+    gate: int | None = None  # the value whose (N, C) factors a pointwise step's input is multiplied with
+
+    def taken(self) -> list[int]:
+        """The values it reads."""
+        return [value for value in (self.input, self.operand, self.gate) if value is not None]
 
 
 class Step:

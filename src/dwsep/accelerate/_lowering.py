@@ -44,7 +44,9 @@ class NativeSegment:
     def __init__(self, segment: _Segment, shapes: Shapes, weights: Tensor, wanted: Sequence[int]) -> None:
         self.planned, self.shapes, self.weights = segment.planned, shapes, weights
         made = {output for _, output in segment.steps}
-        taken = [value for step, _ in segment.steps for value in (step.input, step.operand) if value is not None]
+        taken = [
+            value for step, _ in segment.steps for value in (step.input, step.operand, step.gate) if value is not None
+        ]
         self.inputs = [value for value in dict.fromkeys(map(segment.root, taken)) if value not in made]
         self.wanted = [(value, segment.root(value)) for value in wanted]
         outputs = list(dict.fromkeys(root for _, root in self.wanted))
@@ -88,9 +90,8 @@ class _Layout:
         self.workspace = 0
         last_use: dict[int, int] = {}
         for position, (step, _) in enumerate(segment.steps):
-            for value in (step.input, step.operand):
-                if value is not None:
-                    last_use[segment.root(value)] = position
+            for value in step.taken():
+                last_use[segment.root(value)] = position
         for number, value in enumerate(inputs):
             self._add(value, shapes, Home.INPUT, number)
         live: dict[int, tuple[int, int]] = {}  # by value, its floats from begin to end
@@ -135,12 +136,14 @@ def _count(shape: Sequence[int] | None) -> int:
 
 
 def _record(step: Native, output: int, segment: _Segment, index: dict[int, int]) -> list[int]:
-    operand = -1 if step.operand is None else index[segment.root(step.operand)]
+    def place(value: int | None) -> int:
+        return -1 if value is None else index[segment.root(value)]
+
     activations = [ACTIVATIONS.index(name) for name in (step.activation, step.inner_activation)]
     sizes = [*step.kernel_size, *step.stride, *step.dilation, *step.pads]
-    place = max(step.weights, 0)
-    return [step.kind, index[segment.root(step.input)], index[output], operand, *activations, place,
-            step.inner_channels, *sizes, step.expansion, ACTIVATIONS.index(step.expansion_activation)]  # fmt: skip
+    record = [step.kind, place(step.input), index[output], place(step.operand), *activations, max(step.weights, 0)]
+    expansion = [step.expansion, ACTIVATIONS.index(step.expansion_activation)]
+    return [*record, step.inner_channels, *sizes, *expansion, place(step.gate)]
 
 
 class Lowering:
@@ -216,7 +219,7 @@ class Lowering:
         if native is None:
             return False
         shapes[step.output] = native.shape
-        if not self._expanded(native, step.output):
+        if not self._expanded(native, step.output) and not self._input_gated(native, step.output):
             segment.steps.append((native, step.output))
         return True
 
@@ -244,4 +247,15 @@ class Lowering:
             return False
         expansion = {"expansion": last.weights, "expansion_activation": last.activation}
         steps[-1] = step._replace(input=last.input, **expansion), output
+        return True
+
+    def _input_gated(self, step: Native, output: int) -> bool:
+        """Make a product with a gate the way in which the pointwise step loads that alone takes it, if it is."""
+        steps = self.segment.steps
+        if step.kind != Kind.POINTWISE or not steps:
+            return False
+        last, made = steps[-1]
+        if last.kind != Kind.GATE or made != step.input or self.uses[made] != 1:
+            return False
+        steps[-1] = step._replace(input=last.input, gate=last.operand), output
         return True
