@@ -28,6 +28,27 @@ def test_inference_has_the_operators_bits(axes, multiplier, channels_last):
     assert out.stride() == whole.stride()
 
 
+@pytest.mark.parametrize("axes", [1, 2, 3])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_layouts_have_the_same_bits_and_gradients(axes, dtype):
+    layer = getattr(dwsep.nn, f"DepthwiseConv{axes}d")(
+        6, 3, 2, "same", depth_multiplier=3, activation="silu", dtype=dtype
+    )
+    x = torch.randn(2, 6, *(9, 8, 7)[:axes], dtype=dtype)
+    last = x.movedim(1, -1).contiguous().movedim(-1, 1)
+    if dwsep.ops.native_status().loaded:
+        with torch.no_grad():
+            assert torch.equal(layer(x), layer(last))
+    results = []
+    for one in (x, last):
+        one.requires_grad_()
+        out = layer(one)
+        results.append((out, *torch.autograd.grad(out.float().square().sum(), [one, *layer.parameters()])))
+    tolerance = 1e-4 if dtype == torch.float32 else 5e-2
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance)
+
+
 @pytest.mark.parametrize("residual, out_channels", [("input", 6), ("depthwise", 12)])
 def test_residuals_with_a_multiplier(residual, out_channels):
     layer = dwsep.nn.DepthwiseSeparableConv2d(6, out_channels, depth_multiplier=2, residual=residual).eval()

@@ -54,6 +54,8 @@ def test_depthwise_matches_torch_with_every_gradient(seed):
     torch.testing.assert_close(layer(x[0]), expected[0], rtol=1e-5, atol=1e-5)
     with torch.no_grad():  # another way: by phases
         torch.testing.assert_close(layer(x), expected, rtol=1e-5, atol=1e-5)
+        last = x.movedim(1, -1).contiguous().movedim(-1, 1)
+        torch.testing.assert_close(layer(last), expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])

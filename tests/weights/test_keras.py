@@ -165,6 +165,33 @@ def test_file_of_a_functional_model_with_a_model_inside(keras, tmp_path):
         torch.testing.assert_close(ours(x), call(theirs, x), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("stride", [1, 2])
+def test_inverted_residual_equals_keras(keras, tmp_path, stride):
+    """As Keras's MobileNetV2 builds it, with TensorFlow's padding at stride 2."""
+    layers = keras.layers
+    inputs = keras.Input((11, 12, 8))
+    out = inputs
+    for convolution, last in (
+        (layers.Conv2D(24, 1, use_bias=False), False),
+        (layers.DepthwiseConv2D(3, strides=stride, padding="same", use_bias=False), False),
+        (layers.Conv2D(8, 1, use_bias=False), True),
+    ):
+        out = layers.BatchNormalization()(convolution(out))
+        out = out if last else layers.ReLU(6.0)(out)
+    theirs = keras.Model(inputs, out if stride == 2 else layers.Add()([inputs, out]))
+    randomise(theirs)
+    theirs.save(tmp_path / "block.keras")
+    ours = dwsep.nn.InvertedResidual(8, 8, stride=stride, padding="same_tf", expansion=3).eval()
+    report = dwsep.weights.load(ours, tmp_path / "block.keras")
+    assert not report.missing
+    assert not report.unused
+    x = torch.randn(2, 8, 11, 12)
+    with torch.no_grad():
+        torch.testing.assert_close(ours(x), call(theirs, x), rtol=1e-4, atol=1e-5)
+        dwsep.accelerate_(ours)
+        torch.testing.assert_close(ours(x), call(theirs, x), rtol=1e-4, atol=1e-5)
+
+
 def test_file_of_keras_2_with_names_of_arrays(tmp_path):
     """Written by hand as Keras 2 does: depthwise kernels (H, W, C, M), names with scopes and numbers."""
     h5py = pytest.importorskip("h5py", reason="Keras's files need h5py")

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from dwsep import _functorch, functional
 from dwsep.geometry import ConvGeometry
 from dwsep.nn import _folding
-from dwsep.ops._layout import is_channels_last
 
 if TYPE_CHECKING:
     from dwsep.nn._separable import _DepthwiseSeparableConv
@@ -95,7 +94,7 @@ class Plan:
     def _run_packed(self, x: Tensor, pads: list[int]) -> Tensor:
         g = self.geometry
         if self.repeats > 1:
-            x = repeat_channels(x, self.repeats)
+            x = functional.repeat_channels(x, self.repeats)
         return torch.ops.dwsep.separable_conv_packed(
             x, self.packed, *self.channels, g.kernel_size, g.stride, pads, g.dilation, *self.options
         )
@@ -122,13 +121,6 @@ class Plan:
             self.pads.clear()
         pads = self.pads[spatial] = [side for pair in self.geometry.pads(spatial) for side in pair]
         return pads
-
-
-def repeat_channels(x: Tensor, count: int) -> Tensor:
-    """``x`` (N, C, ...) with every channel ``count`` times in a row, in the memory format of ``x``."""
-    if is_channels_last(x):
-        return x.movedim(1, -1).repeat_interleave(count, -1).movedim(-1, 1)
-    return x.repeat_interleave(count, 1)
 
 
 class PlanMemory:

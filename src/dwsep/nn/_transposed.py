@@ -125,10 +125,10 @@ class _DepthwiseConvTranspose(_parts.WithGeometry):
         return out if fused is not None else self.activation(out)  # type: ignore[misc]
 
     def _phases_pay(self, x: Tensor) -> bool:
-        """Whether the phases are the faster way, measured: in inference, unless channels are innermost."""
+        """Whether the phases are the faster way, measured: in inference."""
         if torch.compiler.is_compiling() or x.dtype != torch.float32 or self.weight.dtype != x.dtype:
             return False
-        if not functional.packs(self.weight) or is_channels_last(x) or torch.is_autocast_enabled("cpu"):
+        if not functional.packs(self.weight) or torch.is_autocast_enabled("cpu"):
             return False
         return not (torch.is_grad_enabled() and (x.requires_grad or self.weight.requires_grad))
 
@@ -184,12 +184,15 @@ def _interleave(out: Tensor, stride: tuple[int, ...], padding: tuple[int, ...], 
     """Phases (N, C * phases, *rows) as one output (N, C, *size), from element ``padding`` on."""
     ndim = len(stride)
     if set(stride) != {1}:
-        rows = out.shape[2:]
+        sizes = [r * s for r, s in zip(out.shape[2:], stride, strict=True)]
+        # Each axis's phases go behind its rows; channels stay where they are in memory.
+        axes = [axis for index in range(ndim) for axis in (2 + ndim + index, 2 + index)]
+        channels_last = is_channels_last(out)
         out = out.unflatten(1, (-1, *stride))
-        order = [0, 1]
-        for axis in range(ndim):
-            order += [2 + ndim + axis, 2 + axis]
-        out = out.permute(order).reshape(*out.shape[:2], *(r * s for r, s in zip(rows, stride, strict=True)))
+        if channels_last:
+            out = out.permute(0, *axes, 1).reshape(out.shape[0], *sizes, -1).movedim(-1, 1)
+        else:
+            out = out.permute(0, 1, *axes).reshape(*out.shape[:2], *sizes)
     for axis, (low, n) in enumerate(zip(padding, size, strict=True), start=2):
         out = out.narrow(axis, low, n)
     return out

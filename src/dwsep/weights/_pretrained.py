@@ -176,7 +176,8 @@ def push_to_hub(
 
 def _build(config: dict[str, Any], where: str) -> nn.Module:
     name, arguments = config["name"], config["arguments"]
-    layers = tuple(entry for entry in dnn.__all__ if isinstance(getattr(dnn, entry), type))
+    # A lazy layer has become another one by the time it has weights.
+    layers = tuple(n for n in dnn.__all__ if isinstance(getattr(dnn, n), type) and not n.startswith("Lazy"))
     if name in networks.names():
         return networks.create(name, **arguments)
     if name in layers:
