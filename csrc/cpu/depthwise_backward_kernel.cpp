@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "cpu/channels_last.h"
 #include "cpu/depthwise_backward_tile.h"
 #include "cpu/depthwise_rows.h"
 #include "cpu/isa.h"
@@ -15,10 +16,14 @@ namespace dwsep {
 
 namespace {
 
-bool streams_to(const ConvProblem& problem, const void* x_gradient, const Strides& strides) {
-  const int64_t pixels = problem.batch * problem.input[0] * problem.input[1] * problem.input[2];
-  return x_gradient != nullptr && problem.element_type == ElementType::kFloat32 && strides.channel == 1 &&
-         streams(static_cast<const float*>(x_gradient), pixels, problem.channels);
+bool is_channels_last(const DepthwiseBackwardTensors& tensors, const ConvProblem& problem) {
+  const auto dense = [](const Strides& strides, const Strides& wanted) {
+    return strides.image == wanted.image && strides.channel == 1 && strides.axis[1] == wanted.axis[1] &&
+           strides.axis[2] == wanted.axis[2];
+  };
+  const Strides x = channels_last_strides(problem.input, problem.channels);
+  return dense(tensors.x_strides, x) && (tensors.x_gradient == nullptr || dense(tensors.x_gradient_strides, x)) &&
+         dense(tensors.gradient_strides, channels_last_strides(problem.output, problem.channels));
 }
 
 void run(PlanePlan& plan, const WeightSources& weights, Activation activation, const StageBackward* stage,
@@ -47,7 +52,9 @@ void run(PlanePlan& plan, const WeightSources& weights, Activation activation, c
     return TilePlace{item / plan.tile_count(), item % plan.tile_count(), group * plan.group};
   };
   const auto first_of = [&](int64_t unit) { return place(items * (unit / groups) / parts, unit % groups); };
-  const bool stream = stage == nullptr && streams_to(problem, tensors.x_gradient, tensors.x_gradient_strides);
+  const int64_t pixels = problem.batch * problem.input[0] * problem.input[1] * problem.input[2];
+  const bool stream = stage == nullptr && streams_from_planes(problem.element_type, tensors.x_gradient,
+                                                              tensors.x_gradient_strides, pixels, problem.channels);
   parallel_for(groups * parts, 1, [&](int64_t begin, int64_t end) {
     float* panel = scratch(Scratch::kPanel, static_cast<std::size_t>(BackwardTile::floats(plan)));
     for (int64_t unit = begin; unit < end; ++unit) {
@@ -73,6 +80,13 @@ void run(PlanePlan& plan, const WeightSources& weights, Activation activation, c
 
 void depthwise_conv_backward(const ConvProblem& problem, const WeightSources& weights, Activation activation,
                              const DepthwiseBackwardTensors& tensors) {
+  if (activation == Activation::kNone && is_channels_last(tensors, problem)) {
+    RowsPlan rows(kernels(), problem, true);
+    if (rows.pays(true)) {
+      depthwise_rows_backward(rows, weights, {}, tensors);
+      return;
+    }
+  }
   const TilePurpose purpose =
       activation == Activation::kNone ? TilePurpose::kBackward : TilePurpose::kBackwardRecompute;
   PlanePlan plan(kernels(), problem, purpose, tensors.gradient_strides.channel == 1);

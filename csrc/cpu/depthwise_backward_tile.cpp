@@ -125,6 +125,14 @@ void BackwardTile::compute_x_gradient() {
   const bool direct = !staged_ && plan_.problem.element_type == ElementType::kFloat32 && strides.channel == 1 &&
                       channels() == group_ * lanes;
   const int64_t residues = std::min(aw.stride, rw.size());
+  const RowCopy copy = {plan_.problem.element_type,
+                        strides.axis[kWidth],
+                        strides.channel,
+                        rw.size(),
+                        channels(),
+                        rw.size() * lanes,
+                        stream_};
+  const bool piecewise = !staged_ && !direct && group_ == 1 && residues == 1;
   // Rows at the same place between two strides have the same taps, away from the image's edges.
   const int64_t phases_d = std::min<int64_t>(ad.stride, 4), phases_h = std::min<int64_t>(ah.stride, 4);
   lists_.resize(static_cast<std::size_t>(residues * phases_d * phases_h));
@@ -153,6 +161,7 @@ void BackwardTile::compute_x_gradient() {
           float* out = direct ? static_cast<float*>(target) + b * lanes + residue * strides.axis[kWidth]
                               : rows_ + (b * rw.size() + residue) * lanes;
           const int64_t out_stride = aw.stride * (direct ? strides.axis[kWidth] : lanes);
+          RowCopy piece = copy;
           CorrelateRow job = {};
           job.taps = list.taps.data();
           job.tap_count = static_cast<int64_t>(list.taps.size());
@@ -167,17 +176,18 @@ void BackwardTile::compute_x_gradient() {
           in_stretches(count, [&](int64_t from, int64_t pixels) {
             ask_for(pixels);
             job.source = source + from * lanes;
-            job.out = out + from * out_stride;
+            job.out = piecewise ? rows_ : out + from * out_stride;
             job.pixels = pixels;
             plan_.table.correlate_row(job);
+            piece.pixels = pixels;
+            void* place = advanced(target, from * strides.axis[kWidth] * plan_.element_size);
+            if (piecewise) plan_.table.scatter_row(piece, rows_, place);
           });
         }
       }
       if (staged_) {
         write_stage_row(static_cast<float*>(target), at);
-      } else if (!direct) {
-        const RowCopy copy = {plan_.problem.element_type, strides.axis[kWidth], strides.channel, rw.size(), channels(),
-                              rw.size() * lanes};
+      } else if (!direct && !piecewise) {
         plan_.table.scatter_row(copy, rows_, target);
       }
     }

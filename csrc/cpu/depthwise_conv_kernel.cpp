@@ -3,6 +3,8 @@
 #include <algorithm>
 
 #include "cpu/cache_size.h"
+#include "cpu/channels_last.h"
+#include "cpu/depthwise_rows.h"
 #include "cpu/isa.h"
 #include "cpu/parallel.h"
 #include "cpu/plane_tile.h"
@@ -32,9 +34,13 @@ class ForwardTile : PlaneTile {
       expect(*next, x, x_strides, 1, &AxisTile::x, plan_.axes[kWidth].input);
       begin_asking(rd.size() * rh.size() * rw.size() * group_ * multiplier);
     }
-    const RowCopy copy = {plan_.problem.element_type,        strides.axis[kWidth],
-                          strides.channel * multiplier,      rw.size(),
-                          std::min(plan_.lanes, channels()), 0};
+    const RowCopy copy = {plan_.problem.element_type,
+                          strides.axis[kWidth],
+                          strides.channel * multiplier,
+                          rw.size(),
+                          std::min(plan_.lanes, channels()),
+                          0,
+                          stream};
     const bool dense = plan_.problem.element_type == ElementType::kFloat32 && multiplier == 1 && strides.channel == 1;
     for (int64_t od = rd.begin; od < rd.end; ++od) {
       for (int64_t oh = rh.begin; oh < rh.end; ++oh) {
@@ -46,7 +52,6 @@ class ForwardTile : PlaneTile {
           block.channels = std::min(plan_.lanes, plan_.problem.channels - (block_ + b) * plan_.lanes);
           void* target = advanced(out, (at + channel * strides.channel) * plan_.element_size);
           const bool direct = dense && block.channels == plan_.lanes;
-          float* first = direct ? static_cast<float*>(target) : rows_;
           job.out_stride = direct ? strides.axis[kWidth] : plan_.lanes;
           job.activation = activation;
           job.stream = direct && stream;
@@ -54,11 +59,13 @@ class ForwardTile : PlaneTile {
           in_stretches(rw.size(), [&](int64_t from, int64_t pixels) {
             ask_for(pixels);
             job.source = source + from * job.step;
-            job.out = first + from * job.out_stride;
+            job.out = direct ? static_cast<float*>(target) + from * job.out_stride : rows_;
             job.pixels = pixels;
             plan_.table.correlate_row(job);
+            block.pixels = pixels;
+            void* place = advanced(target, from * strides.axis[kWidth] * plan_.element_size);
+            if (!direct) plan_.table.scatter_row(block, rows_, place);
           });
-          if (!direct) plan_.table.scatter_row(block, rows_, target);
         });
       }
     }
@@ -69,8 +76,8 @@ class ForwardTile : PlaneTile {
   float* rows_;
 };
 
-}  // namespace
-
+// Whether planes are the faster way for a channels-last input, too: where many taps read what was copied once, and
+// where the output is so large that it is better stored past the caches.
 bool planes_pay(const ConvProblem& problem) {
   if (problem.element_type != ElementType::kFloat32 || problem.multiplier != 1 || problem.stride[2] != 1) return false;
   constexpr int64_t kManyTaps = 9;
@@ -79,6 +86,8 @@ bool planes_pay(const ConvProblem& problem) {
   const auto size = static_cast<int64_t>(sizeof(float));
   return taps > kManyTaps || pixels * problem.channels * size >= 2 * kStreamBytes;
 }
+
+}  // namespace
 
 void depthwise_conv_forward_on_planes(const ConvProblem& problem, const WeightSources& weights, Activation activation,
                                       const void* x, const Strides& x_strides, void* out, const Strides& out_strides) {
@@ -89,8 +98,7 @@ void depthwise_conv_forward_on_planes(const ConvProblem& problem, const WeightSo
     return TilePlace{unit / groups / tiles, unit / groups % tiles, unit % groups * plan.group};
   };
   const int64_t pixels = problem.batch * problem.output[0] * problem.output[1] * problem.output[2];
-  const bool stream = problem.element_type == ElementType::kFloat32 && out_strides.channel == 1 &&
-                      streams(static_cast<const float*>(out), pixels, problem.inner_channels);
+  const bool stream = streams_from_planes(problem.element_type, out, out_strides, pixels, problem.inner_channels);
   parallel_for(groups * problem.batch * tiles, 1, [&](int64_t begin, int64_t end) {
     ForwardTile tile(plan, scratch(Scratch::kPanel, static_cast<std::size_t>(ForwardTile::floats(plan))));
     for (int64_t unit = begin; unit < end; ++unit) {
@@ -103,6 +111,18 @@ void depthwise_conv_forward_on_planes(const ConvProblem& problem, const WeightSo
 
 void depthwise_conv_forward(ConvProblem problem, const WeightSources& weights, Activation activation, const void* x,
                             void* out) {
+  RowsPlan rows(kernels(), problem, false);
+  if (rows.pays(false)) {
+    depthwise_rows_forward(rows, weights, {}, activation, static_cast<const float*>(x), static_cast<float*>(out),
+                           nullptr);
+    return;
+  }
+  if (planes_pay(problem)) {
+    depthwise_conv_forward_on_planes(problem, weights, activation, x,
+                                     channels_last_strides(problem.input, problem.channels), out,
+                                     channels_last_strides(problem.output, problem.inner_channels));
+    return;
+  }
   depthwise_conv_forward(problem, pack_weights(problem, kernels(), weights), activation, x, out);
 }
 

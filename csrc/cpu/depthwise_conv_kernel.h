@@ -14,10 +14,6 @@ void depthwise_conv_forward(ConvProblem problem, const WeightSources& weights, A
 void depthwise_conv_forward(ConvProblem problem, const PackedWeights& weights, Activation activation, const void* x,
                             void* out);
 
-// Whether planes are the faster way for a channels-last input, too: where many taps read what was copied once, and
-// where the output is so large that it is better stored past the caches.
-bool planes_pay(const ConvProblem& problem);
-
 // The same in any layout, by way of planes.
 void depthwise_conv_forward_on_planes(const ConvProblem& problem, const WeightSources& weights, Activation activation,
                                       const void* x, const Strides& x_strides, void* out, const Strides& out_strides);

@@ -5,6 +5,7 @@
 #include "cpu/cache_size.h"
 #include "cpu/isa.h"
 #include "cpu/plane_plan.h"
+#include "cpu/streaming.h"
 
 namespace dwsep {
 namespace {
@@ -34,17 +35,35 @@ RowsPlan::RowsPlan(const KernelTable& kernels, const ConvProblem& of, bool backw
   const bool flat = of.input[0] == 1 && of.output[0] == 1 && of.kernel[0] == 1 && of.pad_low[0] == 0;
   if (!flat || of.multiplier != 1 || of.element_type != ElementType::kFloat32) return;
   const int64_t reach = (height.kernel - 1) * height.dilation;
-  inputs = RowRing(std::min(reach + 1, height.input), input_columns(width), lanes);
-  if (backward) {
-    gradients = RowRing(std::min(reach / height.stride + 1, height.output), gradient_columns(width), lanes);
-  }
   const int64_t budget = l2_cache_bytes() / 2 / static_cast<int64_t>(sizeof(float));
-  group = std::min(blocks, budget / (inputs.floats(1) + gradients.floats(1)));
+  const auto fitting = [&](int64_t together) {
+    inputs = RowRing(std::min(reach + (together - 1) * height.stride + 1, height.input), input_columns(width), lanes);
+    if (backward) {
+      const int64_t slots = std::max(reach / height.stride + 1, together);
+      gradients = RowRing(std::min(slots, height.output), gradient_columns(width), lanes);
+    }
+    return std::min(blocks, budget / (inputs.floats(1) + gradients.floats(1)));
+  };
+  group = fitting(1);
   if (group == 0) return;
+  // The sums of the weight's gradient are loaded and stored once for so many rows, where that takes no block out.
+  constexpr int64_t kMostTogether = 4;
+  for (together = backward ? kMostTogether : 1; together > 1 && fitting(together) < group;) --together;
+  if (together == 1) fitting(1);
   // Groups of the same size, as far as that goes.
   group = ceil_div(blocks, ceil_div(blocks, group));
   const int64_t wanted = ceil_div(16, groups() * std::max<int64_t>(1, of.batch));
   bands = std::clamp<int64_t>(wanted, 1, std::max<int64_t>(1, height.output / 8));
+}
+
+bool RowsPlan::pays(bool backward) const {
+  // A direct forward of dilated rows reads each operand once for each tap, which no plane spares it.
+  const bool neighbours = height.dilation == 1 && width.dilation == 1;
+  if (group == 0 || height.stride != 1 || width.stride != 1 || height.input == 1 || !(neighbours || backward))
+    return false;
+  const int64_t pixels = problem.batch * height.input * width.input;
+  const bool large = pixels * problem.channels * static_cast<int64_t>(sizeof(float)) >= kStreamBytes;
+  return large && (taps() <= 9 || (taps() <= 25 && group == blocks));
 }
 
 void RowsPlan::pack(const WeightSources& sources, float* memory) {

@@ -51,11 +51,16 @@ struct RowsPlan {
   int64_t lanes, blocks;
   int64_t group = 0;  // channel blocks together; 0 where not even the rows of one fit into the cache
   int64_t bands = 1;
+  int64_t together = 1;  // output rows whose share of the weight's gradient is computed at once
   RowRing inputs, gradients;
   const float* weights = nullptr;  // [block][tap][lane]
   const float* bias = nullptr;     // [block][lane]
 
   RowsPlan(const KernelTable& kernels, const ConvProblem& of, bool backward);
+
+  // Whether rows are the faster way without a stage, too, for channels-last tensors, measured: they read whole pixels,
+  // where planes read 64 channels of a pixel, but prepare the taps of every row anew.
+  bool pays(bool backward) const;
 
   int64_t groups() const { return ceil_div(blocks, group); }
   // A band of an image is an item; a part is some items, with sums of its own.
@@ -98,10 +103,11 @@ class RowsGroup {
   }
 };
 
-// `plan.group` must not be 0. `sums` (2, C): of y and of its squares.
-void depthwise_rows_forward(RowsPlan& plan, const WeightSources& weights, const StageLoad& load, const float* x,
-                            float* y, double* sums);
+// `plan.group` must not be 0. `activation` of y; `sums` (2, C) of y and of its squares, or null for none.
+void depthwise_rows_forward(RowsPlan& plan, const WeightSources& weights, const StageLoad& load, Activation activation,
+                            const float* x, float* y, double* sums);
 
+// Without a stage, `stage` is empty.
 void depthwise_rows_backward(RowsPlan& plan, const WeightSources& weights, const StageBackward& stage,
                              const DepthwiseBackwardTensors& tensors);
 

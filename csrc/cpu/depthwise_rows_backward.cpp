@@ -60,7 +60,11 @@ class BackwardRows : RowsGroup {
       const bool own = row >= band.begin;
       if (own && wants_weight()) fetch_inputs(row);
       look_ahead(row + 1 < band.end, row + 1);
-      if (own && wants_weight()) add_weight_gradient(row);
+      const bool full = (row + 1 - band.begin) % plan_.together == 0 || row + 1 == band.end;
+      if (own && wants_weight() && full) {
+        const int64_t begin = row - (row - band.begin) % plan_.together;
+        add_weight_gradient(begin, row + 1);
+      }
       if (own && tensors_.bias_gradient != nullptr) add_bias_gradient(row);
       for (; wants_x() && next_result_ < results && floor_div(next_result_ + height.pad_low, height.stride) <= row;
            ++next_result_) {
@@ -121,21 +125,24 @@ class BackwardRows : RowsGroup {
   // A share of what is to be asked for, of the work on one output row.
   void ask() { ahead_.ask(ceil_div(ahead_.lines(), 2 * group_)); }
 
-  void add_weight_gradient(int64_t row) {
+  void add_weight_gradient(int64_t begin, int64_t end) {
     const ConvAxis &height = plan_.height, &width = plan_.width;
     const int64_t lanes = plan_.lanes, left = width.position(0, 0) * lanes;
     for (int64_t block = 0; block < group_; ++block) {
       ask();
       pointers_.clear();
-      pointers_.push_back(gradients_.row(row, block));
-      for (int64_t h = 0; h < height.kernel; ++h) {
-        const int64_t from = height.position(row, h);
-        const bool inside = from >= 0 && from < height.input;
-        pointers_.push_back((inside ? inputs_.row(from, block) : zeros_ - plan_.inputs.columns().begin * lanes) + left);
+      for (int64_t row = begin; row < end; ++row) {
+        pointers_.push_back(gradients_.row(row, block));
+        for (int64_t h = 0; h < height.kernel; ++h) {
+          const int64_t from = height.position(row, h);
+          const bool inside = from >= 0 && from < height.input;
+          const float* input = inside ? inputs_.row(from, block) : zeros_ - plan_.inputs.columns().begin * lanes;
+          pointers_.push_back(input + left);
+        }
       }
-      plan_.table.weight_gradient_rows({pointers_.data(), 1, width.output, width.stride * lanes, width.dilation * lanes,
-                                        height.kernel, width.kernel, sums_ + (block_ + block) * sums_of_block(),
-                                        width.kernel * lanes});
+      plan_.table.weight_gradient_rows({pointers_.data(), end - begin, width.output, width.stride * lanes,
+                                        width.dilation * lanes, height.kernel, width.kernel,
+                                        sums_ + (block_ + block) * sums_of_block(), width.kernel * lanes});
     }
   }
 
@@ -175,8 +182,14 @@ class BackwardRows : RowsGroup {
     runs_.resize(static_cast<std::size_t>(residues));
     for (int64_t residue = 0; residue < residues; ++residue) list_taps(row, residue);
     const int64_t to = at(image_, plan_.height.input, width.input, row);
+    const bool plain = stage_.scale == nullptr && stage_.activation == Activation::kNone;
     for (int64_t block = 0; block < group_; ++block) {
       ask();
+      const int64_t first = channel() + block * lanes, valid = std::min(lanes, plan_.problem.channels - first);
+      float* target = static_cast<float*>(tensors_.x_gradient) + to + block * lanes;
+      const bool direct = plain && valid == lanes;
+      float* out = direct ? target : row_;
+      const int64_t pixel = direct ? plan_.problem.channels : lanes;
       for (int64_t residue = 0; residue < residues; ++residue) {
         const auto index = static_cast<std::size_t>(residue);
         CorrelateRow job = {};
@@ -187,18 +200,17 @@ class BackwardRows : RowsGroup {
         job.source = gradients_.row(0, block);
         job.weights = plan_.weights + (block_ + block) * plan_.taps() * lanes;
         job.step = lanes;
-        job.out = row_ + residue * lanes;
-        job.out_stride = width.stride * lanes;
+        job.out = out + residue * pixel;
+        job.out_stride = width.stride * pixel;
+        job.stream = direct && stream_;
         job.pixels = ceil_div(width.input - residue, width.stride);
         plan_.table.correlate_row(job);
       }
-      const int64_t first = channel() + block * lanes;
+      if (direct) continue;
       const bool affine = stage_.scale != nullptr;
       plan_.table.stage_gradient_row({row_, lanes, 0, x() + to + block * lanes, affine ? stage_.scale + first : nullptr,
                                       affine ? stage_.shift + first : nullptr, stage_.activation,
-                                      plan_.problem.channels, width.input,
-                                      std::min(lanes, plan_.problem.channels - first),
-                                      static_cast<float*>(tensors_.x_gradient) + to + block * lanes, stream_,
+                                      plan_.problem.channels, width.input, valid, target, stream_,
                                       affine ? affine_sums_ + first : nullptr, plan_.padded()});
     }
   }

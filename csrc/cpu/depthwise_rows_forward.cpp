@@ -12,10 +12,17 @@ namespace {
 
 class ForwardRows : RowsGroup {
  public:
-  // `sums` [2][padded channels] are added to.
-  ForwardRows(const RowsPlan& plan, int64_t first_block, const StageLoad& load, const float* x, float* y, bool stream,
-              double* sums, float* memory)
-      : RowsGroup(plan, first_block), load_(load), x_(x), y_(y), stream_(stream), sums_(sums), inputs_(plan.inputs) {
+  // `sums` [2][padded channels] are added to; null for none.
+  ForwardRows(const RowsPlan& plan, int64_t first_block, const StageLoad& load, Activation activation, const float* x,
+              float* y, bool stream, double* sums, float* memory)
+      : RowsGroup(plan, first_block),
+        load_(load),
+        activation_(activation),
+        x_(x),
+        y_(y),
+        stream_(stream),
+        sums_(sums),
+        inputs_(plan.inputs) {
     inputs_.place(memory, group_);
     row_ = memory + inputs_.floats(plan.group);
   }
@@ -41,6 +48,7 @@ class ForwardRows : RowsGroup {
 
  private:
   const StageLoad& load_;
+  Activation activation_;
   const float* x_;
   float* y_;
   bool stream_;
@@ -83,44 +91,55 @@ class ForwardRows : RowsGroup {
       job.weights = plan_.weights + (block_ + block) * plan_.taps() * lanes;
       job.bias = plan_.bias + (block_ + block) * lanes;
       job.step = width.stride * lanes;
-      job.out = row_;
-      job.out_stride = lanes;
       job.pixels = width.output;
+      job.activation = activation_;
+      const int64_t first = channel() + block * lanes, valid = std::min(lanes, plan_.problem.channels - first);
+      float* target = y_ + to + block * lanes;
+      const bool direct = sums_ == nullptr && valid == lanes;
+      job.out = direct ? target : row_;
+      job.out_stride = direct ? plan_.problem.channels : lanes;
+      job.stream = direct && stream_;
       ahead_.ask(share);
       plan_.table.correlate_row(job);
-      const int64_t first = channel() + block * lanes;
-      plan_.table.finish_row({row_, width.output, std::min(lanes, plan_.problem.channels - first),
-                              y_ + to + block * lanes, plan_.problem.channels, stream_, sums_ + first, plan_.padded()});
+      if (direct) continue;
+      if (sums_ == nullptr) {
+        plan_.table.scatter_row({ElementType::kFloat32, plan_.problem.channels, 1, width.output, valid, 0}, row_,
+                                target);
+        continue;
+      }
+      plan_.table.finish_row(
+          {row_, width.output, valid, target, plan_.problem.channels, stream_, sums_ + first, plan_.padded()});
     }
   }
 };
 
 }  // namespace
 
-void depthwise_rows_forward(RowsPlan& plan, const WeightSources& weights, const StageLoad& load, const float* x,
-                            float* y, double* sums) {
+void depthwise_rows_forward(RowsPlan& plan, const WeightSources& weights, const StageLoad& load, Activation activation,
+                            const float* x, float* y, double* sums) {
   const ConvProblem& problem = plan.problem;
   const int64_t parts = plan.parts(), groups = plan.groups();
   Layout layout;
   const int64_t packed_at = layout.add(plan.packed_floats());
-  const int64_t sums_at = layout.add_doubles(parts * 2 * plan.padded());
+  const int64_t sums_size = sums != nullptr ? 2 * plan.padded() : 0;
+  const int64_t sums_at = layout.add_doubles(parts * sums_size);
   float* memory = scratch(Scratch::kPack, static_cast<std::size_t>(layout.size()));
   plan.pack(weights, memory + packed_at);
   auto* part_sums = reinterpret_cast<double*>(memory + sums_at);
-  std::fill_n(part_sums, parts * 2 * plan.padded(), 0.0);
+  std::fill_n(part_sums, parts * sums_size, 0.0);
   const bool stream = streams(y, problem.batch * problem.output[1] * problem.output[2], problem.channels);
   parallel_for(groups * parts, 1, [&](int64_t begin, int64_t end) {
     float* panel = scratch(Scratch::kPanel, static_cast<std::size_t>(ForwardRows::floats(plan)));
     for (int64_t unit = begin; unit < end; ++unit) {
       const int64_t part = unit / groups;
-      ForwardRows rows(plan, unit % groups * plan.group, load, x, y, stream, part_sums + part * 2 * plan.padded(),
-                       panel);
+      ForwardRows rows(plan, unit % groups * plan.group, load, activation, x, y, stream,
+                       sums != nullptr ? part_sums + part * sums_size : nullptr, panel);
       const Range items = plan.items_of(part);
       for (int64_t item = items.begin; item < items.end; ++item) rows.run(item);
     }
     plan.table.finish_streams();
   });
-  add_moments(part_sums, parts, plan.padded(), problem.channels, sums);
+  if (sums != nullptr) add_moments(part_sums, parts, plan.padded(), problem.channels, sums);
 }
 
 }  // namespace dwsep

@@ -57,7 +57,7 @@ void depthwise_stage_forward(const ConvProblem& problem, const WeightSources& we
                              double* sums) {
   RowsPlan rows(kernels(), problem, false);
   if (rows.group > 0) {
-    depthwise_rows_forward(rows, weights, load, x, y, sums);
+    depthwise_rows_forward(rows, weights, load, Activation::kNone, x, y, sums);
     return;
   }
   PlanePlan plan(kernels(), problem, TilePurpose::kForward, true);

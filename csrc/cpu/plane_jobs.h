@@ -24,6 +24,7 @@ struct RowCopy {
   int64_t pixels;
   int64_t channels;      // in all blocks; lanes beyond are zeros in a plane, and left alone in a tensor
   int64_t block_stride;  // floats from a block's row to the next block's
+  bool stream = false;   // store whole cache lines of a tensor's floats past the caches
 };
 
 // One product of a correlation, relative to the operand of the output pixel and to the channel block's weights.

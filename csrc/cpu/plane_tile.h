@@ -69,23 +69,26 @@ class PlaneTile {
   void expect(const TilePlace& next, const void* source, const Strides& strides, int64_t channel_step,
               Range AxisTile::* range, int64_t width);
   // `pixels`, all that ask_for will be told.
-  void begin_asking(int64_t pixels) { pixels_ahead_ = ahead_.lines() > 0 ? pixels : 0; }
-  bool asks() const { return pixels_ahead_ > 0; }
+  void begin_asking(int64_t pixels) {
+    ahead_per_pixel_ = ceil_div(ahead_.lines() * kAheadUnit, std::max<int64_t>(1, pixels));
+  }
+  bool asks() const { return ahead_per_pixel_ > 0; }
   void ask_for(int64_t pixels) {
-    if (asks()) ahead_.ask(ceil_div(ahead_.lines() * pixels, pixels_ahead_));
+    if (asks()) ahead_.ask((ahead_per_pixel_ * pixels + kAheadUnit - 1) / kAheadUnit);
   }
   void stop_asking() {
     ahead_.clear();
-    pixels_ahead_ = 0;
+    ahead_per_pixel_ = 0;
   }
 
-  // Calls f(first, count) for stretches of a row between which something can be asked for.
+  // Calls f(first, count) for stretches of a row: what they compute is still in the first cache when it is written, and
+  // something can be asked for in between. All but the last are whole vectors of pixels.
   template <class F>
   void in_stretches(int64_t pixels, const F& f) const {
     constexpr int64_t kStretch = 64;
-    if (pixels <= kStretch || !asks()) return f(0, pixels);
-    const int64_t count = ceil_div(pixels, kStretch);
-    for (int64_t i = 0; i < count; ++i) f(pixels * i / count, pixels * (i + 1) / count - pixels * i / count);
+    if (pixels <= kStretch) return f(0, pixels);
+    const int64_t each = ceil_div(ceil_div(pixels, ceil_div(pixels, kStretch)), plan_.lanes) * plan_.lanes;
+    for (int64_t first = 0; first < pixels; first += each) f(first, std::min(each, pixels - first));
   }
 
   // Calls f(block of the group, m, job) with the correlation of one row of outputs, columns [columns.begin, end), for
@@ -117,7 +120,8 @@ class PlaneTile {
  private:
   TapList outputs_;
   RowsAhead ahead_;
-  int64_t pixels_ahead_ = 0;
+  static constexpr int64_t kAheadUnit = 1 << 16;
+  int64_t ahead_per_pixel_ = 0;  // cache lines, in parts of kAheadUnit
 
   std::array<const AxisTile*, 3> parts_of(int64_t tile) const;
 

@@ -3,6 +3,8 @@
 
 #include <cstdint>
 
+#include "cpu/plane_jobs.h"
+
 namespace dwsep {
 
 // From this size in bytes on.
@@ -14,6 +16,17 @@ inline bool streams(const float* tensor, int64_t pixels, int64_t channels) {
   const auto size = static_cast<int64_t>(sizeof(float));
   return pixels * channels * size >= kStreamBytes && channels % kLineFloats == 0 &&
          reinterpret_cast<std::uintptr_t>(tensor) % (kLineFloats * sizeof(float)) == 0;
+}
+
+// The same for a tensor which is written from planes: where its channels are not consecutive, rows must begin and end
+// with cache lines, since a line of which parts are stored either way is written twice.
+inline bool streams_from_planes(ElementType type, const void* tensor, const Strides& strides, int64_t pixels,
+                                int64_t channels) {
+  if (tensor == nullptr || type != ElementType::kFloat32) return false;
+  if (strides.channel == 1) return streams(static_cast<const float*>(tensor), pixels, channels);
+  constexpr int64_t kLineFloats = 16;
+  const bool lines = strides.axis[1] % kLineFloats == 0 && strides.channel % kLineFloats == 0;
+  return lines && pixels * channels * static_cast<int64_t>(sizeof(float)) >= kStreamBytes;
 }
 
 }  // namespace dwsep

@@ -17,7 +17,7 @@ Tensor depthwise_conv(const Tensor& x, const Tensor& weight, const std::optional
   const Activation applied = parse_activation(activation);
 
   const WeightSources sources = {depthwise.const_data_ptr(), data_or_null(dense_bias), nullptr, nullptr};
-  if (!is_channels_last(x) || planes_pay(problem)) {
+  if (!is_channels_last(x)) {
     const Tensor input = with_a_unit_stride(x, x);
     const std::vector<int64_t> spatial(problem.output + (5 - x.dim()), problem.output + 3);
     const Tensor out = empty_in_layout_of(x, problem.inner_channels, spatial);

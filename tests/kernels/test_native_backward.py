@@ -74,6 +74,48 @@ def check_recorded_exact(chosen: list[problems.Problem]) -> None:
             _check_separable(problem, generator, index % 3 != 0, activations, dtype=dtype)
 
 
+def check_large_exact() -> None:
+    """Tensors of 4 MB and more, which are read ahead, by rows, and stored past the caches: forward and backward."""
+
+    def problem(channels: int, spatial: tuple[int, ...], size: int, dilation: int = 1, stride: int = 1):
+        ndim = len(spatial)
+        padding = (dilation * (size - 1) // 2,) * (2 * ndim)
+        return problems.Problem(
+            "large", 2, channels, 1, 1, spatial, (size,) * ndim, (stride,) * ndim, (dilation,) * ndim, padding
+        )
+
+    chosen = [
+        problem(256, (46, 46), 3),
+        problem(250, (47, 47), 3),
+        problem(256, (46, 46), 3, dilation=2),
+        problem(256, (46, 46), 3, stride=2),
+        problem(128, (65, 65), 5),
+        problem(256, (46, 46), 7),
+        problem(300, (2048,), 9),
+        problem(520, (1024,), 31),
+        problem(64, (8, 33, 33), 3),
+    ]
+    generator = torch.Generator().manual_seed(6)
+    draw = problems.small_integers(generator, torch.float32, top=1)
+    for large in chosen:
+        for channels_last in (True, False):
+            grad, x, weight, bias = _depthwise(large, draw, channels_last)
+            wanted = problems.in_float64(reference.depthwise_conv, (x, weight, bias), *large.geometry, "relu")
+            assert problems.exact(ops.depthwise_conv(x, weight, bias, *large.geometry, "relu"), wanted), large
+            tensors = (grad, x, weight, bias)
+            expected = problems.in_float64(reference.depthwise_conv_backward, tensors, *large.geometry, "none", ALL)
+            for threads in (1, 3):
+                with problems.threads(threads):
+                    grads = ops.depthwise_conv_backward(*tensors, *large.geometry, "none", ALL)
+                for got, value in zip(grads, expected, strict=True):
+                    assert problems.exact(got, value), f"{channels_last=}, {threads} threads: {large}"
+
+
+@pytest.mark.parametrize("isa", isas.SUPPORTED)
+def test_large_tensors_exact_on_integers(isa):
+    isas.run_on(isa, "from tests.kernels import test_native_backward as t; t.check_large_exact()")
+
+
 @pytest.mark.parametrize("isa", isas.SUPPORTED)
 def test_recorded_shapes_exact_on_integers(isa):
     script = "from tests import problems; from tests.kernels import test_native_backward as t; "
