@@ -1,0 +1,166 @@
+"""Block sizes by shape class. Nothing is measured at run time: a shape always gets the same blocks, and so the same bits."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+
+from dwsep.kernels.triton.shapes import Axis, Shape
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """What one program computes.
+
+    Attributes:
+        columns: Output columns that a thread holds in registers.
+        rows: Rows of a tile.
+        groups: Groups of columns of a tile, side by side.
+        channels: Channels of a tile, where they are innermost; else planes.
+        taps: Taps along the columns that are unrolled.
+        warps: Warps of a program.
+        tap_rows: For the weight gradient, rows of taps that a program sums.
+        vectors: For contiguous tensors, whether a row is whole vectors of ``columns``, which are loaded at once.
+    """
+
+    columns: int
+    rows: int
+    groups: int
+    channels: int
+    taps: int
+    warps: int
+    tap_rows: int = 1
+    vectors: bool = False
+
+
+def power_of_two(n: int) -> int:
+    """The smallest power of two that is at least ``n``."""
+    return 1 << max(n - 1, 0).bit_length()
+
+
+def even_part(n: int, most: int) -> int:
+    """``n`` split into as few parts of at most ``most`` as can be, the parts alike: the largest of them."""
+    return -(-n // -(-n // most))
+
+
+def channel_step(*channels: int) -> int:
+    """The largest power of two up to 16 that divides all of them."""
+    step = 16
+    while any(count % step for count in channels):
+        step //= 2
+    return step
+
+
+def length(axis: Axis, transposed: bool) -> int:
+    """Outputs of one class and residue along an axis."""
+    outputs = -(-axis.size // axis.stride) if transposed else axis.output
+    return -(-outputs // axis.spacing)
+
+
+def class_rows(shape: Shape, transposed: bool) -> int:
+    """Rows of the output, or of one class of the input's gradient."""
+    return -(-shape.rows.size // shape.rows.stride) if transposed else shape.rows.output
+
+
+def parts(axis: Axis, transposed: bool, columns: int) -> int:
+    """Threads that a row of contiguous outputs takes: its groups of columns, in each residue and class."""
+    return -(-length(axis, transposed) // columns) * axis.spacing * (axis.stride if transposed else 1)
+
+
+def _taps(axis: Axis, transposed: bool) -> int:
+    """Taps that one output sees along an axis."""
+    return -(-axis.kernel // (axis.stride // axis.divisor)) if transposed else axis.kernel
+
+
+def _columns(outputs: int, most: int) -> int:
+    """Columns for a thread, at most ``most``, such that few lie beyond the edge."""
+    choices = range(max(2, most // 2), most + 1) if outputs > most else (outputs,)
+    return min(choices, key=lambda q: (-(-outputs // q) * q - outputs, -q))
+
+
+def _fit(count: int, most: int) -> int:
+    """A power of two up to ``most`` of which few lie beyond ``count``: larger ones only where they waste little."""
+    best = 1
+    block = 2
+    while block <= most:
+        if -(-count // block) * block <= count * 1.15 + 1:
+            best = block
+        block *= 2
+    return best
+
+
+def _tile(groups: int, rows: int, pixels: int) -> tuple[int, int]:
+    """Rows and groups of columns of a tile of ``pixels``: several rows, which share most of what they read."""
+    side = _fit(groups, pixels if rows == 1 else max(1, pixels // 4))
+    height = _fit(rows, pixels // side)
+    return pixels // side if rows * side < pixels else height, pixels // height if height * side < pixels else side
+
+
+@functools.lru_cache(maxsize=1024)
+def channels_last(shape: Shape, transposed: bool, element_size: int) -> Blocks:
+    """Blocks of the forward pass and of the input gradient, channels innermost."""
+    channels = shape.channels if transposed else shape.out_channels
+    outputs, taps = length(shape.cols, transposed), _taps(shape.cols, transposed)
+    columns = _columns(outputs, 8 if taps >= 5 else 4)
+    block = min(64, max(16, power_of_two(channels)))
+    per_thread = 2
+    warps = 8
+    rows, groups = _tile(-(-outputs // columns), class_rows(shape, transposed), warps * 32 * per_thread // block)
+    return Blocks(columns, rows, groups, block, even_part(taps, 8), warps)
+
+
+@functools.lru_cache(maxsize=1024)
+def channels_last_weight(shape: Shape, element_size: int) -> Blocks:
+    """Blocks of the weight gradient, channels innermost."""
+    outputs, taps = length(shape.cols, False), even_part(shape.cols.kernel, 16)
+    columns = _columns(outputs, 4)
+    block = min(64, max(16, power_of_two(shape.out_channels)))
+    per_thread = 2
+    warps = 8
+    rows, groups = _tile(-(-outputs // columns), shape.rows.output, warps * 32 * per_thread // block)
+    return Blocks(columns, rows, groups, block, taps, warps, even_part(shape.rows.kernel, max(1, 28 // taps)))
+
+
+def _vector(axis: Axis, element_size: int) -> int:
+    """Columns of a vector where whole rows are such vectors, or 0."""
+    if axis.stride > 1 or axis.dilation > 1:
+        return 0
+    sizes = (4, 8) if element_size == 4 else (8, 4)
+    return next((q for q in sizes if axis.size % q == 0 and axis.output % q == 0), 0)
+
+
+def _planes_tile(shape: Shape, transposed: bool, columns: int, lanes: int, planes: int) -> tuple[int, int, int]:
+    """Planes, rows and groups of a tile."""
+    rows = shape.rows.size if transposed else shape.rows.output
+    groups = _fit(parts(shape.cols, transposed, columns), lanes)
+    height = _fit(rows, lanes // groups)
+    count = min(lanes // groups // height, power_of_two(planes))
+    return count, lanes // groups // count, groups
+
+
+@functools.lru_cache(maxsize=1024)
+def planes(shape: Shape, transposed: bool, element_size: int) -> Blocks:
+    """Blocks of the forward pass and of the input gradient, contiguous tensors."""
+    taps, vector = _taps(shape.cols, transposed), _vector(shape.cols, element_size)
+    columns = vector or _columns(length(shape.cols, transposed), 8 if taps >= 5 else 4)
+    chunk = even_part(taps, 8)
+    if vector and chunk < taps:
+        chunk = 8
+    warps = 4
+    channels = shape.channels if transposed else shape.out_channels
+    count, rows, groups = _planes_tile(shape, transposed, columns, warps * 32, shape.batch * channels)
+    return Blocks(columns, rows, groups, count, chunk, warps, vectors=bool(vector))
+
+
+@functools.lru_cache(maxsize=1024)
+def planes_weight(shape: Shape, element_size: int) -> Blocks:
+    """Blocks of the weight gradient, contiguous tensors."""
+    taps, vector = shape.cols.kernel, _vector(shape.cols, element_size)
+    columns = vector or _columns(length(shape.cols, False), 4)
+    chunk = even_part(taps, 16)
+    if vector and chunk < taps:
+        chunk = 16
+    warps = 4
+    count, rows, groups = _planes_tile(shape, False, columns, warps * 32, shape.batch)
+    tap_rows = even_part(shape.rows.kernel, max(1, 56 // chunk))
+    return Blocks(columns, rows, groups, count, chunk, warps, tap_rows, bool(vector))
