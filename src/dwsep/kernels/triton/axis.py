@@ -30,3 +30,9 @@ def class_first_tap(rho, INVERSE: tl.constexpr, K: tl.constexpr, S: tl.constexpr
     if G > 1:
         tap = tl.where(rho % G == 0, tap, K)
     return tap
+
+
+@triton.jit
+def within(position, size):
+    """Whether 0 <= position < size, in one comparison."""
+    return position.to(tl.uint32, bitcast=True) < size.to(tl.uint32, bitcast=True)

@@ -4,19 +4,29 @@ import triton
 import triton.language as tl
 
 from dwsep.kernels.triton.activations import activate, through_activation
-from dwsep.kernels.triton.axis import class_first, class_first_tap
+from dwsep.kernels.triton.axis import class_first, class_first_tap, within
+
+# One compiled kernel for all sizes: what matters of them to the compiler are constants.
+_SIZES = [
+    "src_h",
+    "src_w",
+    "dst_h",
+    "dst_w",
+    "low_h",
+    "low_w",
+    "channel_blocks",
+    "col_blocks",
+    "row_blocks",
+]
 
 
-@triton.jit
+@triton.jit(do_not_specialize=_SIZES)
 def correlate(
     src,  # (N, src_h, src_w, src_channels), dense
     weight,  # (KH * KW, weight channels), float32
     bias,  # (weight channels,)
     outer,  # with GRADIENT the output's gradient, dense like dst
     dst,  # (N, dst_h, dst_w, dst_channels), dense
-    src_channels,
-    dst_channels,
-    weight_channels,
     src_h,
     src_w,
     dst_h,
@@ -42,12 +52,14 @@ def correlate(
     ACTIVATION: tl.constexpr,
     GRADIENT: tl.constexpr,
     WIDE: tl.constexpr,
-    CHANNEL_STEP: tl.constexpr,  # divides the channels of src and dst
+    SRC_CHANNELS: tl.constexpr,
+    DST_CHANNELS: tl.constexpr,
     Q: tl.constexpr,
     RB: tl.constexpr,
     JB: tl.constexpr,
     BC: tl.constexpr,
     KC: tl.constexpr,
+    UNROLL: tl.constexpr,
 ):
     """Forward pass, or with TRANSPOSED the gradient of the input from that of the output.
 
@@ -61,6 +73,8 @@ def correlate(
     MASKED_TAPS: tl.constexpr = (TRANSPOSED and SW > 1) or CHUNKS * KC != TAPS_W
     OUT_H: tl.constexpr = SH if TRANSPOSED else 1
     OUT_W: tl.constexpr = SW if TRANSPOSED else 1
+    WEIGHT_CHANNELS: tl.constexpr = SRC_CHANNELS if TRANSPOSED else DST_CHANNELS
+    EVEN: tl.constexpr = DST_CHANNELS % BC == 0  # no channel lies beyond the last
 
     tile = tl.program_id(0)
     block = tile % channel_blocks
@@ -73,15 +87,12 @@ def correlate(
     image = tile // row_blocks
     if WIDE:
         image = image.to(tl.int64)
-    if CHANNEL_STEP > 1:  # lets the compiler see that neighbouring channels are loaded together
-        src_channels = (src_channels // CHANNEL_STEP) * CHANNEL_STEP
-        dst_channels = (dst_channels // CHANNEL_STEP) * CHANNEL_STEP
 
     lane = tl.arange(0, RB * JB)
     row = row_block * RB + lane // JB
     group = col_block * JB + lane % JB
     channel = block * BC + tl.arange(0, BC)
-    inside = channel < dst_channels
+    inside = channel < DST_CHANNELS
 
     if TRANSPOSED:
         rho_h = tl.program_id(1) // SW
@@ -118,10 +129,10 @@ def correlate(
         else:
             src_channel = channel // MULTIPLIER
             weight_channel = channel
-        for t in range(taps_h):
+        for t in tl.range(0, taps_h, loop_unroll_factor=UNROLL):
             kh = tap_h + (SH // GH if TRANSPOSED else 1) * t
             at = in_row + row_step * t
-            row_inside = (at >= 0) & (at < src_h)
+            row_inside = within(at, src_h)
             row_offset = (image * src_h + at) * src_w
             for chunk in range(CHUNKS):
                 taps = ()
@@ -133,14 +144,14 @@ def correlate(
                     mask = inside
                     if MASKED_TAPS:
                         mask = inside & (kw >= 0) & (kw < KW)
-                    taps += (tl.load(weight + (kh * KW + kw) * weight_channels + weight_channel, mask=mask, other=0.0),)
+                    taps += (tl.load(weight + (kh * KW + kw) * WEIGHT_CHANNELS + weight_channel, mask=mask, other=0.0),)
+                col = in_col + UNIT * KC * chunk
+                first = src + ((row_offset + col)[:, None] * SRC_CHANNELS + src_channel[None, :])
                 for i in tl.static_range(STEP * (Q - 1) + KC):
-                    col = in_col + UNIT * (chunk * KC + i)
-                    mask = row_inside & (col >= 0) & (col < src_w)
-                    offset = (row_offset + col) * src_channels
-                    value = tl.load(
-                        src + offset[:, None] + src_channel[None, :], mask=mask[:, None] & inside[None, :], other=0.0
-                    ).to(tl.float32)
+                    mask = (row_inside & within(col + UNIT * i, src_w))[:, None]
+                    if not EVEN:
+                        mask = mask & inside[None, :]
+                    value = tl.load(first + UNIT * SRC_CHANNELS * i, mask=mask, other=0.0).to(tl.float32)
                     updated = ()
                     for q in tl.static_range(Q):
                         if i >= STEP * q and i < STEP * q + KC:
@@ -151,16 +162,18 @@ def correlate(
 
     if HAS_BIAS:
         shift = tl.load(bias + channel, mask=inside, other=0.0).to(tl.float32)
+    out_col = OUT_W * (SPACING * Q * group + residue) + out_first
+    offset = ((image * dst_h + out_row) * dst_w + out_col)[:, None] * DST_CHANNELS + channel[None, :]
     for q in tl.static_range(Q):
-        col = OUT_W * (SPACING * (Q * group + q) + residue) + out_first
-        mask = ((out_row < dst_h) & (col < dst_w))[:, None] & inside[None, :]
-        offset = ((image * dst_h + out_row) * dst_w + col) * dst_channels
-        offset = offset[:, None] + channel[None, :]
+        mask = ((out_row < dst_h) & (out_col + OUT_W * SPACING * q < dst_w))[:, None]
+        if not EVEN:
+            mask = mask & inside[None, :]
+        at = offset + OUT_W * SPACING * DST_CHANNELS * q
         value = acc[q]
         if HAS_BIAS:
             value += shift[None, :]
         if GRADIENT:
-            value = through_activation(tl.load(outer + offset, mask=mask, other=0.0).to(tl.float32), value, ACTIVATION)
+            value = through_activation(tl.load(outer + at, mask=mask, other=0.0).to(tl.float32), value, ACTIVATION)
         else:
             value = activate(value, ACTIVATION)
-        tl.store(dst + offset, value.to(dst.dtype.element_ty), mask=mask)
+        tl.store(dst + at, value.to(dst.dtype.element_ty), mask=mask)

@@ -3,14 +3,29 @@
 import triton
 import triton.language as tl
 
+from dwsep.kernels.triton.axis import within
 
-@triton.jit
+# One compiled kernel for all sizes: what matters of them to the compiler are constants.
+_SIZES = [
+    "src_h",
+    "src_w",
+    "dst_h",
+    "dst_w",
+    "low_h",
+    "low_w",
+    "channel_blocks",
+    "col_blocks",
+    "row_blocks",
+    "tiles",
+    "tiles_per_chunk",
+]
+
+
+@triton.jit(do_not_specialize=_SIZES)
 def weight_sums(
     x,  # (N, src_h, src_w, src_channels), dense
-    grad,  # (N, dst_h, dst_w, dst_channels), dense
-    partial,  # (chunks, KH * KW + HAS_BIAS, dst_channels), float32
-    src_channels,
-    dst_channels,
+    grad,  # (N, dst_h, dst_w, DST_CHANNELS), dense
+    partial,  # (chunks, KH * KW + HAS_BIAS, DST_CHANNELS), float32
     src_h,
     src_w,
     dst_h,
@@ -32,7 +47,8 @@ def weight_sums(
     MULTIPLIER: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     WIDE: tl.constexpr,
-    CHANNEL_STEP: tl.constexpr,
+    SRC_CHANNELS: tl.constexpr,
+    DST_CHANNELS: tl.constexpr,
     Q: tl.constexpr,
     RB: tl.constexpr,
     JB: tl.constexpr,
@@ -45,6 +61,7 @@ def weight_sums(
     STEP: tl.constexpr = SW // GW
     COL_GROUPS: tl.constexpr = (KW + KC - 1) // KC
     TAP_GROUPS: tl.constexpr = COL_GROUPS * ((KH + KR - 1) // KR)
+    EVEN: tl.constexpr = DST_CHANNELS % BC == 0  # no channel lies beyond the last
 
     program = tl.program_id(0)
     block = program % channel_blocks
@@ -53,13 +70,10 @@ def weight_sums(
     chunk = program // TAP_GROUPS
     first_kw = tap_group % COL_GROUPS * KC
     first_kh = tap_group // COL_GROUPS * KR
-    if CHANNEL_STEP > 1:
-        src_channels = (src_channels // CHANNEL_STEP) * CHANNEL_STEP
-        dst_channels = (dst_channels // CHANNEL_STEP) * CHANNEL_STEP
 
     lane = tl.arange(0, RB * JB)
     channel = block * BC + tl.arange(0, BC)
-    inside = channel < dst_channels
+    inside = channel < DST_CHANNELS
     src_channel = channel // MULTIPLIER
 
     acc = ()
@@ -78,29 +92,30 @@ def weight_sums(
             image = image.to(tl.int64)
         row = row_block * RB + lane // JB
         group = col_block * JB + lane % JB
-        out_offset = (image * dst_h + row) * dst_w
+        out_col = SPACING * Q * group + residue
+        first = grad + (((image * dst_h + row) * dst_w + out_col)[:, None] * DST_CHANNELS + channel[None, :])
         grads = ()
         for q in tl.static_range(Q):
-            col = SPACING * (Q * group + q) + residue
-            mask = ((row < dst_h) & (col < dst_w))[:, None] & inside[None, :]
-            offset = (out_offset + col) * dst_channels
-            value = tl.load(grad + (offset[:, None] + channel[None, :]), mask=mask, other=0.0).to(tl.float32)
+            mask = ((row < dst_h) & (out_col + SPACING * q < dst_w))[:, None]
+            if not EVEN:
+                mask = mask & inside[None, :]
+            value = tl.load(first + SPACING * DST_CHANNELS * q, mask=mask, other=0.0).to(tl.float32)
             grads += (value,)
             if HAS_BIAS:
                 total += value
         in_col = SW * residue - low_w + DW * (STEP * Q * group + first_kw)
         for r in tl.static_range(KR):
             at = SH * row - low_h + DH * (first_kh + r)
-            row_inside = (at >= 0) & (at < src_h)
-            row_offset = (image * src_h + at) * src_w
+            row_inside = within(at, src_h)
+            first = x + (((image * src_h + at) * src_w + in_col)[:, None] * SRC_CHANNELS + src_channel[None, :])
             sums = ()
             for i in tl.static_range(KC):
                 sums += (acc[r * KC + i],)
             for i in tl.static_range(STEP * (Q - 1) + KC):
-                col = in_col + DW * i
-                mask = (row_inside & (col >= 0) & (col < src_w))[:, None] & inside[None, :]
-                offset = (row_offset + col) * src_channels
-                value = tl.load(x + (offset[:, None] + src_channel[None, :]), mask=mask, other=0.0).to(tl.float32)
+                mask = (row_inside & within(in_col + DW * i, src_w))[:, None]
+                if not EVEN:
+                    mask = mask & inside[None, :]
+                value = tl.load(first + DW * SRC_CHANNELS * i, mask=mask, other=0.0).to(tl.float32)
                 updated = ()
                 for tap in tl.static_range(KC):
                     # Output column q reads input column i through the tap i - STEP * q, if there is one.
@@ -117,10 +132,10 @@ def weight_sums(
                     merged += (acc[tap],)
             acc = merged
 
-    base = partial + chunk.to(tl.int64) * (KH * KW + HAS_BIAS) * dst_channels + channel
+    base = partial + chunk.to(tl.int64) * (KH * KW + HAS_BIAS) * DST_CHANNELS + channel
     for tap in tl.static_range(KR * KC):
         kh = first_kh + tap // KC
         kw = first_kw + tap % KC
-        tl.store(base + (kh * KW + kw) * dst_channels, tl.sum(acc[tap], 0), mask=inside & (kh < KH) & (kw < KW))
+        tl.store(base + (kh * KW + kw) * DST_CHANNELS, tl.sum(acc[tap], 0), mask=inside & (kh < KH) & (kw < KW))
     if HAS_BIAS:
-        tl.store(base + KH * KW * dst_channels, tl.sum(total, 0), mask=inside & (tap_group == 0))
+        tl.store(base + KH * KW * DST_CHANNELS, tl.sum(total, 0), mask=inside & (tap_group == 0))

@@ -21,6 +21,7 @@ class Blocks:
         warps: Warps of a program.
         tap_rows: For the weight gradient, rows of taps that a program sums.
         vectors: For contiguous tensors, whether a row is whole vectors of ``columns``, which are loaded at once.
+        unroll: Rows of taps whose loads the compiler may overlap.
     """
 
     columns: int
@@ -31,6 +32,7 @@ class Blocks:
     warps: int
     tap_rows: int = 1
     vectors: bool = False
+    unroll: int = 1
 
 
 def power_of_two(n: int) -> int:
@@ -41,14 +43,6 @@ def power_of_two(n: int) -> int:
 def even_part(n: int, most: int) -> int:
     """``n`` split into as few parts of at most ``most`` as can be, the parts alike: the largest of them."""
     return -(-n // -(-n // most))
-
-
-def channel_step(*channels: int) -> int:
-    """The largest power of two up to 16 that divides all of them."""
-    step = 16
-    while any(count % step for count in channels):
-        step //= 2
-    return step
 
 
 def length(axis: Axis, transposed: bool) -> int:
@@ -72,10 +66,15 @@ def _taps(axis: Axis, transposed: bool) -> int:
     return -(-axis.kernel // (axis.stride // axis.divisor)) if transposed else axis.kernel
 
 
-def _columns(outputs: int, most: int) -> int:
-    """Columns for a thread, at most ``most``, such that few lie beyond the edge."""
-    choices = range(max(2, most // 2), most + 1) if outputs > most else (outputs,)
-    return min(choices, key=lambda q: (-(-outputs // q) * q - outputs, -q))
+def _columns(outputs: int, taps: int, step: int = 1) -> int:
+    """Columns for a thread, 2 to 8: each load serves more of them, but few shall lie beyond the edge."""
+
+    def cost(columns: int) -> int:
+        # Instructions: a multiply-add a tap, about four a load, ten for a group.
+        loads = step * (columns - 1) + taps
+        return -(-outputs // columns) * (columns * taps + 4 * loads + 10)
+
+    return min(range(min(2, outputs), min(8, outputs) + 1), key=cost)
 
 
 def _fit(count: int, most: int) -> int:
@@ -96,15 +95,25 @@ def _tile(groups: int, rows: int, pixels: int) -> tuple[int, int]:
     return pixels // side if rows * side < pixels else height, pixels // height if height * side < pixels else side
 
 
+def _channel_block(channels: int, most: int) -> int:
+    """Channels of a tile: as many as ``most``, unless a tenth of them would lie beyond the last."""
+    block = min(most, max(16, power_of_two(channels)))
+    while block > 32 and -(-channels // block) * block > channels * 1.1:
+        block //= 2
+    return block
+
+
+def _step(axis: Axis, transposed: bool) -> int:
+    return 1 if transposed else axis.stride // axis.divisor
+
+
 @functools.lru_cache(maxsize=1024)
 def channels_last(shape: Shape, transposed: bool, element_size: int) -> Blocks:
     """Blocks of the forward pass and of the input gradient, channels innermost."""
     channels = shape.channels if transposed else shape.out_channels
     outputs, taps = length(shape.cols, transposed), _taps(shape.cols, transposed)
-    columns = _columns(outputs, 8 if taps >= 5 else 4)
-    block = min(64, max(16, power_of_two(channels)))
-    per_thread = 2
-    warps = 8
+    columns = _columns(outputs, min(taps, 8), _step(shape.cols, transposed))
+    block, per_thread, warps = _channel_block(channels, 64), 4, 4
     rows, groups = _tile(-(-outputs // columns), class_rows(shape, transposed), warps * 32 * per_thread // block)
     return Blocks(columns, rows, groups, block, even_part(taps, 8), warps)
 
@@ -113,10 +122,9 @@ def channels_last(shape: Shape, transposed: bool, element_size: int) -> Blocks:
 def channels_last_weight(shape: Shape, element_size: int) -> Blocks:
     """Blocks of the weight gradient, channels innermost."""
     outputs, taps = length(shape.cols, False), even_part(shape.cols.kernel, 16)
-    columns = _columns(outputs, 4)
-    block = min(64, max(16, power_of_two(shape.out_channels)))
-    per_thread = 2
-    warps = 8
+    columns = min(4, _columns(outputs, taps, _step(shape.cols, False)))
+    per_thread, warps = 4 if shape.taps <= 9 else 2, 4
+    block = _channel_block(shape.out_channels, 64)
     rows, groups = _tile(-(-outputs // columns), shape.rows.output, warps * 32 * per_thread // block)
     return Blocks(columns, rows, groups, block, taps, warps, even_part(shape.rows.kernel, max(1, 28 // taps)))
 
@@ -142,11 +150,11 @@ def _planes_tile(shape: Shape, transposed: bool, columns: int, lanes: int, plane
 def planes(shape: Shape, transposed: bool, element_size: int) -> Blocks:
     """Blocks of the forward pass and of the input gradient, contiguous tensors."""
     taps, vector = _taps(shape.cols, transposed), _vector(shape.cols, element_size)
-    columns = vector or _columns(length(shape.cols, transposed), 8 if taps >= 5 else 4)
+    columns = vector or _columns(length(shape.cols, transposed), min(taps, 8), _step(shape.cols, transposed))
     chunk = even_part(taps, 8)
     if vector and chunk < taps:
         chunk = 8
-    warps = 4
+    warps = 2 if class_rows(shape, transposed) > 1 else 4
     channels = shape.channels if transposed else shape.out_channels
     count, rows, groups = _planes_tile(shape, transposed, columns, warps * 32, shape.batch * channels)
     return Blocks(columns, rows, groups, count, chunk, warps, vectors=bool(vector))
@@ -156,7 +164,7 @@ def planes(shape: Shape, transposed: bool, element_size: int) -> Blocks:
 def planes_weight(shape: Shape, element_size: int) -> Blocks:
     """Blocks of the weight gradient, contiguous tensors."""
     taps, vector = shape.cols.kernel, _vector(shape.cols, element_size)
-    columns = vector or _columns(length(shape.cols, False), 4)
+    columns = vector or _columns(length(shape.cols, False), min(taps, 8), _step(shape.cols, False))
     chunk = even_part(taps, 16)
     if vector and chunk < taps:
         chunk = 16

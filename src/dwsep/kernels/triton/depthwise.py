@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
 
 from dwsep.kernels.triton import launch
 from dwsep.kernels.triton.configs import Blocks
-from dwsep.kernels.triton.shapes import output_size, shape_of
+from dwsep.kernels.triton.shapes import Shape, shape_of
 
-_Geometry = Sequence[int]
+_PerAxis = Sequence[int]
 
 
 def _dense(x: Tensor, last: bool) -> Tensor:
@@ -25,13 +26,39 @@ def _empty(x: Tensor, channels: int, spatial: Sequence[int], last: bool) -> Tens
     return x.new_empty((x.shape[0], channels, *spatial))
 
 
+def _on_device_of(x: Tensor) -> AbstractContextManager:
+    """Makes the GPU of ``x`` the one that kernels are launched on, where it is not."""
+    if not x.is_cuda or x.device.index == torch.cuda.current_device():
+        return nullcontext()
+    return torch.cuda.device(x.device)
+
+
+def _correlate(
+    src: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    outer: Tensor | None,
+    dst: Tensor,
+    shape: Shape,
+    activation: str,
+    transposed: bool,
+    last: bool,
+    blocks: Blocks | None,
+) -> None:
+    """Fills ``dst`` with the forward pass, or with the input's gradient."""
+    build = launch.correlate_last if last else launch.correlate_planes
+    call = build(shape, transposed, src.element_size(), bias is not None, activation, outer is not None, blocks)
+    weight = launch.taps_of(weight, shape) if last else weight
+    call(src, weight, weight if bias is None else bias, src if outer is None else outer, dst)
+
+
 def forward(
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None,
-    stride: _Geometry,
-    padding: _Geometry,
-    dilation: _Geometry,
+    stride: _PerAxis,
+    padding: _PerAxis,
+    dilation: _PerAxis,
     activation: str,
     *,
     last: bool,
@@ -50,12 +77,13 @@ def forward(
         last: whether the output's channels are to be innermost.
         blocks: instead of those of ``configs``.
     """
-    output = output_size(x, weight, stride, padding, dilation)
-    shape = shape_of(x, weight, output, stride, padding, dilation)
+    shape, output = shape_of(x.shape, weight.shape, tuple(stride), tuple(padding), tuple(dilation))
     out = _empty(x, weight.shape[0], output, last)
     if out.numel():
-        correlate = launch.correlate_last if last else launch.correlate_planes
-        correlate(_dense(x, last), weight.contiguous(), bias, None, out, shape, activation, False, blocks)
+        with _on_device_of(x):
+            _correlate(
+                _dense(x, last), weight.contiguous(), bias, None, out, shape, activation, False, last, blocks
+            )
     return out
 
 
@@ -64,9 +92,9 @@ def backward(
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None,
-    stride: _Geometry,
-    padding: _Geometry,
-    dilation: _Geometry,
+    stride: _PerAxis,
+    padding: _PerAxis,
+    dilation: _PerAxis,
     activation: str,
     output_mask: Sequence[bool],
     *,
@@ -75,7 +103,6 @@ def backward(
     weight_blocks: Blocks | None = None,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """As :func:`dwsep.kernels.reference.depthwise_conv_backward`; arguments as :func:`forward`'s."""
-    shape = shape_of(x, weight, grad.shape[2:], stride, padding, dilation)
     wants_x, wants_weight, wants_bias = output_mask[0], output_mask[1], bool(output_mask[2] and bias is not None)
     if not grad.numel() or not x.numel():
         return (
@@ -83,18 +110,37 @@ def backward(
             torch.zeros_like(weight) if wants_weight else None,
             torch.zeros_like(bias) if wants_bias and bias is not None else None,
         )
+    shape, _ = shape_of(x.shape, weight.shape, tuple(stride), tuple(padding), tuple(dilation))
     x, grad, weight = _dense(x, last), _dense(grad, last), weight.contiguous()
-    correlate = launch.correlate_last if last else launch.correlate_planes
-    if activation != "none":
-        outer, grad = grad, torch.empty_like(grad)
-        correlate(x, weight, bias, outer, grad, shape, activation, False, None)
     grad_x = grad_weight = grad_bias = None
-    if wants_x:
-        grad_x = _empty(x, shape.channels, x.shape[2:], last)
-        correlate(grad, weight, None, None, grad_x, shape, "none", True, blocks)
-    if wants_weight or wants_bias:
-        grad_weight = weight.new_empty(weight.shape)
-        grad_bias = weight.new_empty(weight.shape[0]) if wants_bias else None
-        weight_gradient = launch.weight_gradient_last if last else launch.weight_gradient_planes
-        weight_gradient(x, grad, grad_weight, grad_bias, shape, weight_blocks)
+    with _on_device_of(x):
+        if activation != "none":
+            outer, grad = grad, torch.empty_like(grad)
+            _correlate(x, weight, bias, outer, grad, shape, activation, False, last, None)
+        if wants_x:
+            grad_x = _empty(x, shape.channels, x.shape[2:], last)
+            _correlate(grad, weight, None, None, grad_x, shape, "none", True, last, blocks)
+        if wants_weight or wants_bias:
+            grad_weight = torch.empty_like(weight)
+            grad_bias = weight.new_empty(weight.shape[0]) if wants_bias else None
+            _weight_gradient(x, grad, grad_weight, grad_bias, shape, last, weight_blocks)
     return grad_x, grad_weight if wants_weight else None, grad_bias
+
+
+def _weight_gradient(
+    x: Tensor,
+    grad: Tensor,
+    grad_weight: Tensor,
+    grad_bias: Tensor | None,
+    shape: Shape,
+    last: bool,
+    blocks: Blocks | None,
+) -> None:
+    """Fills the gradients of weight and bias: sums of chunks, then the chunks in order, so that the bits repeat."""
+    has_bias = grad_bias is not None
+    build = launch.weight_sums_last if last else launch.weight_sums_planes
+    call, chunks = build(shape, x.element_size(), has_bias, blocks)
+    partial = torch.empty(chunks, shape.taps + has_bias, shape.out_channels, dtype=torch.float32, device=x.device)
+    call(x, grad, partial)
+    add = launch.add_chunks(chunks, shape.taps, shape.out_channels, has_bias)
+    add(partial, grad_weight, grad_weight if grad_bias is None else grad_bias)

@@ -4,11 +4,25 @@ import triton
 import triton.language as tl
 
 from dwsep.kernels.triton.activations import activate, through_activation
-from dwsep.kernels.triton.axis import class_first, class_first_tap
+from dwsep.kernels.triton.axis import class_first, class_first_tap, within
 from dwsep.kernels.triton.vectors import columns_of, tile_of
 
+# One compiled kernel for all sizes: what matters of them to the compiler are constants.
+_SIZES = [
+    "planes",
+    "dst_channels",
+    "src_h",
+    "src_w",
+    "dst_h",
+    "dst_w",
+    "low_h",
+    "low_w",
+    "col_blocks",
+    "row_blocks",
+]
 
-@triton.jit
+
+@triton.jit(do_not_specialize=_SIZES)
 def correlate_planes(
     src,  # (N * src_channels, src_h, src_w), dense
     weight,  # (weight channels, KH * KW)
@@ -47,6 +61,7 @@ def correlate_planes(
     RB: tl.constexpr,
     JB: tl.constexpr,
     KC: tl.constexpr,
+    UNROLL: tl.constexpr,
 ):
     """As ``channels_last.correlate``. Classes and residues of columns are neighbouring threads, so loads coalesce."""
     SPACING: tl.constexpr = DW // GW
@@ -59,6 +74,7 @@ def correlate_planes(
     MASKED_TAPS: tl.constexpr = (TRANSPOSED and SW > 1) or CHUNKS * KC != TAPS_W
     OUT_W: tl.constexpr = SW if TRANSPOSED else 1
     WINDOW: tl.constexpr = STEP * (Q - 1) + KC
+    LANES: tl.constexpr = PB * RB * JB
 
     program = tl.program_id(0)
     col_block = program % col_blocks
@@ -67,7 +83,7 @@ def correlate_planes(
     plane_block = program // row_blocks
     if WIDE:
         plane_block = plane_block.to(tl.int64)
-    lane = tl.arange(0, PB * RB * JB)
+    lane = tl.arange(0, LANES)
     plane = plane_block * PB + lane // (RB * JB)
     row = row_block * RB + lane // JB % RB
     part = col_block * JB + lane % JB
@@ -99,7 +115,7 @@ def correlate_planes(
 
     acc = ()
     for _q in tl.static_range(Q):
-        acc += (tl.zeros((PB * RB * JB,), tl.float32),)
+        acc += (tl.zeros((LANES,), tl.float32),)
 
     for m in tl.static_range(MULTIPLIER if TRANSPOSED else 1):
         if TRANSPOSED:
@@ -108,10 +124,10 @@ def correlate_planes(
         else:
             src_plane = plane // MULTIPLIER
             weight_row = weight + channel * (KH * KW)
-        for t in range(TAPS_H):
+        for t in tl.range(0, TAPS_H, loop_unroll_factor=UNROLL):
             kh = tap_h + STEPS_H * t
             at = in_row + row_step * t
-            row_inside = inside & (at >= 0) & (at < src_h)
+            row_inside = inside & within(at, src_h)
             if TRANSPOSED and SH > 1:
                 row_inside = row_inside & (kh < KH)
             row_offset = (src_plane * src_h + at) * src_w
@@ -128,19 +144,19 @@ def correlate_planes(
                     taps += (tl.load(weight_row + (kh * KW + kw), mask=mask, other=0.0).to(tl.float32),)
                 values = ()
                 if SHIFT >= 0:
+                    vector = in_vector + chunk * (KC // Q)
+                    offset = (src_plane * src_h + at) * (src_w // Q) + vector
+                    first = src + (offset[:, None] * Q + tl.arange(0, Q)[None, :])
                     for v in tl.static_range((SHIFT + WINDOW + Q - 1) // Q):
-                        vector = in_vector + (chunk * (KC // Q) + v)
-                        mask = row_inside & (vector >= 0) & (vector < src_w // Q)
-                        offset = (src_plane * src_h + at) * (src_w // Q) + vector
-                        tile = tl.load(
-                            src + (offset[:, None] * Q + tl.arange(0, Q)[None, :]), mask=mask[:, None], other=0.0
-                        )
-                        values += columns_of(tile.to(tl.float32))
+                        mask = (row_inside & within(vector + v, src_w // Q))[:, None]
+                        tile = tl.load(first + Q * v, mask=mask, other=0.0)
+                        values += columns_of(tile.to(tl.float32), LANES, Q)
                 else:
+                    col = in_col + UNIT * KC * chunk
+                    first = src + (row_offset + col)
                     for i in tl.static_range(WINDOW):
-                        col = in_col + UNIT * (chunk * KC + i)
-                        mask = row_inside & (col >= 0) & (col < src_w)
-                        values += (tl.load(src + (row_offset + col), mask=mask, other=0.0).to(tl.float32),)
+                        mask = row_inside & within(col + UNIT * i, src_w)
+                        values += (tl.load(first + UNIT * i, mask=mask, other=0.0).to(tl.float32),)
                 updated = ()
                 for q in tl.static_range(Q):
                     total = acc[q]
@@ -160,7 +176,7 @@ def correlate_planes(
         mask = inside & (row < dst_h) & (group < dst_w // Q)
         offset = (plane * dst_h + row) * (dst_w // Q) + group
         offset = offset[:, None] * Q + tl.arange(0, Q)[None, :]
-        tile = tile_of(acc, Q)
+        tile = tile_of(acc, LANES, Q)
         if GRADIENT:
             outside = tl.load(outer + offset, mask=mask[:, None], other=0.0).to(tl.float32)
             tile = through_activation(outside, tile, ACTIVATION)

@@ -3,10 +3,28 @@
 import triton
 import triton.language as tl
 
+from dwsep.kernels.triton.axis import within
 from dwsep.kernels.triton.vectors import columns_of
 
+# One compiled kernel for all sizes: what matters of them to the compiler are constants.
+_SIZES = [
+    "batch",
+    "src_channels",
+    "dst_channels",
+    "src_h",
+    "src_w",
+    "dst_h",
+    "dst_w",
+    "low_h",
+    "low_w",
+    "col_blocks",
+    "row_blocks",
+    "tiles",
+    "tiles_per_chunk",
+]
 
-@triton.jit
+
+@triton.jit(do_not_specialize=_SIZES)
 def weight_sums_planes(
     x,  # (N * src_channels, src_h, src_w), dense
     grad,  # (N * dst_channels, dst_h, dst_w), dense
@@ -83,7 +101,8 @@ def weight_sums_planes(
             mask = inside & (row < dst_h) & (group < dst_w // Q)
             offset = (plane * dst_h + row) * (dst_w // Q) + group
             offset = offset[:, None] * Q + tl.arange(0, Q)[None, :]
-            grads += columns_of(tl.load(grad + offset, mask=mask[:, None], other=0.0).to(tl.float32))
+            loaded = tl.load(grad + offset, mask=mask[:, None], other=0.0)
+            grads += columns_of(loaded.to(tl.float32), LANES, Q)
         else:
             for q in tl.static_range(Q):
                 col = SPACING * (Q * group + q) + residue
@@ -97,21 +116,20 @@ def weight_sums_planes(
         in_vector = group + (first_kw - low_w - SHIFT) // Q
         for r in tl.static_range(KR):
             at = SH * row - low_h + DH * (first_kh + r)
-            row_inside = inside & (at >= 0) & (at < src_h)
+            row_inside = inside & within(at, src_h)
             values = ()
             if SHIFT >= 0:
+                offset = (src_plane * src_h + at) * (src_w // Q) + in_vector
+                first = x + (offset[:, None] * Q + tl.arange(0, Q)[None, :])
                 for v in tl.static_range((SHIFT + WINDOW + Q - 1) // Q):
-                    vector = in_vector + v
-                    mask = row_inside & (vector >= 0) & (vector < src_w // Q)
-                    offset = (src_plane * src_h + at) * (src_w // Q) + vector
-                    loaded = tl.load(x + (offset[:, None] * Q + tl.arange(0, Q)[None, :]), mask=mask[:, None], other=0.0)
-                    values += columns_of(loaded.to(tl.float32))
+                    mask = (row_inside & within(in_vector + v, src_w // Q))[:, None]
+                    loaded = tl.load(first + Q * v, mask=mask, other=0.0)
+                    values += columns_of(loaded.to(tl.float32), LANES, Q)
             else:
+                first = x + ((src_plane * src_h + at) * src_w + in_col)
                 for i in tl.static_range(WINDOW):
-                    col = in_col + DW * i
-                    mask = row_inside & (col >= 0) & (col < src_w)
-                    offset = (src_plane * src_h + at) * src_w + col
-                    values += (tl.load(x + offset, mask=mask, other=0.0).to(tl.float32),)
+                    mask = row_inside & within(in_col + DW * i, src_w)
+                    values += (tl.load(first + DW * i, mask=mask, other=0.0).to(tl.float32),)
             merged = ()
             for tap in tl.static_range(KR * KC):
                 found = acc[tap]

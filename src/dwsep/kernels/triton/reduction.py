@@ -3,8 +3,14 @@
 import triton
 import triton.language as tl
 
+# One compiled kernel for all sizes: what matters of them to the compiler are constants.
+_SIZES = [
+    "chunks",
+    "channels",
+]
 
-@triton.jit
+
+@triton.jit(do_not_specialize=_SIZES)
 def add_chunks(
     partial,  # (chunks, TAPS + HAS_BIAS, channels), float32
     grad_weight,  # (channels, TAPS)

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
-
-from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -65,23 +63,26 @@ class Shape:
         return self.batch * self.out_channels * pixels >= 2**31 - 2**26
 
 
-def output_size(
-    x: Tensor, weight: Tensor, stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int]
-) -> list[int]:
-    """Spatial size of the output."""
-    return [
-        (n + padding[2 * axis] + padding[2 * axis + 1] - dilation[axis] * (k - 1) - 1) // stride[axis] + 1
-        for axis, (n, k) in enumerate(zip(x.shape[2:], weight.shape[2:], strict=True))
-    ]
-
-
+@functools.lru_cache(maxsize=4096)
 def shape_of(
-    x: Tensor, weight: Tensor, output: Sequence[int], stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int]
-) -> Shape:
-    """The shape of a problem of one or two axes; ``padding`` is flat, (low, high) per axis."""
-    axes = [
-        Axis(*sizes)
-        for sizes in zip(x.shape[2:], output, weight.shape[2:], stride, dilation, padding[0::2], strict=True)
-    ]
+    size: tuple[int, ...],
+    weight: tuple[int, ...],
+    stride: tuple[int, ...],
+    padding: tuple[int, ...],
+    dilation: tuple[int, ...],
+) -> tuple[Shape, tuple[int, ...]]:
+    """The shape of a problem of one or two axes, and the spatial size of its output.
+
+    Args:
+        size: of x, (N, C, *spatial).
+        weight: its size, (C * M, 1, *kernel).
+        stride: per axis.
+        padding: flat, (low, high) per axis.
+        dilation: per axis.
+    """
+    axes = []
+    for axis, (n, k, s, d) in enumerate(zip(size[2:], weight[2:], stride, dilation, strict=True)):
+        low, high = padding[2 * axis : 2 * axis + 2]
+        axes.append(Axis(n, (n + low + high - d * (k - 1) - 1) // s + 1, k, s, d, low))
     rows, cols = axes if len(axes) == 2 else (Axis(1, 1, 1, 1, 1, 0), axes[0])
-    return Shape(x.shape[0], x.shape[1], weight.shape[0] // x.shape[1], rows, cols)
+    return Shape(size[0], size[1], weight[0] // size[1], rows, cols), tuple(axis.output for axis in axes)
