@@ -15,11 +15,12 @@ from dwsep.errors import unknown_name
 from dwsep.geometry import ConvGeometry
 from dwsep.kernels import reference
 from dwsep.kernels.triton import support
-from dwsep.ops import native_status
+from dwsep.ops import _depthwise_cuda, native_status
 
 CPU_DTYPES = (torch.float32, torch.bfloat16)
 BACKENDS = ("auto", "cpu", "triton", "reference")
-TRITON_OPERATORS = ("depthwise_conv",)
+# The operators with Triton kernels, as they are called on a GPU.
+TRITON_OPERATORS = {"depthwise_conv": _depthwise_cuda.depthwise_conv}
 
 
 @dataclass(frozen=True)
@@ -145,10 +146,12 @@ def _decide(
         raise NotImplementedError(f"backend {backend!r} cannot run {op}: " + "; ".join(refused[backend]))
     if backend == "auto" and not refused["cpu"]:
         refused["cpu"] = tuple(stock_reasons(op, geometry, dtype, gradient, channels_last))
-    for native in ("cpu", "triton"):
-        if backend == native or (backend == "auto" and not refused[native]):
-            del refused[native]
-            return Selection(native, getattr(torch.ops.dwsep, op).default, MappingProxyType(refused))
+    if backend == "cpu" or (backend == "auto" and not refused["cpu"]):
+        del refused["cpu"]
+        return Selection("cpu", getattr(torch.ops.dwsep, op).default, MappingProxyType(refused))
+    if backend == "triton" or (backend == "auto" and not refused["triton"]):
+        del refused["triton"]
+        return Selection("triton", TRITON_OPERATORS[op], MappingProxyType(refused))
     if backend == "reference":
         refused = {}
     return Selection("reference", getattr(reference, op), MappingProxyType(refused))

@@ -1,8 +1,9 @@
-"""Layers on a GPU: cases, peers, and times by CUDA events with the caches flushed before each call."""
+"""Depthwise layers on a GPU: cases, peers, and the times of their kernels with the caches overwritten before each."""
 
 from __future__ import annotations
 
 import statistics
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from torch import Tensor
 from dwsep import dispatch, functional
 from dwsep.bench.registry import Case
 from dwsep.errors import unknown_name
+from dwsep.geometry import ConvGeometry
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 OURS = "dwsep"
@@ -81,7 +83,9 @@ def make_problem(case: Case, dtype: str, device: str = "cuda") -> Problem:
         return torch.randn(*shape, generator=generator, device=device).to(DTYPES[dtype])
 
     weight = draw(case.channels, 1, *case.kernel) / case.taps**0.5
-    return Problem(case, draw(case.batch, case.channels, *case.spatial), weight, draw(case.batch, case.channels, *case.out_spatial))
+    return Problem(
+        case, draw(case.batch, case.channels, *case.spatial), weight, draw(case.batch, case.channels, *case.out_spatial)
+    )
 
 
 def _last(tensor: Tensor) -> Tensor:
@@ -136,12 +140,16 @@ def _compiled(problem: Problem) -> Callable[[], Any]:
 
 
 def _ours(problem: Problem, last: bool) -> Callable[[], Any]:
-    function = getattr(functional, f"depthwise_conv{problem.case.ndim}d")
-    options = {**problem.options, "backend": "triton"}
-    if problem.causal:
-        options["padding"] = "causal"
+    case = problem.case
+    # As our modules call it: their geometry is worked out once.
+    padding = "causal" if problem.causal else [(low, low) for low in problem.options["padding"]]
+    geometry = ConvGeometry.make(case.ndim, case.kernel, case.stride, padding, case.dilation)
     x, grad = (_last(tensor) if last else tensor for tensor in (problem.x, problem.grad))
-    return step_of(lambda x, weight: function(x, weight, **options), x, problem.weight, grad)
+
+    def convolve(x: Tensor, weight: Tensor) -> Tensor:
+        return functional.depthwise_conv(x, weight, None, geometry, "none", "triton")
+
+    return step_of(convolve, x, problem.weight, grad)
 
 
 PEERS: dict[str, Callable[[Problem], Callable[[], Any]]] = {
@@ -191,13 +199,23 @@ def copy_bandwidth() -> float:
     return 2 * source.numel() / seconds
 
 
-def measure(calls: Mapping[str, Callable[[], Any]], rounds: int = 20) -> dict[str, float]:
-    """Median seconds of each call on the GPU, the calls in turns, the caches overwritten before each.
+def captured(call: Callable[[], Any]) -> Callable[[], Any]:
+    """The call's kernels as a CUDA graph, whose replay issues them without Python in between."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            call()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        call()
+    return graph.replay
 
-    The overwriting also keeps the GPU busy while the call is issued, so that issuing it is not timed where it is
-    shorter than that.
-    """
-    flush = torch.empty(2**28, dtype=torch.int32, device="cuda")
+
+def measure(calls: Mapping[str, Callable[[], Any]], rounds: int = 20) -> dict[str, float]:
+    """Median seconds of each call on the GPU, by events: the calls take turns, the caches are overwritten before."""
+    flush = torch.empty(2**26, dtype=torch.int32, device="cuda")
     times: dict[str, list[float]] = {name: [] for name in calls}
     for call in calls.values():
         for _ in range(3):
@@ -217,12 +235,25 @@ def measure(calls: Mapping[str, Callable[[], Any]], rounds: int = 20) -> dict[st
     return {name: statistics.median(values) for name, values in times.items()}
 
 
+def host_seconds(call: Callable[[], Any], calls: int = 30) -> float:
+    """Seconds in which the CPU issues a call, whatever the GPU is doing: the shortest of three tries."""
+    tries = []
+    for _ in range(3):
+        torch.cuda.synchronize()
+        begin = time.perf_counter()
+        for _ in range(calls):
+            call()
+        tries.append((time.perf_counter() - begin) / calls)
+    torch.cuda.synchronize()
+    return min(tries)
+
+
 def compare(case: Case, dtype: str, peers: Sequence[str] = tuple(PEERS), rounds: int = 20) -> dict[str, Any]:
     """Times a training step of one case with each peer, those whose results are right.
 
     Returns:
-        "case", "dtype", "bytes" (of the floor) and "peers": name -> "status" ("ok", "wrong" or "failed") with "median"
-        in seconds and "error", or a "reason".
+        "case", "batch", "dtype", "bytes" (of the floor) and "peers": name -> "status" ("ok", "wrong" or "failed"), with
+        "median" in seconds of its kernels and "error", or a "reason".
     """
     for name in peers:
         if name not in PEERS:
@@ -236,18 +267,45 @@ def compare(case: Case, dtype: str, peers: Sequence[str] = tuple(PEERS), rounds:
             try:
                 call = PEERS[name](problem)
                 error = error_of(call(), expected)
+                ready[name] = captured(call)
             except Exception as fault:  # whatever a peer raises is its result; the others go on
-                results[name] = {"status": "failed", "reason": f"{type(fault).__name__}: {str(fault).splitlines()[:1]}"}
+                first = (str(fault).strip().splitlines() or [""])[0]
+                results[name] = {"status": "failed", "reason": f"{type(fault).__name__}: {first}"}
                 continue
-            if error > TOLERANCE[dtype]:
-                results[name] = {"status": "wrong", "reason": f"relative error {error:.1e}"}
-                continue
-            ready[name] = call
             results[name] = {"status": "ok", "error": error}
+            if error > TOLERANCE[dtype]:
+                del ready[name]
+                results[name] = {"status": "wrong", "reason": f"relative error {error:.1e}"}
         del expected
         for name, median in measure(ready, rounds).items():
             results[name]["median"] = median
     return {"case": case.name, "batch": case.batch, "dtype": dtype, "bytes": problem.bytes, "peers": results}
+
+
+def best(record: Mapping[str, Any], ours: bool) -> tuple[str, float] | None:
+    """The fastest of our variants, or of the peers, and its seconds; None where none ran."""
+    times = [
+        (figures["median"], name)
+        for name, figures in record["peers"].items()
+        if name.startswith(OURS) == ours and "median" in figures
+    ]
+    return min(times)[::-1] if times else None
+
+
+def table(records: Sequence[Mapping[str, Any]], bandwidth: float) -> str:
+    """A Markdown table: microseconds of a training step, the floor by bytes, how often faster than the best peer."""
+    names = list(dict.fromkeys(name for record in records for name in record["peers"]))
+    head = ["layer", "batch", "dtype", "floor", *names, "times faster than the best peer"]
+    lines = [" | ".join(head), " | ".join(["---"] * len(head))]
+    for record in records:
+        cells = [record["case"], str(record["batch"]), record["dtype"], f"{record['bytes'] / bandwidth * 1e6:.0f}"]
+        for name in names:
+            figures = record["peers"].get(name, {"status": "-"})
+            cells.append(f"{figures['median'] * 1e6:.0f}" if "median" in figures else figures["status"])
+        ours, peer = best(record, True), best(record, False)
+        cells.append(f"{peer[1] / ours[1]:.2f} ({peer[0]})" if ours and peer else "-")
+        lines.append(" | ".join(cells))
+    return "\n".join(f"| {line} |" for line in lines)
 
 
 def require_gpu() -> None:

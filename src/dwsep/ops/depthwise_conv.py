@@ -63,8 +63,8 @@ def fill_masked(
     return tuple(result)
 
 
-def forward_cuda(x: Tensor, weight: Tensor, bias: Tensor | None, *rest: Any) -> Tensor:
-    """The operator on a GPU, in the layout of ``x``: Triton's kernels where they run, else PyTorch's."""
+def _forward_cuda(x: Tensor, weight: Tensor, bias: Tensor | None, *rest: Any) -> Tensor:
+    """Triton's kernels where they run, else PyTorch's."""
     if not support.runs(x):
         return _forward(x, weight, bias, *rest)
     from dwsep.kernels.triton import depthwise  # needs triton, which `import dwsep` does not
@@ -72,8 +72,7 @@ def forward_cuda(x: Tensor, weight: Tensor, bias: Tensor | None, *rest: Any) -> 
     return depthwise.forward(x, weight, bias, *rest, last=is_channels_last(x))
 
 
-def backward_cuda(grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, *rest: Any) -> tuple[Tensor, ...]:
-    """The backward operator on a GPU."""
+def _backward_cuda(grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, *rest: Any) -> tuple[Tensor, ...]:
     if not support.runs(x):
         return _backward(grad, x, weight, bias, *rest)
     from dwsep.kernels.triton import depthwise
@@ -84,8 +83,8 @@ def backward_cuda(grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, 
 
 LIBRARY.impl(NAME, _forward, "CompositeExplicitAutograd")
 LIBRARY.impl(f"{NAME}_backward", _backward, "CompositeExplicitAutograd")
-LIBRARY.impl(NAME, forward_cuda, "CUDA")
-LIBRARY.impl(f"{NAME}_backward", backward_cuda, "CUDA")
+LIBRARY.impl(NAME, _forward_cuda, "CUDA")
+LIBRARY.impl(f"{NAME}_backward", _backward_cuda, "CUDA")
 
 
 @torch.library.register_fake(f"dwsep::{NAME}", lib=LIBRARY)

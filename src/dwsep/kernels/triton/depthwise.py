@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 
@@ -15,15 +16,34 @@ from dwsep.kernels.triton.shapes import Shape, shape_of
 _PerAxis = Sequence[int]
 
 
+@functools.lru_cache(maxsize=4096)
+def _dense_strides(size: tuple[int, ...], last: bool) -> tuple[int, ...]:
+    strides, step = [0] * len(size), 1
+    order = (1, *range(len(size) - 1, 1, -1), 0) if last else range(len(size) - 1, -1, -1)
+    for axis in order:
+        strides[axis] = step
+        step *= max(size[axis], 1)
+    return tuple(strides)
+
+
 def _dense(x: Tensor, last: bool) -> Tensor:
     """``x`` dense, with its channels innermost or its columns, whatever its sizes."""
+    if x.stride() == _dense_strides(x.shape, last):
+        return x
     return x.movedim(1, -1).contiguous().movedim(-1, 1) if last else x.contiguous()
 
 
-def _empty(x: Tensor, channels: int, spatial: Sequence[int], last: bool) -> Tensor:
-    if last:
-        return x.new_empty((x.shape[0], *spatial, channels)).movedim(-1, 1)
-    return x.new_empty((x.shape[0], channels, *spatial))
+def _empty(like: Tensor, size: tuple[int, ...], last: bool) -> Tensor:
+    return torch.empty_strided(size, _dense_strides(size, last), dtype=like.dtype, device=like.device)
+
+
+def taps_of(weight: Tensor, last: bool) -> Tensor:
+    """The weight as the kernels read it: where channels are innermost tap by tap, (taps, channels) in float32."""
+    weight = weight.contiguous()
+    if not last:
+        return weight
+    taps = torch.empty(weight[0].numel(), weight.shape[0], dtype=torch.float32, device=weight.device)
+    return taps.copy_(weight.view(taps.shape[1], taps.shape[0]).t())
 
 
 def _on_device_of(x: Tensor) -> AbstractContextManager:
@@ -35,7 +55,7 @@ def _on_device_of(x: Tensor) -> AbstractContextManager:
 
 def _correlate(
     src: Tensor,
-    weight: Tensor,
+    taps: Tensor,
     bias: Tensor | None,
     outer: Tensor | None,
     dst: Tensor,
@@ -48,8 +68,7 @@ def _correlate(
     """Fills ``dst`` with the forward pass, or with the input's gradient."""
     build = launch.correlate_last if last else launch.correlate_planes
     call = build(shape, transposed, src.element_size(), bias is not None, activation, outer is not None, blocks)
-    weight = launch.taps_of(weight, shape) if last else weight
-    call(src, weight, weight if bias is None else bias, src if outer is None else outer, dst)
+    call(src, taps, taps if bias is None else bias, src if outer is None else outer, dst)
 
 
 def forward(
@@ -62,6 +81,7 @@ def forward(
     activation: str,
     *,
     last: bool,
+    taps: Tensor | None = None,
     blocks: Blocks | None = None,
 ) -> Tensor:
     """As :func:`dwsep.kernels.reference.depthwise_conv`, for one or two axes.
@@ -75,15 +95,15 @@ def forward(
         dilation: per axis.
         activation: name, or ``"none"``.
         last: whether the output's channels are to be innermost.
+        taps: of the weight, where :func:`taps_of` has given them before.
         blocks: instead of those of ``configs``.
     """
     shape, output = shape_of(x.shape, weight.shape, tuple(stride), tuple(padding), tuple(dilation))
-    out = _empty(x, weight.shape[0], output, last)
+    out = _empty(x, (x.shape[0], weight.shape[0], *output), last)
     if out.numel():
         with _on_device_of(x):
-            _correlate(
-                _dense(x, last), weight.contiguous(), bias, None, out, shape, activation, False, last, blocks
-            )
+            taps = taps_of(weight, last) if taps is None else taps
+            _correlate(_dense(x, last), taps, bias, None, out, shape, activation, False, last, blocks)
     return out
 
 
@@ -99,6 +119,7 @@ def backward(
     output_mask: Sequence[bool],
     *,
     last: bool,
+    taps: Tensor | None = None,
     blocks: Blocks | None = None,
     weight_blocks: Blocks | None = None,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
@@ -111,17 +132,19 @@ def backward(
             torch.zeros_like(bias) if wants_bias and bias is not None else None,
         )
     shape, _ = shape_of(x.shape, weight.shape, tuple(stride), tuple(padding), tuple(dilation))
-    x, grad, weight = _dense(x, last), _dense(grad, last), weight.contiguous()
+    x, grad = _dense(x, last), _dense(grad, last)
     grad_x = grad_weight = grad_bias = None
     with _on_device_of(x):
-        if activation != "none":
+        if taps is None and (wants_x or activation != "none"):
+            taps = taps_of(weight, last)
+        if taps is not None and activation != "none":
             outer, grad = grad, torch.empty_like(grad)
-            _correlate(x, weight, bias, outer, grad, shape, activation, False, last, None)
-        if wants_x:
-            grad_x = _empty(x, shape.channels, x.shape[2:], last)
-            _correlate(grad, weight, None, None, grad_x, shape, "none", True, last, blocks)
+            _correlate(x, taps, bias, outer, grad, shape, activation, False, last, None)
+        if taps is not None and wants_x:
+            grad_x = _empty(x, x.shape, last)
+            _correlate(grad, taps, None, None, grad_x, shape, "none", True, last, blocks)
         if wants_weight or wants_bias:
-            grad_weight = torch.empty_like(weight)
+            grad_weight = _empty(weight, weight.shape, False)
             grad_bias = weight.new_empty(weight.shape[0]) if wants_bias else None
             _weight_gradient(x, grad, grad_weight, grad_bias, shape, last, weight_blocks)
     return grad_x, grad_weight if wants_weight else None, grad_bias

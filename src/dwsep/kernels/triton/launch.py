@@ -5,11 +5,11 @@ from __future__ import annotations
 import functools
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from dwsep.kernels.triton import channels_last, channels_last_weight, configs, planes, planes_weight, reduction
+from dwsep.kernels.triton import configs
 from dwsep.kernels.triton.configs import Blocks
+from dwsep.kernels.triton.jit import channels_last, channels_last_weight, planes, planes_weight, reduction
 from dwsep.kernels.triton.shapes import Shape
 
 # Programs of the weight gradient's first stage: several for each multiprocessor of a large GPU, by the shape alone.
@@ -256,9 +256,3 @@ def add_chunks(chunks: int, taps: int, channels: int, bias: bool) -> Call:
         "BLOCK": block,
     }
     return Call(reduction.add_chunks, (_ceil((taps + bias) * channels, block),), 4, arguments)
-
-
-def taps_of(weight: Tensor, shape: Shape) -> Tensor:
-    """The weight tap by tap, (taps, channels) float32, so that neighbouring channels' lie side by side."""
-    taps = torch.empty(shape.taps, shape.out_channels, dtype=torch.float32, device=weight.device)
-    return taps.copy_(weight.view(shape.out_channels, shape.taps).t())

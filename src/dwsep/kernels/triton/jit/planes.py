@@ -3,9 +3,9 @@
 import triton
 import triton.language as tl
 
-from dwsep.kernels.triton.activations import activate, through_activation
-from dwsep.kernels.triton.axis import class_first, class_first_tap, within
-from dwsep.kernels.triton.vectors import columns_of, tile_of
+from dwsep.kernels.triton.jit.activations import activate, through_activation
+from dwsep.kernels.triton.jit.axis import class_first, class_first_tap, within
+from dwsep.kernels.triton.jit.vectors import columns_of, tile_of
 
 # One compiled kernel for all sizes: what matters of them to the compiler are constants.
 _SIZES = [

@@ -3,8 +3,8 @@
 import triton
 import triton.language as tl
 
-from dwsep.kernels.triton.activations import activate, through_activation
-from dwsep.kernels.triton.axis import class_first, class_first_tap, within
+from dwsep.kernels.triton.jit.activations import activate, through_activation
+from dwsep.kernels.triton.jit.axis import class_first, class_first_tap, within
 
 # One compiled kernel for all sizes: what matters of them to the compiler are constants.
 _SIZES = [
@@ -71,7 +71,6 @@ def correlate(
     TAPS_W: tl.constexpr = (KW + SW // GW - 1) // (SW // GW) if TRANSPOSED else KW
     CHUNKS: tl.constexpr = (TAPS_W + KC - 1) // KC
     MASKED_TAPS: tl.constexpr = (TRANSPOSED and SW > 1) or CHUNKS * KC != TAPS_W
-    OUT_H: tl.constexpr = SH if TRANSPOSED else 1
     OUT_W: tl.constexpr = SW if TRANSPOSED else 1
     WEIGHT_CHANNELS: tl.constexpr = SRC_CHANNELS if TRANSPOSED else DST_CHANNELS
     EVEN: tl.constexpr = DST_CHANNELS % BC == 0  # no channel lies beyond the last

@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from dwsep.kernels.triton.axis import within
+from dwsep.kernels.triton.jit.axis import within
 
 # One compiled kernel for all sizes: what matters of them to the compiler are constants.
 _SIZES = [

@@ -16,20 +16,22 @@ import triton.language as tl
 @triton.jit
 def class_first(rho, low, S: tl.constexpr):
     """The first position of a class of the input gradient: those with (position + low) % S == rho."""
-    if S == 1:
+    if S > 1:
+        return (rho + ((-low) % S + S)) % S
+    else:
         return rho * 0
-    return (rho + ((-low) % S + S)) % S
 
 
 @triton.jit
 def class_first_tap(rho, INVERSE: tl.constexpr, K: tl.constexpr, S: tl.constexpr, G: tl.constexpr):
     """The first tap that a class sees; K, and so none, where the stride and the dilation leave a hole."""
-    if S == 1:
+    if S > 1:
+        tap = ((rho // G) * INVERSE) % (S // G)
+        if G > 1:
+            tap = tl.where(rho % G == 0, tap, K)
+        return tap
+    else:
         return rho * 0
-    tap = ((rho // G) * INVERSE) % (S // G)
-    if G > 1:
-        tap = tl.where(rho % G == 0, tap, K)
-    return tap
 
 
 @triton.jit

@@ -3,8 +3,8 @@
 import triton
 import triton.language as tl
 
-from dwsep.kernels.triton.axis import within
-from dwsep.kernels.triton.vectors import columns_of
+from dwsep.kernels.triton.jit.axis import within
+from dwsep.kernels.triton.jit.vectors import columns_of
 
 # One compiled kernel for all sizes: what matters of them to the compiler are constants.
 _SIZES = [
