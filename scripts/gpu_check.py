@@ -6,6 +6,7 @@ Run from a clone: PYTHONPATH=src python scripts/gpu_check.py
 from __future__ import annotations
 
 import argparse
+import gc
 import importlib.util
 import multiprocessing
 import os
@@ -32,32 +33,37 @@ NETWORKS = ("mobilenetv2_100", "efficientnet_b0", "convnext_tiny")
 BATCH = 128
 
 
-def run_tests(log: Path) -> str:
+def run_tests(log: Path, seconds: float) -> str:
     """The last line of the kernels' tests."""
     parallel = ["-n", str(min(14, os.cpu_count() or 1))] if importlib.util.find_spec("xdist") else []
-    command = [sys.executable, "-m", "pytest", "-q", "tests/kernels/triton", "tests/test_dispatch.py", *parallel]
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    log.write_text(result.stdout + result.stderr)
-    return (result.stdout.strip().splitlines() or ["no output"])[-1].strip("= ")
+    # Some plugins warn at parallel runs, and warnings are errors here.
+    options = ["-q", "-p", "no:benchmark", "-W", "ignore::pytest.PytestWarning", *parallel]
+    command = [sys.executable, "-m", "pytest", *options, "tests/kernels/triton", "tests/test_dispatch.py"]
+    with log.open("w") as output:
+        try:
+            subprocess.run(command, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT, timeout=seconds)
+        except subprocess.TimeoutExpired:
+            return f"not finished after {seconds} s"
+    return (log.read_text().strip().splitlines() or ["no output"])[-1].strip("= ")
 
 
-def compile_kernels(job: tuple[Case, str]) -> None:
-    """Compiles what a case needs, into Triton's cache on disk."""
-    case, dtype = job
-    problem = cuda.make_problem(replace(case, batch=1), dtype)
-    for name in ("dwsep", "dwsep NHWC"):
-        cuda.PEERS[name](problem)()
-    torch.cuda.synchronize()
+Layer = tuple[tuple[int, ...], ConvGeometry, bool]  # input size, geometry, whether there is a bias
 
 
-def compile_layer(job: tuple[tuple[int, ...], ConvGeometry, bool]) -> None:
-    """Compiles what one depthwise layer of a network needs."""
-    size, geometry, has_bias = job
-    options = {"device": "cuda", "dtype": torch.bfloat16, "requires_grad": True}
-    x = torch.randn(2, *size[1:], **options).to(memory_format=torch.channels_last)
-    weight = torch.randn(size[1], 1, *geometry.kernel_size, **options)
-    bias = torch.randn(size[1], **options) if has_bias else None
-    functional.depthwise_conv(x, weight, bias, geometry, "none", "triton").sum().backward()
+def compile_kernels(job: tuple[Case, str] | Layer) -> None:
+    """Compiles what a case or a network's layer needs, into Triton's cache on disk."""
+    if isinstance(job[0], Case):
+        case, dtype = job
+        problem = cuda.make_problem(replace(case, batch=1), dtype)
+        for name in ("dwsep", "dwsep NHWC"):
+            cuda.PEERS[name](problem)()
+    else:
+        size, geometry, has_bias = job
+        options = {"device": "cuda", "dtype": torch.bfloat16}
+        x = torch.randn(2, *size[1:], **options).to(memory_format=torch.channels_last).requires_grad_()
+        weight = torch.randn(size[1], 1, *geometry.kernel_size, **options).requires_grad_()
+        bias = torch.randn(size[1], **options).requires_grad_() if has_bias else None
+        functional.depthwise_conv(x, weight, bias, geometry, "none", "triton").sum().backward()
     torch.cuda.synchronize()
 
 
@@ -85,19 +91,23 @@ def use_ours(layer: torch.nn.Conv2d) -> None:
     layer.forward = lambda x: functional.depthwise_conv(x, layer.weight, layer.bias, geometry, "none", "triton")
 
 
-def layer_inputs(network: torch.nn.Module, x: torch.Tensor) -> list[tuple[tuple[int, ...], ConvGeometry, bool]]:
-    """Input size, geometry and whether there is a bias, of every depthwise layer."""
-    found = []
+def network_layers() -> list[Layer]:
+    """What the networks' depthwise layers are, each once."""
+    import timm
+
+    found: dict[Layer, None] = {}
 
     def note(layer: torch.nn.Conv2d, inputs: tuple[torch.Tensor]) -> None:
-        found.append((tuple(inputs[0].shape), geometry_of(layer), layer.bias is not None))
+        found[tuple(inputs[0].shape), geometry_of(layer), layer.bias is not None] = None
 
-    hooks = [layer.register_forward_pre_hook(note) for layer in depthwise_layers(network)]
-    with torch.no_grad():
-        network(x)
-    for hook in hooks:
-        hook.remove()
-    return found
+    x = torch.randn(2, 3, 224, 224, device="cuda")
+    for name in NETWORKS:
+        network = timm.create_model(name).cuda()
+        for layer in depthwise_layers(network):
+            layer.register_forward_pre_hook(note)
+        with torch.no_grad():
+            network(x)
+    return list(found)
 
 
 def network_step(network: torch.nn.Module, x: torch.Tensor) -> Callable[[], None]:
@@ -121,7 +131,6 @@ def networks() -> str:
             timm.create_model(name).to("cuda", torch.bfloat16, memory_format=torch.channels_last).train()
             for _ in range(2)
         )
-        in_parallel(compile_layer, dict.fromkeys(layer_inputs(eager, x[:2])))
         for layer in depthwise_layers(ours):
             use_ours(layer)
         times = cuda.measure({"eager": network_step(eager, x), "ours": network_step(ours, x)}, rounds=10)
@@ -171,6 +180,7 @@ def main() -> None:
     parser.add_argument("--no-networks", action="store_true")
     parser.add_argument("--compile", action="store_true", help="torch.compile among the peers, which takes minutes")
     parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--test-seconds", type=float, default=240, help="after which the tests are given up")
     arguments = parser.parse_args()
     cuda.require_gpu()
     begin = time.monotonic()
@@ -181,18 +191,14 @@ def main() -> None:
     arguments.output.mkdir(parents=True, exist_ok=True)
     gpu = torch.cuda.get_device_name()
     page = arguments.output / f"{re.sub('[^a-z0-9]+', '-', gpu.lower()).strip('-')}.md"
-    tests = "not run"
-    if not arguments.no_tests:
-        tests = run_tests(arguments.output / "tests.log")
-        say(f"tests: {tests}")
+    tests, networks_table, records = "not run", "Not measured.", []
     jobs = [(case, dtype) for dtype in ("bfloat16", "float32") for case in cuda.CASES]
-    in_parallel(compile_kernels, jobs)
+    in_parallel(compile_kernels, [*jobs, *([] if arguments.no_networks else network_layers())])
     say("kernels compiled")
     bandwidth, host = cuda.copy_bandwidth(), host_times()
     say(f"host: {host}")
-    records = []
 
-    def write(networks_table: str) -> None:
+    def write() -> None:
         text = PAGE.format(
             gpu=gpu,
             python=platform.python_version(),
@@ -214,11 +220,17 @@ def main() -> None:
     for case, dtype in jobs:
         records.append(cuda.compare(case, dtype, peers, rounds=arguments.rounds))
         say(f"{case.name} {dtype}: {cuda.best(records[-1], True)}, best peer {cuda.best(records[-1], False)}")
-    write("Not measured.")
+        write()
     if not arguments.no_networks:
-        found = networks()
-        say("\n" + found)
-        write(found)
+        networks_table = networks()
+        say("\n" + networks_table)
+        write()
+    if not arguments.no_tests:
+        gc.collect()
+        torch.cuda.empty_cache()  # some tests need tens of gigabytes
+        tests = run_tests(arguments.output / "tests.log", arguments.test_seconds)
+        say(f"tests: {tests}")
+        write()
     say(f"wrote {page}")
 
 

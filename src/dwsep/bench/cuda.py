@@ -209,8 +209,12 @@ def captured(call: Callable[[], Any]) -> Callable[[], Any]:
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        call()
-    return graph.replay
+        results = call()
+
+    def replay(owned: Any = (call, results)) -> None:  # the graph reads and writes tensors that these own
+        graph.replay()
+
+    return replay
 
 
 def measure(calls: Mapping[str, Callable[[], Any]], rounds: int = 20) -> dict[str, float]:

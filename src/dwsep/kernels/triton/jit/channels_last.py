@@ -143,7 +143,8 @@ def correlate(
                     mask = inside
                     if MASKED_TAPS:
                         mask = inside & (kw >= 0) & (kw < KW)
-                    taps += (tl.load(weight + (kh * KW + kw) * WEIGHT_CHANNELS + weight_channel, mask=mask, other=0.0),)
+                    at_tap = weight + (kh * KW + kw) * WEIGHT_CHANNELS + weight_channel
+                    taps += (tl.load(at_tap, mask=mask, other=0.0),)
                 col = in_col + UNIT * KC * chunk
                 first = src + ((row_offset + col)[:, None] * SRC_CHANNELS + src_channel[None, :])
                 for i in tl.static_range(STEP * (Q - 1) + KC):
