@@ -286,12 +286,17 @@ def compare(case: Case, dtype: str, peers: Sequence[str] = tuple(PEERS), rounds:
     return {"case": case.name, "batch": case.batch, "dtype": dtype, "bytes": problem.bytes, "peers": results}
 
 
-def best(record: Mapping[str, Any], ours: bool) -> tuple[str, float] | None:
+def ours(record: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """What came of our own variants."""
+    return [figures for name, figures in record["peers"].items() if name.startswith(OURS)]
+
+
+def best(record: Mapping[str, Any], of_ours: bool) -> tuple[str, float] | None:
     """The fastest of our variants, or of the peers, and its seconds; None where none ran."""
     times = [
         (figures["median"], name)
         for name, figures in record["peers"].items()
-        if name.startswith(OURS) == ours and "median" in figures
+        if name.startswith(OURS) == of_ours and "median" in figures
     ]
     return min(times)[::-1] if times else None
 
@@ -306,8 +311,8 @@ def table(records: Sequence[Mapping[str, Any]], bandwidth: float) -> str:
         for name in names:
             figures = record["peers"].get(name, {"status": "-"})
             cells.append(f"{figures['median'] * 1e6:.0f}" if "median" in figures else figures["status"])
-        ours, peer = best(record, True), best(record, False)
-        cells.append(f"{peer[1] / ours[1]:.2f} ({peer[0]})" if ours and peer else "-")
+        fastest, peer = best(record, True), best(record, False)
+        cells.append(f"{peer[1] / fastest[1]:.2f} ({peer[0]})" if fastest and peer else "-")
         lines.append(" | ".join(cells))
     return "\n".join(f"| {line} |" for line in lines)
 
