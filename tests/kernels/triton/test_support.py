@@ -38,7 +38,7 @@ def test_a_machine_that_can(machine):
     "properties, reason",
     [
         ({"capability": (7, 0)}, "compute capability is 7.0, the kernels need 7.5"),
-        ({"triton": "3.1.0"}, "triton is 3.1.0, the kernels need 3.2"),
+        ({"triton": "3.5.1"}, "triton is 3.5.1, the kernels need 3.6"),
         ({"triton": None}, "triton is not installed"),
     ],
 )

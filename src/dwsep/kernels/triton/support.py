@@ -8,7 +8,7 @@ import importlib.util
 
 import torch
 
-MINIMUM_TRITON = (3, 2)
+MINIMUM_TRITON = (3, 6)  # what the oldest supported torch, 2.11, brings; 3.2 does not compile these kernels
 MINIMUM_CAPABILITY = (7, 5)
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
