@@ -7,6 +7,11 @@ import os
 import pytest
 import torch
 
+# Triton's kernels are tested everywhere: on a GPU where there is one, else in Triton's interpreter, which has to be
+# asked for before triton is imported.
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
 # Commands run inside the test process: they shall not set up its allocator for the tests after them.
 os.environ["DWSEP_KEEP_ALLOCATOR"] = "1"
 

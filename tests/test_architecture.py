@@ -68,6 +68,7 @@ before = set(sys.modules)
 import dwsep, dwsep.nn, dwsep.functional, dwsep.networks
 layer = dwsep.nn.DepthwiseSeparableConv2d(4, 8)
 assert layer(torch.ones(1, 4, 5, 5)).shape == (1, 8, 5, 5)
+assert 'triton' not in set(sys.modules) - before
 """
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr

@@ -119,7 +119,7 @@ ROWS = [
     ("functional residual channels", lambda: separable(residual="depthwise"), VALUE, "channels must equal the output's"),
     ("backend unknown", lambda: separable(backend="mkldnn"), VALUE, "'mkldnn'; valid names are 'auto', 'cpu', 'triton'"),
     ("backend a number", lambda: separable(backend=1), TypeError, "backend must be a name, got 1"),
-    ("backend which cannot run", lambda: separable(backend="triton"), NotImplementedError, "no Triton kernels yet"),
+    ("backend which cannot run", lambda: separable(backend="triton"), NotImplementedError, "run on 'cuda'"),
     ("network unknown", lambda: dwsep.networks.create("resnet", num_classes=2), VALUE, "'resnet'.*'mobilenet_v1'"),
     ("network classes", lambda: dwsep.networks.create("mobilenet_v1", num_classes=0), VALUE, "num_classes"),
     ("network option", lambda: dwsep.networks.create("mobilenet_v1", num_classes=2, wide=3), TypeError, "wide"),

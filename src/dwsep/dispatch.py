@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -15,10 +14,13 @@ from dwsep import _functorch
 from dwsep.errors import unknown_name
 from dwsep.geometry import ConvGeometry
 from dwsep.kernels import reference
-from dwsep.ops import native_status
+from dwsep.kernels.triton import support
+from dwsep.ops import _depthwise_cuda, native_status
 
 CPU_DTYPES = (torch.float32, torch.bfloat16)
 BACKENDS = ("auto", "cpu", "triton", "reference")
+# The operators with Triton kernels, as they are called on a GPU.
+TRITON_OPERATORS = {"depthwise_conv": _depthwise_cuda.depthwise_conv}
 
 
 @dataclass(frozen=True)
@@ -54,12 +56,16 @@ def _cpu_status() -> BackendStatus:
 
 
 def _triton_status() -> BackendStatus:
-    reasons = ["dwsep has no Triton kernels yet"]
-    if importlib.util.find_spec("triton") is None:
-        reasons.append("the package triton is not installed")
-    if not torch.cuda.is_available():
-        reasons.append("torch sees no CUDA device")
-    return BackendStatus("triton", False, tuple(reasons))
+    reasons = support.machine_reasons()
+    if reasons:
+        return BackendStatus("triton", False, reasons)
+    major, minor = torch.cuda.get_device_capability()
+    details = {
+        "triton": support.triton_version(),
+        "device": torch.cuda.get_device_name(),
+        "capability": f"{major}.{minor}",
+    }
+    return BackendStatus("triton", True, (), details)
 
 
 def backends() -> dict[str, BackendStatus]:
@@ -85,6 +91,15 @@ def _cpu_reasons(dtype: torch.dtype, device: str, functorch: bool) -> list[str]:
         reasons.append(f"tensors are on {device!r}, the kernel runs on 'cpu'")
     if dtype not in CPU_DTYPES:
         reasons.append(f"dtype is {dtype}, the kernels take {' and '.join(map(str, CPU_DTYPES))}")
+    return reasons
+
+
+def _triton_reasons(op: str, geometry: ConvGeometry, dtype: torch.dtype, device: str, functorch: bool) -> list[str]:
+    reasons = list(support.problem_reasons(geometry.ndim, dtype, device))
+    if op not in TRITON_OPERATORS:
+        reasons.append(f"{op} has no Triton kernel")
+    if functorch:
+        reasons.append("a torch.func transform differentiates, which sees through plain PyTorch only")
     return reasons
 
 
@@ -123,13 +138,20 @@ def _decide(
         if not isinstance(backend, str):
             raise TypeError(f"backend must be a name, got {backend!r} of type {type(backend).__name__}")
         raise unknown_name("backend", backend, BACKENDS)
-    refused = {"cpu": tuple(_cpu_reasons(dtype, device, functorch)), "triton": _triton_status().reasons}
+    refused = {
+        "cpu": tuple(_cpu_reasons(dtype, device, functorch)),
+        "triton": tuple(_triton_reasons(op, geometry, dtype, device, functorch)),
+    }
     if refused.get(backend):
         raise NotImplementedError(f"backend {backend!r} cannot run {op}: " + "; ".join(refused[backend]))
     if backend == "auto" and not refused["cpu"]:
         refused["cpu"] = tuple(stock_reasons(op, geometry, dtype, gradient, channels_last))
     if backend == "cpu" or (backend == "auto" and not refused["cpu"]):
-        return Selection("cpu", getattr(torch.ops.dwsep, op).default, MappingProxyType({"triton": refused["triton"]}))
+        del refused["cpu"]
+        return Selection("cpu", getattr(torch.ops.dwsep, op).default, MappingProxyType(refused))
+    if backend == "triton" or (backend == "auto" and not refused["triton"]):
+        del refused["triton"]
+        return Selection("triton", TRITON_OPERATORS[op], MappingProxyType(refused))
     if backend == "reference":
         refused = {}
     return Selection("reference", getattr(reference, op), MappingProxyType(refused))

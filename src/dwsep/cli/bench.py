@@ -52,6 +52,7 @@ def layers(
     resume: _Resume = False,
     markdown: _Markdown = None,
     plot: Annotated[Path | None, typer.Option(help="Results as a roofline, a PNG file.")] = None,
+    device: Annotated[str, typer.Option(help="cpu, or cuda: training steps of depthwise layers on the GPU.")] = "cpu",
 ) -> None:
     """Time layers against every peer that runs here, each verified first.
 
@@ -59,7 +60,24 @@ def layers(
     done. Exits with 1 if an output of dwsep's is wrong.
     """
     from dwsep.bench import registry, roofline
+    from dwsep.errors import unknown_name
 
+    if device not in ("cpu", "cuda"):
+        raise unknown_name("device", device, ("cpu", "cuda"))
+    if device == "cuda":
+        from dwsep.cli._bench_cuda import measure_layers
+
+        ignored = {
+            "--allocator": allocator,
+            "--threads": threads,
+            "--quick": quick,
+            "--json": json_file,
+            "--resume": resume,
+            "--plot": plot,
+            "--set": which not in ("all", "depthwise"),
+        }
+        measure_layers(training, dtype, batch or [], case or [], peers, markdown, [k for k, v in ignored.items() if v])
+        return
     _refuse_resume_of_nothing(resume, json_file)
     if plot is not None:
         roofline.require_matplotlib()

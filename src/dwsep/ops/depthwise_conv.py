@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from dwsep.kernels import reference
+from dwsep.kernels.triton import support
 from dwsep.ops import _autograd
-from dwsep.ops._layout import empty_output, in_layout_of
+from dwsep.ops._layout import empty_output, in_layout_of, is_channels_last
 from dwsep.ops._library import LIBRARY
 
 NAME = "depthwise_conv"
@@ -62,8 +63,28 @@ def fill_masked(
     return tuple(result)
 
 
+def _forward_cuda(x: Tensor, weight: Tensor, bias: Tensor | None, *rest: Any) -> Tensor:
+    """Triton's kernels where they run, else PyTorch's."""
+    if not support.runs(x):
+        return _forward(x, weight, bias, *rest)
+    from dwsep.kernels.triton import depthwise  # needs triton, which `import dwsep` does not
+
+    return depthwise.forward(x, weight, bias, *rest, last=is_channels_last(x))
+
+
+def _backward_cuda(grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, *rest: Any) -> tuple[Tensor, ...]:
+    if not support.runs(x):
+        return _backward(grad, x, weight, bias, *rest)
+    from dwsep.kernels.triton import depthwise
+
+    grads = depthwise.backward(grad, x, weight, bias, *rest, last=is_channels_last(x))
+    return fill_masked(grads, (x, weight, bias), rest[-1])
+
+
 LIBRARY.impl(NAME, _forward, "CompositeExplicitAutograd")
 LIBRARY.impl(f"{NAME}_backward", _backward, "CompositeExplicitAutograd")
+LIBRARY.impl(NAME, _forward_cuda, "CUDA")
+LIBRARY.impl(f"{NAME}_backward", _backward_cuda, "CUDA")
 
 
 @torch.library.register_fake(f"dwsep::{NAME}", lib=LIBRARY)

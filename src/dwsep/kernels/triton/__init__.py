@@ -1,0 +1,1 @@
+"""The depthwise operators for CUDA in Triton. Importing this package needs torch alone; its kernels need ``triton``."""

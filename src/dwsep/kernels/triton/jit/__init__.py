@@ -1,0 +1,1 @@
+"""What Triton compiles: importing anything here needs ``triton``."""

@@ -1,0 +1,75 @@
+"""What the Triton kernels run on and why not: the predicates that dispatch explains and the operators obey."""
+
+from __future__ import annotations
+
+import functools
+import importlib.metadata
+import importlib.util
+
+import torch
+
+MINIMUM_TRITON = (3, 6)  # what the oldest supported torch, 2.11, brings; 3.2 does not compile these kernels
+MINIMUM_CAPABILITY = (7, 5)
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+
+
+def triton_version() -> str | None:
+    """The version of the installed package ``triton``, which is not imported for it; None without one."""
+    if importlib.util.find_spec("triton") is None:
+        return None
+    try:
+        return importlib.metadata.version("triton")
+    except importlib.metadata.PackageNotFoundError:  # a build of one's own on the path
+        return "0"
+
+
+@functools.cache
+def _package_reasons() -> tuple[str, ...]:
+    version = triton_version()
+    if version is None:
+        return ("the package triton is not installed",)
+    if tuple(int(part) for part in version.split(".")[:2] if part.isdigit()) < MINIMUM_TRITON:
+        return (f"triton is {version}, the kernels need {'.'.join(map(str, MINIMUM_TRITON))}",)
+    return ()
+
+
+@functools.cache
+def _capability_reasons(device: int) -> tuple[str, ...]:
+    capability = torch.cuda.get_device_capability(device)
+    if capability >= MINIMUM_CAPABILITY:
+        return ()
+    have, need = (".".join(map(str, pair)) for pair in (capability, MINIMUM_CAPABILITY))
+    return (f"the GPU's compute capability is {have}, the kernels need {need}",)
+
+
+def machine_reasons() -> tuple[str, ...]:
+    """Why the kernels cannot run on this machine, whatever the problem; empty where they can."""
+    reasons = _package_reasons()
+    if torch.version.hip is not None:
+        return (*reasons, "this torch is built for ROCm, the kernels are for CUDA")
+    if not torch.cuda.is_available():
+        return (*reasons, "torch sees no CUDA device")
+    return (*reasons, *_capability_reasons(torch.cuda.current_device()))
+
+
+def problem_reasons(ndim: int, dtype: torch.dtype, device: str) -> tuple[str, ...]:
+    """Why the kernels cannot run a problem of ``ndim`` spatial axes; empty where they can."""
+    reasons = list(machine_reasons())
+    if device != "cuda":
+        reasons.append(f"tensors are on {device!r}, the kernels run on 'cuda'")
+    if dtype not in DTYPES:
+        reasons.append(f"dtype is {dtype}, the kernels take {', '.join(map(str, DTYPES))}")
+    if ndim > 2:
+        reasons.append(f"the convolution has {ndim} spatial axes, the kernels take 1 or 2")
+    return tuple(reasons)
+
+
+def runs(x: torch.Tensor) -> bool:
+    """Whether the kernels run a problem with this input, which is on a GPU."""
+    return (
+        x.dim() <= 4
+        and x.dtype in DTYPES
+        and torch.version.hip is None
+        and not _package_reasons()
+        and not _capability_reasons(x.device.index)
+    )

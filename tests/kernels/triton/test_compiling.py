@@ -1,0 +1,50 @@
+"""The kernels compile for GPUs that are not here, and spill nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("triton", reason="Triton is for Linux")
+
+
+def compile_all(tmp_path: Path, *options: str) -> list[dict]:
+    """What the program beside this file reports, run without the interpreter and with an empty cache."""
+    root = Path(__file__).parents[3]
+    environment = {**os.environ, "TRITON_CACHE_DIR": str(tmp_path), "TRITON_INTERPRET": "0"}
+    command = [sys.executable, str(Path(__file__).with_name("compiling.py")), *options]
+    result = subprocess.run(command, env=environment, cwd=root, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr[-3000:]
+    return [json.loads(line) for line in result.stdout.splitlines()]
+
+
+def check(records: list[dict]) -> None:
+    """Every kernel has PTX and a cubin without spills; what it uses is printed."""
+    for record in records:
+        print(*(record[key] for key in ("geometry", "kernel", "dtype", "arch", "registers", "shared", "spills")))
+    assert all(record["ptx"] and 0 < record["registers"] <= 255 for record in records)
+    assert [record for record in records if record["spills"]] == []
+
+
+def test_kernels_compile(tmp_path):
+    # One class of shapes for each architecture, and a larger one for one: the sweep compiles all for all.
+    every = ["--arch", "75", "--arch", "80", "--arch", "90"]
+    records = compile_all(tmp_path, *every, "--dtype", "bfloat16", "--geometry", "10")
+    records += compile_all(tmp_path, "--arch", "90", "--dtype", "float32", "--geometry", "0")
+    assert len(records) == 4 * 8
+    check(records)
+
+
+@pytest.mark.sweep
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("arch", ["75", "80", "90"])
+def test_all_kernels_compile(arch, tmp_path):
+    dtypes = [option for name in ("float32", "float16", "bfloat16") for option in ("--dtype", name)]
+    records = compile_all(tmp_path, "--arch", arch, *dtypes)
+    assert len(records) == 12 * 3 * 8
+    check(records)
