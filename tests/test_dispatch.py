@@ -87,6 +87,26 @@ def test_bfloat16_is_left_to_pytorch_where_the_cpu_multiplies_it(monkeypatch):
         assert dispatch.select("depthwise_conv", GEOMETRY, torch.bfloat16, "cpu").backend == "cpu"
 
 
+def test_cuda_runs_on_triton_but_for_what_gains_nothing(monkeypatch):
+    monkeypatch.setattr(dispatch.support, "machine_reasons", lambda: ())
+    monkeypatch.setattr(dispatch, "_cache", {})
+
+    def chosen(kernel, backend="auto", op="depthwise_conv", channels_last=True, dilation=1):
+        geometry = ConvGeometry.make(2, kernel, padding="same", dilation=dilation)
+        return dispatch.select(op, geometry, torch.bfloat16, "cuda", backend, channels_last=channels_last)
+
+    assert chosen(5).backend == chosen(3, dilation=2).backend == chosen(3, channels_last=False).backend == "triton"
+    assert chosen(5).kernel is dispatch.TRITON_OPERATORS["depthwise_conv"]
+    assert any("'cuda'" in reason for reason in chosen(5).refused["cpu"])
+    plain = chosen(3)
+    assert plain.backend == "reference"
+    assert "gain nothing" in plain.refused["triton"][0]
+    assert chosen(3, "triton").backend == "triton"
+    separable = chosen(5, op="separable_conv")
+    assert separable.backend == "reference"
+    assert separable.refused["triton"] == ("separable_conv has no Triton kernel",)
+
+
 def test_backends_lists_all_with_reasons():
     status = dwsep.backends()
     assert set(status) == {"cpu", "triton", "reference"}
