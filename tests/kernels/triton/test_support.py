@@ -14,18 +14,14 @@ def machine(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     monkeypatch.setattr(torch.version, "hip", None)
-    caches = support._package_reasons, support._capability_reasons
+    monkeypatch.setattr(support, "_capabilities", {})
 
     def set_machine(capability=(8, 0), triton="3.6.0"):
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=0: capability)
         monkeypatch.setattr(support, "triton_version", lambda: triton)
-        for cache in caches:
-            cache.cache_clear()
+        monkeypatch.setattr(support, "_PACKAGE_REASONS", support._package_reasons())
 
-    yield set_machine
-    monkeypatch.undo()
-    for cache in caches:
-        cache.cache_clear()
+    return set_machine
 
 
 def test_a_machine_that_can(machine):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import importlib.metadata
 import importlib.util
 
@@ -23,7 +22,6 @@ def triton_version() -> str | None:
         return "0"
 
 
-@functools.cache
 def _package_reasons() -> tuple[str, ...]:
     version = triton_version()
     if version is None:
@@ -33,8 +31,18 @@ def _package_reasons() -> tuple[str, ...]:
     return ()
 
 
-@functools.cache
+# Plain objects rather than cached functions: torch.compile, which traces the choice of a kernel, warns of those.
+_PACKAGE_REASONS = _package_reasons()
+_capabilities: dict[int, tuple[str, ...]] = {}
+
+
 def _capability_reasons(device: int) -> tuple[str, ...]:
+    if device not in _capabilities:
+        _capabilities[device] = _capability_refusals(device)
+    return _capabilities[device]
+
+
+def _capability_refusals(device: int) -> tuple[str, ...]:
     capability = torch.cuda.get_device_capability(device)
     if capability >= MINIMUM_CAPABILITY:
         return ()
@@ -44,7 +52,7 @@ def _capability_reasons(device: int) -> tuple[str, ...]:
 
 def machine_reasons() -> tuple[str, ...]:
     """Why the kernels cannot run on this machine, whatever the problem; empty where they can."""
-    reasons = _package_reasons()
+    reasons = _PACKAGE_REASONS
     if torch.version.hip is not None:
         return (*reasons, "this torch is built for ROCm, the kernels are for CUDA")
     if not torch.cuda.is_available():
@@ -70,6 +78,6 @@ def runs(x: torch.Tensor) -> bool:
         x.dim() <= 4
         and x.dtype in DTYPES
         and torch.version.hip is None
-        and not _package_reasons()
+        and not _PACKAGE_REASONS
         and not _capability_reasons(x.device.index)
     )
