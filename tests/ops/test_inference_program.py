@@ -38,7 +38,7 @@ def check_many(count: int, seed: int) -> None:
 
 @pytest.mark.parametrize("isa", isas.SUPPORTED)
 def test_drawn_steps_exact_on_integers(isa):
-    isas.run_on(isa, "from tests.ops import test_inference_program as t; t.check_many(350, seed=6)")
+    isas.run_on(isa, "from tests.ops import test_inference_program as t; t.check_many(175, seed=6)")
 
 
 @pytest.mark.parametrize("kind", list(Kind))
