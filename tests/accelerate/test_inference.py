@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import dwsep
-from tests.accelerate.toys import Net, distance, program_runs, randomise
+from tests.accelerate.toys import Gate, Net, conv_norm, distance, program_runs, randomise
 
 
 @pytest.fixture(name="net")
@@ -166,6 +166,17 @@ def test_a_whole_network_is_one_call(net, x):
     net.blocks[1].gate.reduce.register_forward_hook(lambda module, args, out: seen.append(out))
     _check(net, plain, x)
     assert len(seen) == 4
+
+
+def test_a_gated_convolution_before_a_depthwise_one(x):
+    gate, project = Gate(8), nn.Sequential(*conv_norm(8, 12, activation=nn.ReLU()))
+    depthwise = nn.Sequential(*conv_norm(12, 12, 3, groups=12, activation=nn.ReLU()))
+    stem = nn.Sequential(*conv_norm(3, 8, 3), *conv_norm(8, 8, 3, groups=8, activation=nn.ReLU()))
+    for end in (nn.Identity(), nn.Conv2d(12, 5, 1)):
+        net = randomise(nn.Sequential(stem, gate, project, depthwise, end)).eval()
+        plain = copy.deepcopy(net)
+        dwsep.accelerate_(net)
+        _check(net, plain, x)
 
 
 class _Varying(nn.Module):

@@ -20,7 +20,7 @@ from dwsep.accelerate._inference_steps import (
     Step,
     Unfolded,
 )
-from dwsep.accelerate._lowering import Lowering, NativeSegment, Planned
+from dwsep.accelerate._lowering import LINE, Lowering, NativeSegment, Planned
 from dwsep.accelerate._program import Call, Product, Program, Stage, inputs_of, substitute, values_in
 from dwsep.ops._layout import is_channels_last
 
@@ -162,7 +162,7 @@ def _gathered(steps: list[Any]) -> Tensor:
     total = 0
     for step, packed in packing:
         step.place = total
-        total += -(-packed.numel() // 16) * 16
+        total += -(-packed.numel() // LINE) * LINE
     weights = torch.zeros(total)
     for step, packed in packing:
         step.packed = weights[step.place : step.place + packed.numel()].copy_(packed)

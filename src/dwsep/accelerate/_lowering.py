@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -13,7 +14,7 @@ from torch import Tensor
 from dwsep.accelerate._inference_steps import Native, Other, Shapes
 from dwsep.ops.inference_program import ACTIVATIONS, GATES, Home, Kind
 
-_LINE = 16  # floats of a cache line
+LINE = 16  # floats of a cache line
 
 
 @dataclass
@@ -44,9 +45,7 @@ class NativeSegment:
     def __init__(self, segment: _Segment, shapes: Shapes, weights: Tensor, wanted: Sequence[int]) -> None:
         self.planned, self.shapes, self.weights = segment.planned, shapes, weights
         made = {output for _, output in segment.steps}
-        taken = [
-            value for step, _ in segment.steps for value in (step.input, step.operand, step.gate) if value is not None
-        ]
+        taken = [value for step, _ in segment.steps for value in step.taken()]
         self.inputs = [value for value in dict.fromkeys(map(segment.root, taken)) if value not in made]
         self.wanted = [(value, segment.root(value)) for value in wanted]
         outputs = list(dict.fromkeys(root for _, root in self.wanted))
@@ -103,7 +102,7 @@ class _Layout:
                 live[output] = live.pop(source)
                 self._add(output, shapes, Home.WORKSPACE, live[output][0])
             else:
-                live[output] = self._free(live, _count(shapes[output]))
+                live[output] = self._free(live, math.prod(_image(shapes[output])))
                 self._add(output, shapes, Home.WORKSPACE, live[output][0])
             live = {value: where for value, where in live.items() if last_use.get(value, position) > position}
 
@@ -113,7 +112,7 @@ class _Layout:
 
     def _free(self, live: dict[int, tuple[int, int]], count: int) -> tuple[int, int]:
         """The first gap between what lives that is large enough."""
-        size, begin = -(-count // _LINE) * _LINE, 0
+        size, begin = -(-count // LINE) * LINE, 0
         for used in sorted(live.values()):
             if used[0] - begin >= size:
                 break
@@ -125,14 +124,6 @@ class _Layout:
 def _image(shape: Sequence[int] | None) -> tuple[int, ...]:
     assert shape is not None
     return tuple(shape) if len(shape) == 4 else (*shape, 1, 1)
-
-
-def _count(shape: Sequence[int] | None) -> int:
-    assert shape is not None
-    count = 1
-    for size in shape:
-        count *= size
-    return count
 
 
 def _record(step: Native, output: int, segment: _Segment, index: dict[int, int]) -> list[int]:
@@ -223,39 +214,38 @@ class Lowering:
             segment.steps.append((native, step.output))
         return True
 
+    def _last_for(self, value: int) -> Native | None:
+        """The step before, where it makes a value that nothing but the present step takes."""
+        if not self.segment.steps:
+            return None
+        last, made = self.segment.steps[-1]
+        return last if made == value and self.uses[made] == 1 else None
+
     def _gated(self, step: Other, output: int) -> bool:
         """Make a gate's activation the end of the pointwise step whose only taker it is, if it is."""
-        steps = self.segment.steps
-        if step.call.gate is None or not steps:
+        last = None if step.call.gate is None else self._last_for(step.x)
+        if last is None or last.kind != Kind.POINTWISE or last.activation != "none" or last.operand is not None:
             return False
-        last, made = steps[-1]
-        plain = last.kind == Kind.POINTWISE and last.activation == "none" and last.operand is None
-        if not plain or made != step.x or self.uses[made] != 1:
-            return False
-        steps[-1] = last._replace(activation=step.call.gate), output
+        self.segment.steps[-1] = last._replace(activation=step.call.gate), output
         self.shapes[output] = last.shape
         return True
 
     def _expanded(self, step: Native, output: int) -> bool:
         """Make a pointwise step the start of the depthwise or separable one which alone takes its output, if it is."""
-        steps = self.segment.steps
-        if step.kind not in (Kind.DEPTHWISE, Kind.SEPARABLE) or not steps:
+        last = self._last_for(step.input) if step.kind in (Kind.DEPTHWISE, Kind.SEPARABLE) else None
+        if last is None or last.kind != Kind.POINTWISE or last.shape[1] != step.inner_channels:
             return False
-        last, made = steps[-1]
-        plain = last.kind == Kind.POINTWISE and last.activation not in GATES and last.operand is None
-        if not plain or made != step.input or self.uses[made] != 1 or last.shape[1] != step.inner_channels:
+        # An expansion has weights and an activation, and nothing else of what a pointwise step may have.
+        if last.operand is not None or last.gate is not None or last.activation in GATES:
             return False
         expansion = {"expansion": last.weights, "expansion_activation": last.activation}
-        steps[-1] = step._replace(input=last.input, **expansion), output
+        self.segment.steps[-1] = step._replace(input=last.input, **expansion), output
         return True
 
     def _input_gated(self, step: Native, output: int) -> bool:
         """Make a product with a gate the way in which the pointwise step loads that alone takes it, if it is."""
-        steps = self.segment.steps
-        if step.kind != Kind.POINTWISE or not steps:
+        last = self._last_for(step.input) if step.kind == Kind.POINTWISE else None
+        if last is None or last.kind != Kind.GATE:
             return False
-        last, made = steps[-1]
-        if last.kind != Kind.GATE or made != step.input or self.uses[made] != 1:
-            return False
-        steps[-1] = step._replace(input=last.input, gate=last.operand), output
+        self.segment.steps[-1] = step._replace(input=last.input, gate=last.operand), output
         return True
