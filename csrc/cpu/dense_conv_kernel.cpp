@@ -3,16 +3,14 @@
 #include <algorithm>
 #include <vector>
 
-#include "cpu/cache_size.h"
 #include "cpu/isa.h"
 #include "cpu/parallel.h"
 #include "cpu/plane_tiling.h"
+#include "cpu/pointwise_conv_kernel.h"
 #include "cpu/scratch.h"
 
 namespace dwsep {
 namespace {
-
-constexpr auto kFloatBytes = static_cast<int64_t>(sizeof(float));
 
 // The rows of the input under one output row, padded with zeros, one behind the other.
 class PaddedRows {
@@ -65,12 +63,11 @@ void dense_conv_forward(const DenseConv& conv) {
       runs.push_back(row * padded.row_floats() + tap * p.dilation[2] * p.channels);
     }
   }
-  const int64_t inner = ceil_div(p.inner_channels, table.lanes) * table.lanes;
-  const int64_t blocks = ceil_div(p.out_channels, table.tile_columns), columns = p.output[2];
-  const int64_t budget = l1_cache_bytes() / 2 / (inner * kFloatBytes);
-  const int64_t tile = std::min(columns, std::max(budget, 2 * table.tile_pixels)), tiles = ceil_div(columns, tile);
+  const PackedPointwise packed(table, p.inner_channels, p.out_channels, conv.packed);
+  const int64_t columns = p.output[2], tile = std::min(columns, packed.pixels_in_l1(table));
+  const int64_t tiles = ceil_div(columns, tile);
   parallel_for(p.batch * p.output[1], 1, [&](int64_t begin, int64_t end) {
-    float* panel = scratch(Scratch::kPanel, static_cast<std::size_t>(tile * inner));
+    float* panel = scratch(Scratch::kPanel, static_cast<std::size_t>(tile * packed.inner));
     float* rows = scratch(Scratch::kPlanes, static_cast<std::size_t>(padded.floats(table.lanes)));
     for (int64_t row = begin; row < end; ++row) {
       padded.fill(row / p.output[1], row % p.output[1], rows);
@@ -84,13 +81,13 @@ void dense_conv_forward(const DenseConv& conv) {
                               p.inner_channels,
                               pixels,
                               p.out_channels,
-                              conv.packed,
-                              conv.packed + blocks * inner * table.tile_columns,
+                              packed.weights,
+                              packed.bias,
                               conv.activation,
                               conv.residual != nullptr ? conv.residual + at : nullptr,
                               conv.out + at,
                               0,
-                              blocks,
+                              packed.blocks,
                               {}});
       }
     }

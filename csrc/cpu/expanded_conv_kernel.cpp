@@ -28,9 +28,8 @@ class Bands {
         p_(problem),
         table_(kernels()),
         row_floats_(problem.input[2] * problem.channels),
-        inner_(ceil_div(conv.channels, table_.lanes) * table_.lanes),
-        blocks_(ceil_div(problem.channels, table_.tile_columns)),
-        tile_(std::max(l1_cache_bytes() / 2 / (inner_ * kFloatBytes), 2 * table_.tile_pixels)) {
+        expansion_(table_, conv.channels, problem.channels, conv.expansion),
+        tile_(expansion_.pixels_in_l1(table_)) {
     const int64_t fit = l2_cache_bytes() / 2 / (row_floats_ * kFloatBytes), reach = (p_.kernel[1] - 1) * p_.dilation[1];
     band_ = std::clamp<int64_t>((fit - reach - 1) / p_.stride[1] + 1, 1, p_.output[1]);
     rows_ = std::min(p_.input[1], (band_ - 1) * p_.stride[1] + reach + 1);
@@ -39,7 +38,7 @@ class Bands {
     pixels_ = conv.separable ? std::max(budget, 2 * table_.tile_pixels)
                              : std::max<int64_t>(1, l1_cache_bytes() / (padded * kFloatBytes));
     const int64_t panel = conv.separable ? table_.separable_floats(p_, pixels_) : 0;
-    panel_ = scratch(Scratch::kPanel, static_cast<std::size_t>(std::max(tile_ * inner_, panel)));
+    panel_ = scratch(Scratch::kPanel, static_cast<std::size_t>(std::max(tile_ * expansion_.inner, panel)));
     wide_ = scratch(Scratch::kPlanes, static_cast<std::size_t>(rows_ * row_floats_));
   }
 
@@ -76,13 +75,13 @@ class Bands {
                              conv_.channels,
                              pixels,
                              p_.channels,
-                             conv_.expansion,
-                             conv_.expansion + blocks_ * inner_ * table_.tile_columns,
+                             expansion_.weights,
+                             expansion_.bias,
                              conv_.expansion_activation,
                              nullptr,
                              target + first * p_.channels,
                              0,
-                             blocks_,
+                             expansion_.blocks,
                              {}});
     }
   }
@@ -111,7 +110,9 @@ class Bands {
   const ExpandedConv& conv_;
   const ConvProblem& p_;
   const KernelTable& table_;
-  int64_t row_floats_, inner_, blocks_, tile_, band_, rows_, pixels_;
+  int64_t row_floats_;
+  PackedPointwise expansion_;
+  int64_t tile_, band_, rows_, pixels_;
   float *panel_, *wide_;
 };
 

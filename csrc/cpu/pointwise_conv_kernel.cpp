@@ -36,6 +36,16 @@ void fill_panel(const KernelTable& table, const PointwiseConv& conv, const float
 
 }  // namespace
 
+PackedPointwise::PackedPointwise(const KernelTable& table, int64_t channels, int64_t out_channels, const float* packed)
+    : inner(padded_inner(table, channels)),
+      blocks(ceil_div(out_channels, table.tile_columns)),
+      weights(packed),
+      bias(packed + blocks * inner * table.tile_columns) {}
+
+int64_t PackedPointwise::pixels_in_l1(const KernelTable& table) const {
+  return std::max(l1_cache_bytes() / 2 / (inner * kFloatBytes), 2 * table.tile_pixels);
+}
+
 int64_t packed_pointwise_size(const KernelTable& table, int64_t channels, int64_t out_channels) {
   return ceil_div(out_channels, table.tile_columns) * table.tile_columns * (padded_inner(table, channels) + 1);
 }
@@ -51,22 +61,21 @@ void pack_pointwise(const KernelTable& table, const float* weight, const float* 
 
 void pointwise_conv_forward(const PointwiseConv& conv) {
   const KernelTable& table = kernels();
-  const int64_t padded = padded_inner(table, conv.channels), threads = thread_count();
-  const int64_t blocks = ceil_div(conv.out_channels, table.tile_columns);
-  const int64_t block_floats = padded * table.tile_columns;
+  const PackedPointwise packed(table, conv.channels, conv.out_channels, conv.packed);
+  const int64_t blocks = packed.blocks, threads = thread_count();
   // A panel in L1 while the weights stream from L2; a larger one in L2 where they outgrow it. An output's value depends
   // on no other's, so that the cut may follow the threads.
-  const bool large = blocks * block_floats * kFloatBytes > l2_cache_bytes() / 2;
-  const int64_t budget = large ? l2_cache_bytes() / 4 : l1_cache_bytes() / 2;
+  const bool large = (packed.bias - packed.weights) * kFloatBytes > l2_cache_bytes() / 2;
   const int64_t least = 2 * table.tile_pixels;
   const int64_t fair = std::max(least, ceil_div(conv.pixels, 2 * threads));
-  const int64_t tile = std::min(std::max(budget / (padded * kFloatBytes), least), fair);
+  const int64_t in_l2 = std::max(l2_cache_bytes() / 4 / (packed.inner * kFloatBytes), least);
+  const int64_t tile = std::min(large ? in_l2 : packed.pixels_in_l1(table), fair);
   const int64_t tiles = ceil_div(conv.pixels, tile);
   // Few tiles: the output's channels are split, too.
   const int64_t splits = tiles >= 2 * threads || threads == 1 ? 1 : std::min(blocks, ceil_div(2 * threads, tiles));
   const std::vector<float> zeros(conv.gate == nullptr ? 0 : static_cast<std::size_t>(conv.channels));
   parallel_for(tiles * splits, 1, [&](int64_t begin, int64_t end) {
-    float* panel = scratch(Scratch::kPanel, static_cast<std::size_t>(tile * padded));
+    float* panel = scratch(Scratch::kPanel, static_cast<std::size_t>(tile * packed.inner));
     int64_t filled = -1;
     for (int64_t unit = begin; unit < end; ++unit) {
       const int64_t index = unit / splits, split = unit % splits;
@@ -81,8 +90,8 @@ void pointwise_conv_forward(const PointwiseConv& conv) {
                             conv.channels,
                             pixels,
                             conv.out_channels,
-                            conv.packed,
-                            conv.packed + blocks * block_floats,
+                            packed.weights,
+                            packed.bias,
                             conv.activation,
                             conv.residual != nullptr ? conv.residual + first * conv.out_channels : nullptr,
                             conv.out + first * conv.out_channels,

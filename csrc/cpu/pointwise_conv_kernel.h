@@ -8,6 +8,18 @@
 
 namespace dwsep {
 
+// Where packed weights and their bias are, and what the kernels run over.
+struct PackedPointwise {
+  int64_t inner;   // input channels, padded to whole vectors
+  int64_t blocks;  // of output channels
+  const float* weights;
+  const float* bias;
+
+  PackedPointwise(const KernelTable& table, int64_t channels, int64_t out_channels, const float* packed);
+  // Pixels of a panel that fills half of L1, but no fewer than two micro-kernels take.
+  int64_t pixels_in_l1(const KernelTable& table) const;
+};
+
 // Floats of packed weights: K blocks [inner, padded][column], then the bias.
 int64_t packed_pointwise_size(const KernelTable& table, int64_t channels, int64_t out_channels);
 void pack_pointwise(const KernelTable& table, const float* weight, const float* bias, int64_t channels,
