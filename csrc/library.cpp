@@ -4,6 +4,7 @@
 #include <torch/csrc/stable/library.h>
 
 #include "cpu/isa.h"
+#include "cpu/kept_memory.h"
 #include "cpu/peak.h"
 #include "ops/depthwise_conv.h"
 #include "ops/inference_program.h"
@@ -67,5 +68,7 @@ DWSEP_EXPORT int64_t dwsep_packed_separable_size(int64_t inner_channels, int64_t
 DWSEP_EXPORT int64_t dwsep_packed_pointwise_size(int64_t channels, int64_t out_channels) {
   return dwsep::packed_pointwise_size(channels, out_channels);
 }
+
+DWSEP_EXPORT int64_t dwsep_release_memory() { return static_cast<int64_t>(dwsep::release_kept_memory()); }
 
 DWSEP_EXPORT double dwsep_fma_peak(double seconds) { return dwsep::fma_peak(seconds); }

@@ -12,7 +12,7 @@ from dwsep.ops import (
     stage_norm,
     stage_output,
 )
-from dwsep.ops._library import NativeStatus, native_status
+from dwsep.ops._library import NativeStatus, native_status, release_memory
 
 native_status()
 
@@ -24,6 +24,7 @@ __all__ = [
     "native_status",
     "pointwise_conv_packed",
     "pointwise_stage",
+    "release_memory",
     "separable_conv",
     "separable_conv_packed",
     "stage_gate",
