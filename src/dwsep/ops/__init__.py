@@ -11,6 +11,7 @@ from dwsep.ops import (
     stage_gate,
     stage_norm,
     stage_output,
+    training_program,
 )
 from dwsep.ops._library import NativeStatus, native_status, release_memory
 
@@ -30,4 +31,5 @@ __all__ = [
     "stage_gate",
     "stage_norm",
     "stage_output",
+    "training_program",
 ]
