@@ -61,8 +61,9 @@ bool RowsPlan::pays(bool backward) const {
   const bool neighbours = height.dilation == 1 && width.dilation == 1;
   if (group == 0 || height.stride != 1 || width.stride != 1 || height.input == 1 || !(neighbours || backward))
     return false;
-  const int64_t pixels = problem.batch * height.input * width.input;
-  const bool large = pixels * problem.channels * static_cast<int64_t>(sizeof(float)) >= kStreamBytes;
+  const int64_t pixels =
+      problem.batch * (height.input * width.input * (backward ? 2 : 1) + height.output * width.output);
+  const bool large = pixels * problem.channels * static_cast<int64_t>(sizeof(float)) > kCachedBytes;
   return large && (taps() <= 9 || (taps() <= 25 && group == blocks));
 }
 

@@ -58,8 +58,8 @@ struct RowsPlan {
 
   RowsPlan(const KernelTable& kernels, const ConvProblem& of, bool backward);
 
-  // Whether rows are the faster way without a stage, too, for channels-last tensors, measured: they read whole pixels,
-  // where planes read 64 channels of a pixel, but prepare the taps of every row anew.
+  // Whether rows are the faster way without a stage, too, for channels-last tensors, measured: from memory they read
+  // whole pixels, where planes read 64 channels of a pixel, but they prepare the taps of every row anew.
   bool pays(bool backward) const;
 
   int64_t groups() const { return ceil_div(blocks, group); }

@@ -10,6 +10,10 @@ namespace dwsep {
 // From this size in bytes on.
 constexpr int64_t kStreamBytes = int64_t{4} << 20;
 
+// What the tensors of a pass may take together and still be in the last cache from one pass to the next, in bytes.
+// Measured where each complex of cores has 32 MB of it: the system's own answer is of the whole machine's caches.
+constexpr int64_t kCachedBytes = int64_t{24} << 20;
+
 // Whether to store a channels-last tensor that way. Its pixels must be whole cache lines.
 inline bool streams(const float* tensor, int64_t pixels, int64_t channels) {
   constexpr int64_t kLineFloats = 16;
