@@ -11,6 +11,7 @@
 #include "ops/pointwise_conv.h"
 #include "ops/separable_conv.h"
 #include "ops/stages.h"
+#include "ops/training_program.h"
 
 STABLE_TORCH_LIBRARY_IMPL(dwsep, CPU, library) {
   library.impl("depthwise_conv", TORCH_BOX(&dwsep::depthwise_conv));
@@ -43,6 +44,8 @@ STABLE_TORCH_LIBRARY_IMPL(dwsep, CPU, library) {
   library.impl("stage_output_backward", TORCH_BOX(&dwsep::stage_output_backward));
   library.impl("stage_pool", TORCH_BOX(&dwsep::stage_pool));
   library.impl("stage_squeeze_backward", TORCH_BOX(&dwsep::stage_squeeze_backward));
+  library.impl("training_program", TORCH_BOX(&dwsep::training_program));
+  library.impl("training_program_backward", TORCH_BOX(&dwsep::training_program_backward));
 }
 
 #define DWSEP_EXPORT extern "C" __attribute__((visibility("default")))

@@ -51,14 +51,14 @@ class Net(nn.Module):
         self.norm2, self.act2 = nn.BatchNorm2d(40, **options), activation()
         self.project = Mixed(40, 12, (1, 1), depthwise=False)
         self.norm3 = nn.BatchNorm2d(12, **options)
-        self.classifier = nn.Linear(12, 5)
+        self.classifier, self.skips = nn.Linear(12, 5), stride == 1
 
     def forward(self, x):
         x = self.stem(x)
         y = self.act1(self.norm1(self.expand(x)))
         y = self.act2(self.norm2(self.depthwise(y)))
         y = self.norm3(self.project(y))
-        y = y + x if y.shape == x.shape else y
+        y = y + x if self.skips else y
         return self.classifier(y.mean((2, 3)))
 
 
@@ -113,7 +113,7 @@ def test_steps_and_inference_match_eager(options, x):
 
 @pytest.mark.parametrize("padding", ["same", "same_tf"])
 def test_own_layer(padding, x):
-    net = randomise(Net(mixed=dwsep.nn.MixConv2d(40, (3, 5, 7), 2, padding)))
+    net = randomise(Net(2, mixed=dwsep.nn.MixConv2d(40, (3, 5, 7), 2, padding)))
     report = dwsep.accelerate_(net)
     check_step(net, x.requires_grad_())
     assert mixed_stages(net) == 3
@@ -148,6 +148,18 @@ def test_frozen_norm_takes_its_running_statistics(x):
     dwsep.accelerate_(net)
     net.norm2.eval()
     check_step(net, x.requires_grad_())
+
+
+@pytest.mark.parametrize("options", [{}, {"bias": (True, False, True), "stride": 2}], ids=str)
+def test_stages_one_by_one_match_eager(options, x, monkeypatch):
+    monkeypatch.setattr(_training, "SEGMENTS", False)
+    net = randomise(Net(**options))
+    dwsep.accelerate_(net)
+    check_step(net, x.requires_grad_())
+    net.norm2.eval()
+    for name, parameter in net.named_parameters():
+        parameter.requires_grad_(not name.startswith(("depthwise.convs.1", "norm3", "stem")))
+    check_step(net, x)
 
 
 def test_output_without_a_gradient(x):

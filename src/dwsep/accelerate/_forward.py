@@ -13,7 +13,7 @@ from torch.nn.modules import module as torch_module
 from torch.utils.hooks import RemovableHandle
 
 from dwsep import _functorch, functional
-from dwsep.accelerate import _inference, _modules, _tracing, _training
+from dwsep.accelerate import _inference, _modules, _segments, _tracing, _training
 from dwsep.accelerate._matching import match
 from dwsep.accelerate._program import Program
 from dwsep.geometry import ConvGeometry
@@ -96,6 +96,7 @@ class Reading:
         self.channels = {sum(conv.in_channels for conv in convs) for convs in first}
         self.gains = gains(self.program)
         self.plan: _inference.Plan | None = None
+        self.training = _segments.plan(self.program)
 
     def wants_gradient(self, x: Tensor) -> bool:
         """Whether autograd has to see the module run."""
@@ -159,7 +160,7 @@ class AcceleratedForward(_InstanceForward):
                 x = args[0]
                 if reading.wants_gradient(x) or reading.is_training():
                     if _training.is_available() and _training.admits(reading.program):
-                        return _training.run(reading.program, x)
+                        return _training.run(reading.program, reading.training, x)
                 else:
                     plan = reading.inference()
                     if plan is not None:

@@ -132,7 +132,8 @@ class _Matcher:
         if any(m is None or _modules.is_replaced(m) or not _modules.is_conv(m) for m in modules):
             return None
         known: Any = modules
-        alike = all(map(_modules.is_depthwise, known)) or all(map(_modules.is_pointwise, known))
+        depthwise = all(_modules.is_depthwise(m) and m.out_channels == m.in_channels for m in known)
+        alike = depthwise or all(map(_modules.is_pointwise, known))
         if not alike or [module.in_channels for module in known] != sizes:
             return None
         joins = {user for conv in convs if conv is not None for user in conv.users}

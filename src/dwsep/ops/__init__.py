@@ -12,6 +12,7 @@ from dwsep.ops import (
     stage_gate,
     stage_norm,
     stage_output,
+    training_program,
 )
 from dwsep.ops._library import NativeStatus, native_status, release_memory
 
@@ -32,4 +33,5 @@ __all__ = [
     "stage_gate",
     "stage_norm",
     "stage_output",
+    "training_program",
 ]
