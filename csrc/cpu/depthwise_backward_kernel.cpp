@@ -79,7 +79,9 @@ void run(PlanePlan& plan, const WeightSources& weights, Activation activation, c
   });
   if (tensors.weight_gradient != nullptr || tensors.bias_gradient != nullptr)
     write_weight_gradients(problem, plan.lanes, tensors, sums, parts);
-  if (affine) add_moments(affine_sums, parts, padded, problem.channels, stage->affine_gradient);
+  if (affine) {
+    add_moments(affine_sums, parts, padded, problem.channels, stage->affine_gradient, stage->row_length);
+  }
 }
 
 }  // namespace
@@ -102,6 +104,7 @@ void depthwise_conv_backward(const ConvProblem& problem, const WeightSources& we
 void depthwise_stage_backward(const ConvProblem& problem, const WeightSources& weights, const StageBackward& stage,
                               const DepthwiseBackwardTensors& tensors) {
   RowsPlan rows(kernels(), problem, true);
+  rows.pixel_stride = stage.row_length;
   if (rows.group > 0) {
     depthwise_rows_backward(rows, weights, stage, tensors);
     return;
