@@ -4,7 +4,7 @@ from dwsep.networks.deeplab_v3_plus import DeepLabV3Plus
 from dwsep.networks.mobilenet_v1 import MobileNetV1
 from dwsep.networks.mobilenet_v2 import MobileNetV2
 from dwsep.networks.mobilenet_v3 import MobileNetV3
-from dwsep.networks.registry import create, names, option_names, task_of
+from dwsep.networks.registry import create, load_model, names, option_names, task_of
 from dwsep.networks.series_separable import SeriesSeparable
 from dwsep.networks.text_light import TextLight
 from dwsep.networks.text_separable import TextSeparable
@@ -20,6 +20,7 @@ __all__ = [
     "TextSeparable",
     "Xception",
     "create",
+    "load_model",
     "names",
     "option_names",
     "task_of",

@@ -149,6 +149,24 @@ def create(
     return model
 
 
+def load_model(path: str | os.PathLike[str]) -> nn.Module:
+    """Build the network of a model file with its weights.
+
+    Args:
+        path: A model file or training checkpoint (.safetensors) made by ``dwsep train``.
+
+    Returns:
+        The network, in training mode.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If the file is damaged or not one of ours.
+    """
+    _, info = read_model(path)
+    channels = {} if task_of(info.network) == "text" else {"in_channels": info.in_channels}
+    return create(info.network, num_classes=info.num_classes, weights=path, **channels, **info.options)
+
+
 def _factory(name: str) -> Callable[..., nn.Module]:
     if name not in _NETWORKS:
         raise unknown_name("network", name, names())
