@@ -162,7 +162,8 @@ def read_npz(path: str | os.PathLike[str], split: str) -> tuple[Tensor, list[str
     """
     path = Path(path)
     try:
-        with np.load(path, allow_pickle=False) as file:
+        # Opened here: numpy leaves a file that it cannot read open.
+        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
             arrays = {name.lower(): file[name] for name in file.files}
     except (zipfile.BadZipFile, ValueError, EOFError) as error:
         raise ValueError(f"{path} is damaged or no .npz file of plain arrays ({error})") from error
