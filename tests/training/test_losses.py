@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from dwsep.training.distillation import distillation_loss, load_teacher
 from dwsep.training.loop import MODEL_FILE, train
 from dwsep.training.losses import Loss, class_weights
-from dwsep.training.setup import build_model
+from dwsep.training.setup import build_model, complete_options
 from tests.training.toys import TOYS, make_config, make_data, make_task_config
 
 CPU = torch.device("cpu")
@@ -49,15 +49,14 @@ def test_distillation_loss_is_the_divergence_of_softened_predictions():
 
 
 def test_a_network_learns_from_its_teacher(tmp_path):
-    data = make_data(96), make_data(30, seed=1)
-    options = {"network_options": {"width_multiplier": 0.125, "stem": "small"}, "augment": False}
-    config = make_config(output_dir=tmp_path / "teacher", epochs=12, learning_rate=0.01, **options)
-    train(build_model(config, data[0]), *data, config, show_progress=False)
-    path = tmp_path / "teacher" / MODEL_FILE
-    data[0].labels[:] = torch.randint(0, 3, (96,))  # nothing to learn from the labels
-    config = make_config(teacher=path, distill_weight=1.0, epochs=12, learning_rate=0.01, seed=2, **options)
-    result = train(build_model(config, data[0]), *data, config, show_progress=False)
-    assert result.final.accuracy > 0.8
+    data = TOYS["text"](48), TOYS["text"](24, seed=1)
+    options = {"augment": False, "epochs": 15, "learning_rate": 0.01}
+    config = complete_options(make_task_config("text", output_dir=tmp_path, **options), data[0])
+    assert train(build_model(config, data[0]), *data, config, show_progress=False).final.accuracy > 0.9
+    data[0].labels[:] = torch.randint(0, 2, (48,))  # nothing to learn from the labels
+    changes = {"teacher": tmp_path / MODEL_FILE, "distill_weight": 1.0, "output_dir": None, "seed": 2}
+    config = config.model_copy(update=changes)
+    assert train(build_model(config, data[0]), *data, config, show_progress=False).final.accuracy > 0.9
 
 
 def test_a_teacher_of_other_data_is_refused(tmp_path):

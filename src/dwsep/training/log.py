@@ -78,13 +78,13 @@ class Scalars:
             raise ImportError('scalars need TensorBoard; install it with: pip install "dwsep[tensorboard]"') from error
         self._writer: Any = SummaryWriter(str(folder))
 
-    def write(self, epoch: int, record: dict[str, Any]) -> None:
+    def write(self, epoch: int, record: dict[str, Any], prefix: str = "") -> None:
         """Write the numbers of a record, those in a mapping under its name."""
         for name, value in record.items():
             if isinstance(value, dict):
-                self.write(epoch, {f"{name}/{inner}": entry for inner, entry in value.items()})
+                self.write(epoch, value, f"{prefix}{name}/")
             elif isinstance(value, (int, float)) and name != "epoch":
-                self._writer.add_scalar(name, value, epoch)
+                self._writer.add_scalar(prefix + name, value, epoch)
         self._writer.flush()
 
     def close(self) -> None:
