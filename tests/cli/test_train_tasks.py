@@ -261,7 +261,7 @@ LONG = ["--batch-size", "8", "--width-multiplier", "0.125", "--epochs", "12", "-
 
 def test_a_run_killed_at_any_moment_goes_on_bit_for_bit(data, tmp_path, request):
     """Killed, not asked to stop: what is on disk must be enough, also in the middle of a checkpoint."""
-    moments = 20 if request.config.getoption("--sweep") else 2
+    moments = 20 if request.config.getoption("--sweep") else 1
     options = ["train", "series", "--data", str(data / "Toy_TRAIN.ts"), *LONG, "--checkpoint-seconds", "0.001"]
     assert invoke(*options, "--output-dir", tmp_path / "straight").exit_code == 0
     folder = tmp_path / "killed"
@@ -286,6 +286,7 @@ def test_a_run_killed_at_any_moment_goes_on_bit_for_bit(data, tmp_path, request)
     assert [r["epoch"] for r in read_log(folder / LOG_FILE) if r["type"] == "epoch"] == list(range(1, 13))
 
 
+@pytest.mark.sweep
 def test_two_processes_train_one_network_and_go_on_bit_for_bit(data, tmp_path):
     options = ["train", "series", "--data", str(data / "Toy_TRAIN.ts"), *LONG[:-2], "--threads", "1"]
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
