@@ -92,10 +92,14 @@ def trained(data, tmp_path_factory):
     return of
 
 
+def last_epoch(folder):
+    return [record for record in read_log(folder / LOG_FILE) if record["type"] == "epoch"][-1]
+
+
 @pytest.mark.parametrize("task", TASKS)
 def test_train_trains_every_task(trained, task):
     folder, finished = trained(task)
-    record = read_log(folder / LOG_FILE)[-1]
+    record = last_epoch(folder)
     iou = f"test mIoU {100 * record['metrics']['mean_iou']:.2f} %, " if task == "segment" else ""
     assert finished.stdout.endswith(
         f": {iou}test accuracy {100 * record['test_accuracy']:.2f} % after 4 epochs, {folder / MODEL_FILE}\n"
@@ -116,7 +120,7 @@ def test_evaluate_gives_what_training_gave(trained, data, task):
     split = ["--split", "val"] if task == "segment" else []
     finished = invoke("evaluate", "--checkpoint", folder / MODEL_FILE, "--data", *where, *split, "--json")
     assert finished.exit_code == 0, finished.stderr
-    result, record = json.loads(finished.stdout), read_log(folder / LOG_FILE)[-1]
+    result, record = json.loads(finished.stdout), last_epoch(folder)
     assert result["accuracy"] == pytest.approx(record["test_accuracy"])
     if task == "segment":
         assert result["mean_iou"] == pytest.approx(record["metrics"]["mean_iou"])

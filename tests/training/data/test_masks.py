@@ -80,6 +80,23 @@ def test_a_palette_mask_goes_by_its_indices_unless_its_colours_are_the_classes(t
     assert load_mask_folder(tmp_path, "train").masks[0].tolist() == ([[0, 1]] if ordered else [[1, 0]])
 
 
+def test_masks_of_two_values_are_two_classes(tmp_path):
+    write(tmp_path / "train/images/a.png", torch.zeros(1, 2, 3, dtype=torch.uint8))
+    path = tmp_path / "train/masks/a.png"
+    path.parent.mkdir(parents=True)
+    two = Image.fromarray(torch.tensor([[0, 255]], dtype=torch.uint8).numpy())
+    two.convert("1").save(path)
+    assert load_mask_folder(tmp_path, "train").masks[0].tolist() == [[0, 1]]
+    two.save(path)
+    with pytest.raises(ValueError, match="have class 0 alone, beside 255, which is left out"):
+        load_mask_folder(tmp_path, "train")
+    (tmp_path / "classes.txt").write_text("ground 0 0 0\nobject 255 255 255\n")
+    assert load_mask_folder(tmp_path, "train").masks[0].tolist() == [[0, 1]]
+    (tmp_path / "classes.txt").write_text("sea 20 60 160\nland 60 140 40\n")  # numbers, whatever the colours
+    write(path, torch.tensor([[0, 0]], dtype=torch.uint8))
+    assert load_mask_folder(tmp_path, "train").masks[0].tolist() == [[0, 0]]
+
+
 def test_what_is_wrong_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="does not exist"):
         load_mask_folder(tmp_path / "nowhere", "train")

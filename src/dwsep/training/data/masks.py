@@ -247,7 +247,13 @@ def load_mask_folder(
     stacked = torch.stack(both)
     images, masks = stacked[:, :-1].contiguous(), stacked[:, -1].contiguous()
     if not names:
-        names = tuple(map(str, range(_highest(root, masks, split, ignore_index) + 1)))
+        highest = _highest(root, masks, split, ignore_index)
+        if highest < 1:
+            raise ValueError(
+                f"the masks in {root} have class 0 alone, beside {ignore_index}, which is left out; if {ignore_index} is "
+                f"a class, give another ignore_index, or {CLASSES_FILE} with lines such as: object 255 255 255"
+            )
+        names = tuple(map(str, range(highest + 1)))
     return SegmentationDataset(images, masks, names, f"{root.name} {split}", ignore_index, colours)
 
 
@@ -307,8 +313,10 @@ def _read_pair(
 
 def _indices(mask: Any, path: Path, colours: tuple[Colour, ...], ignore_index: int) -> Tensor:
     """The class of every pixel, (H, W), uint8."""
-    if mask.mode in ("L", "P", "1") and not (colours and mask.mode == "P" and _has_colours(mask, colours)):
-        return to_tensor(mask.convert("L") if mask.mode == "1" else mask)[0]
+    if mask.mode == "1":
+        return to_tensor(mask.convert("L"))[0] // 255
+    if mask.mode in ("L", "P") and not (colours and _has_colours(mask, colours)):
+        return to_tensor(mask)[0]
     if not colours:
         raise ValueError(
             f"{path} holds colours (mode {mask.mode}); {CLASSES_FILE} must say which class each is: name red green blue"
@@ -332,14 +340,15 @@ def _indices(mask: Any, path: Path, colours: tuple[Colour, ...], ignore_index: i
 
 
 def _has_colours(mask: Any, colours: tuple[Colour, ...]) -> bool:
-    """Whether a palette mask's colours, rather than its indices, are the classes'."""
+    """Whether the colours of a mask of grey or with a palette, rather than its numbers, are the classes'."""
     used = {colour for _, colour in mask.convert("RGB").getcolors(1 << 24)}
-    return used <= {*colours, (0, 0, 0), (255, 255, 255)}
+    return bool(used & set(colours)) and used <= {*colours, (0, 0, 0), (255, 255, 255)}
 
 
 def _highest(root: Path, masks: Tensor, split: str, ignore_index: int) -> int:
-    """The highest class of the training masks."""
+    """The highest class of the training masks; -1 if nothing in them counts."""
     if split != "train":
-        entries = [to_tensor(open_upright(path))[0] for path in _pairs(root, "train").values()]
+        entries = [_indices(open_upright(path), path, (), ignore_index) for path in _pairs(root, "train").values()]
         masks = torch.cat([entry.flatten() for entry in entries])
-    return int(masks[masks != ignore_index].max())
+    counted = masks[masks != ignore_index]
+    return int(counted.max()) if len(counted) else -1
