@@ -250,8 +250,8 @@ def load_mask_folder(
         highest = _highest(root, masks, split, ignore_index)
         if highest < 1:
             raise ValueError(
-                f"the masks in {root} have class 0 alone, beside {ignore_index}, which is left out; if {ignore_index} is "
-                f"a class, give another ignore_index, or {CLASSES_FILE} with lines such as: object 255 255 255"
+                f"the masks in {root} have class 0 alone, beside {ignore_index}, which is left out; if that is a "
+                f"class, give another ignore_index, or {CLASSES_FILE} with lines such as: object 255 255 255"
             )
         names = tuple(map(str, range(highest + 1)))
     return SegmentationDataset(images, masks, names, f"{root.name} {split}", ignore_index, colours)
