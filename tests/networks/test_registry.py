@@ -6,14 +6,18 @@ import pytest
 import torch
 
 from dwsep import networks
+from dwsep.accelerate import accelerate_
+from dwsep.analysis import count
 from dwsep.networks import _safetensors
 from dwsep.networks._weights import ModelInfo, load_state, read_model, save_model
+from dwsep.nn import DepthwiseConv2d, LightweightConv1d
 
 OPTIONS = {"width_multiplier": 0.125, "stem": "small"}
 
 
 def create(name="mobilenet_v1", **options):
-    return networks.create(name, **{"num_classes": 3, "in_channels": 1, **OPTIONS, **options})
+    defaults = {"vocabulary_size": 9} if name.startswith("text") else OPTIONS
+    return networks.create(name, **{"num_classes": 3, "in_channels": 1, **defaults, **options})
 
 
 @pytest.fixture
@@ -27,22 +31,96 @@ def saved(tmp_path):
     return path, model, info
 
 
+SMALLEST = {
+    "deeplab_v3_plus": {"width_multiplier": 0.25, "decoder_channels": 64},
+    "series_separable": {"width_multiplier": 0.25},
+    "text_light": {"vocabulary_size": 9, "width_multiplier": 0.25},
+    "text_separable": {"vocabulary_size": 9, "width_multiplier": 0.25},
+    "xception": {**OPTIONS, "middle_blocks": 1},
+}
+
+
+def example(task):
+    """An input of every task, and the shape of what networks make of it, but for the classes."""
+    if task == "text":
+        return torch.tensor([[2, 8, 3], [4, 0, 0]]), ()
+    return (torch.randn(2, 1, 30), ()) if task == "series" else (torch.randn(2, 1, 28, 28), (28, 28))
+
+
+@pytest.mark.parametrize("dense", [False, True])
 @pytest.mark.parametrize("name", networks.names())
-def test_create_builds_every_network(name):
-    model = create(name)
+def test_create_builds_every_network(name, dense):
+    options = SMALLEST.get(name, OPTIONS)
+    task = networks.task_of(name)
+    x, rest = example(task)
+    channels = {} if task == "text" else {"in_channels": 1}
+    if not name.endswith("_dense"):
+        channels["dense"] = dense
+    model = networks.create(name, num_classes=3, **channels, **options)
     assert model.training
-    assert model(torch.zeros(2, 1, 28, 28)).shape == (2, 3)
+    out = model(x)
+    assert out.shape == (2, 3, *(rest if task == "segment" else ()))
+    out.square().sum().backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+    assert any(parameter.grad.any() for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("name", [name for name in networks.names() if not name.endswith("_dense")])
+def test_every_network_has_a_dense_twin_that_costs_more(name):
+    costs = []
+    for dense in (False, True):
+        task = networks.task_of(name)
+        x, _ = example(task)
+        channels = {} if task == "text" else {"in_channels": 1}
+        model = networks.create(name, num_classes=3, dense=dense, **channels, **SMALLEST.get(name, OPTIONS))
+        costs.append(count(model, x))
+        separable = [m for m in model.modules() if isinstance(m, (DepthwiseConv2d, LightweightConv1d))]
+        assert bool(separable) != dense
+    assert costs[1].macs > 1.5 * costs[0].macs
+    assert costs[1].parameters > costs[0].parameters
+
+
+@pytest.mark.parametrize("name", [name for name in networks.names() if not name.endswith("_dense")])
+def test_every_network_runs_fused(name):
+    task = networks.task_of(name)
+    x, _ = example(task)
+    channels = {} if task == "text" else {"in_channels": 1}
+    model = networks.create(name, num_classes=3, **channels, **SMALLEST.get(name, OPTIONS))
+    model(x)  # statistics that are not the initial ones
+    model.eval()
+    with torch.no_grad():
+        expected = model(x)
+        report = accelerate_(model)
+        torch.testing.assert_close(model(x), expected, rtol=1e-4, atol=1e-4 * expected.abs().max().item())
+    if name == "text_light":  # its convolutions run natively as they are
+        assert not report.fused
+        return
+    depthwise = sum(isinstance(m, DepthwiseConv2d) for m in model.modules())
+    assert len({line.name for line in report.fused if "depthwise" in line.what}) == depthwise
+    assert all("itself" in line.reason for line in report.left_alone), report
+
+
+def test_names_lists_what_a_task_has():
+    assert networks.names("segment") == ("deeplab_v3_plus",)
+    assert sorted(sum((networks.names(task) for task in ("classify", "segment", "text", "series")), ())) == list(
+        networks.names()
+    )
+    with pytest.raises(ValueError, match="task: unknown name 'audio'"):
+        networks.names("audio")
 
 
 @pytest.mark.parametrize(
     ("name", "options", "error", "message"),
     [
         ("mobilenet_v9", {}, ValueError, "unknown name 'mobilenet_v9'; .*'mobilenet_v1', 'mobilenet_v1_dense'"),
+        ("text_light", {}, TypeError, "text_light takes tokens and has no in_channels, got 1"),
+        ("mobilenet_v2", {"dense": 1}, ValueError, "dense must be True or False, got 1"),
+        ("mobilenet_v3_small", {"dropout": 1}, ValueError, r"dropout must be in \[0, 1\), got 1"),
         (
             "mobilenet_v1",
             {"width": 1},
             TypeError,
-            "no option 'width', valid: 'width_multiplier', 'stem', 'dropout', 'residual'",
+            "no option 'width', valid: 'width_multiplier', 'stem', 'dropout', 'residual', 'dense'",
         ),
         ("mobilenet_v1", {"make_block": None}, TypeError, "no option 'make_block'"),
         ("mobilenet_v1", {"stem": "large"}, ValueError, "valid names are 'imagenet', 'small'"),

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+import sys
+import types
 
-from dwsep.training.log import RunLog, read_log, versions
+import pytest
+
+from dwsep.training.log import RunLog, Scalars, read_log, versions
 
 
 def test_run_log_appends_one_object_per_line(tmp_path):
@@ -48,3 +52,28 @@ def test_run_log_agrees_with_the_checkpoint_it_goes_on_from(tmp_path):
 
 def test_versions_names_what_a_result_depends_on():
     assert versions().keys() >= {"python", "torch", "numpy", "dwsep", "platform"}
+
+
+def test_scalars_are_written_by_name_and_epoch(monkeypatch, tmp_path):
+    written = []
+
+    class Writer:
+        def __init__(self, folder):
+            assert folder == str(tmp_path)
+
+        def add_scalar(self, name, value, step):
+            written.append((name, value, step))
+
+        def flush(self):
+            pass
+
+        close = flush
+
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", types.SimpleNamespace(SummaryWriter=Writer))
+    scalars = Scalars(tmp_path)
+    scalars.write(3, {"epoch": 3, "loss": 0.5, "metrics": {"iou": 0.25, "class_iou": {"a": None, "b": 1.0}}})
+    scalars.close()
+    assert written == [("loss", 0.5, 3), ("metrics/iou", 0.25, 3), ("metrics/class_iou/b", 1.0, 3)]
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(ImportError, match=r'pip install "dwsep\[tensorboard\]"'):
+        Scalars(tmp_path)

@@ -226,7 +226,7 @@ def test_train_refuses_to_resume_what_is_not_there(tmp_path):
 def test_train_refuses_data_that_do_not_match():
     with pytest.raises(ValueError, match="training and test data have different classes"):
         train(make_model(), TRAIN, replace(TEST, class_names=("x", "y", "z")), make_config(), show_progress=False)
-    with pytest.raises(ValueError, match=r"training images have shape \(1, 8, 8\), test images \(1, 4, 8\)"):
+    with pytest.raises(ValueError, match=r"training images have size \(8, 8\), test images \(4, 8\)"):
         train(make_model(), TRAIN, replace(TEST, images=TEST.images[:, :, :4]), make_config(), show_progress=False)
     with pytest.raises(ValueError, match="batch_size is 101 but toy has only 100 images"):
         fit(make_model(), make_config(batch_size=101))

@@ -55,3 +55,33 @@ def test_evaluator_names_the_extra_without_torchmetrics(monkeypatch):
     monkeypatch.setitem(sys.modules, "torchmetrics", None)
     with pytest.raises(ImportError, match=r'pip install "dwsep\[train\]"'):
         Evaluator(2)
+
+
+def test_scores_of_masks_leave_out_what_does_not_count():
+    labels = torch.tensor([[[0, 0, 1], [1, 255, 255]]])
+    predicted = torch.tensor([[[0, 1, 1], [1, 0, 2]]])
+    logits = torch.nn.functional.one_hot(predicted, 3).permute(0, 3, 1, 2).float() * 10
+    evaluator = Evaluator(3, ignore_index=255)
+    evaluator.update(logits, labels)
+    result = evaluator.compute()
+    assert result.accuracy == 0.75
+    assert result.class_iou[:2] == [1 / 2, 2 / 3]
+    assert result.class_iou[2] != result.class_iou[2]  # neither there nor predicted where it counts
+    assert result.mean_iou == pytest.approx((1 / 2 + 2 / 3) / 2)
+    assert result.macro_f1 == pytest.approx((2 / 3 + 4 / 5) / 2)
+    kept = labels != 255
+    expected = torch.nn.functional.cross_entropy(logits.permute(0, 2, 3, 1)[kept], labels[kept])
+    assert result.loss == pytest.approx(expected.item())
+
+
+def test_sums_of_several_processes_are_those_of_one():
+    logits, labels = torch.randn(10, 3), torch.randint(0, 3, (10,))
+    whole, *parts = (Evaluator(3) for _ in range(3))
+    whole.update(logits, labels)
+    parts[0].update(logits[:4], labels[:4])
+    parts[1].update(logits[4:], labels[4:])
+    other = iter([parts[1]._confusion.confmat, parts[1]._loss.sum_value])
+    parts[0].add(lambda tensor: tensor + next(other))
+    one, both = whole.compute(), parts[0].compute()
+    assert torch.equal(one.confusion, both.confusion)
+    assert both.loss == pytest.approx(one.loss)

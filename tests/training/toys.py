@@ -6,8 +6,9 @@ import torch
 from torch import nn
 
 from dwsep import networks
-from dwsep.training.config import TrainConfig
-from dwsep.training.data import ImageDataset
+from dwsep.training.config import Settings, TrainConfig
+from dwsep.training.config import make_config as parse_config
+from dwsep.training.data import ImageDataset, SegmentationDataset, SeriesDataset, TextDataset, Vocabulary
 
 IMAGE_SIZE = 8
 
@@ -40,6 +41,53 @@ def make_separable(seed: int = 0) -> nn.Module:
     """The real network at its smallest."""
     torch.manual_seed(seed)
     return networks.create("mobilenet_v1", num_classes=3, in_channels=1, width_multiplier=0.125, stem="small")
+
+
+def make_masks(count: int, seed: int = 0) -> SegmentationDataset:
+    """Images whose bright pixels are one class; some are left out."""
+    generator = torch.Generator().manual_seed(seed)
+    masks = torch.randint(0, 2, (count, 4, 4), generator=generator).repeat_interleave(8, 1).repeat_interleave(8, 2)
+    images = (masks * 100)[:, None] + torch.randint(0, 60, (count, 1, 32, 32), generator=generator)
+    masks[:, :2] = 255
+    return SegmentationDataset(images.to(torch.uint8), masks.to(torch.uint8), ("dark", "bright"), "toy masks")
+
+
+def make_texts(count: int, seed: int = 0) -> TextDataset:
+    """Texts of two classes, told apart by one word."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.arange(count) % 2
+    lengths = torch.randint(2, 9, (count,), generator=generator).tolist()
+    tokens = [torch.randint(4, 20, (length,), generator=generator) for length in lengths]
+    for text, label in zip(tokens, labels.tolist(), strict=True):
+        text[len(text) // 2] = 2 + label
+    vocabulary = Vocabulary(tuple(f"w{index}" for index in range(18)))
+    return TextDataset(tuple(tokens), labels, ("no", "yes"), vocabulary, "toy texts")
+
+
+def make_series(count: int, seed: int = 0) -> SeriesDataset:
+    """Series of two classes, told apart by the sign of a bump; of different lengths."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.arange(count) % 2
+    values = 0.3 * torch.randn(count, 2, 24, generator=generator)
+    values[:, 0, 8:12] += (2 * labels - 1)[:, None].float()
+    for row, length in zip(values, torch.randint(14, 25, (count,), generator=generator).tolist(), strict=True):
+        row[:, length:] = float("nan")
+    return SeriesDataset(values, labels, ("down", "up"), "toy series")
+
+
+TOYS = {"segment": make_masks, "text": make_texts, "series": make_series}
+TOY_OPTIONS = {
+    "segment": {"width_multiplier": 0.25, "decoder_channels": 32},
+    "text": {"width_multiplier": 0.125},
+    "series": {"width_multiplier": 0.125, "dilations": [1, 2]},
+}
+
+
+def make_task_config(task: str, **changes) -> Settings:
+    """A few short epochs of a task other than the classification of images."""
+    values = {"task": task, "data": "not read", "epochs": 3, "batch_size": 8, "warmup_epochs": 0.5, "seed": 1}
+    values |= {"network_options": TOY_OPTIONS[task], "augment": True}
+    return parse_config({**values, **changes})
 
 
 def make_config(**changes) -> TrainConfig:

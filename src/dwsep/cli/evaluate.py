@@ -15,16 +15,24 @@ if TYPE_CHECKING:
 def evaluate(
     checkpoint: Annotated[Path, typer.Option(help="model.safetensors or checkpoint.safetensors of a run.")],
     data: Annotated[
-        str, typer.Option(help="fashion-mnist-subset (comes with dwsep), fashion-mnist, or folder.")
+        str,
+        typer.Option(
+            help="fashion-mnist-subset (comes with dwsep), fashion-mnist, folder; or, for networks of other tasks, "
+            "their data's path."
+        ),
     ] = "fashion-mnist-subset",
     data_dir: Annotated[
         Path | None, typer.Option(help="Folder of IDX files, or of images with one sub-folder per class.")
     ] = None,
-    split: Annotated[str, typer.Option(help="test or train.")] = "test",
-    batch_size: Annotated[int, typer.Option(min=1, help="Images per batch.")] = 250,
+    test_data: Annotated[Path | None, typer.Option(help="The test split of texts or series.")] = None,
+    text_column: Annotated[str, typer.Option(help="Column, or key, of the texts.")] = "text",
+    label_column: Annotated[str, typer.Option(help="Column, or key, of the labels.")] = "label",
+    encoding: Annotated[str, typer.Option(help="Of files of texts.")] = "utf-8",
+    split: Annotated[str, typer.Option(help="test or train; val, too, for masks.")] = "test",
+    batch_size: Annotated[int | None, typer.Option(min=1, help="Examples per batch.", show_default="250")] = None,
     precision: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "float32",
     memory_format: Annotated[str, typer.Option(help="channels_last or contiguous.")] = "channels_last",
-    seed: Annotated[int, typer.Option(help="Seed that divided a folder without train and test sub-folders.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed that divided data without a test split.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")] = False,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads.", show_default="PyTorch's choice")] = None,
 ) -> None:
@@ -35,51 +43,56 @@ def evaluate(
     from dwsep.cli._console import output_console
     from dwsep.networks._weights import read_model
     from dwsep.training import evaluation
-    from dwsep.training.config import TrainConfig
+    from dwsep.training.config import make_config
     from dwsep.training.data import Normalisation
     from dwsep.training.setup import load_data
 
     _, info = read_model(checkpoint)
-    config = TrainConfig.model_validate(
-        {
-            "data": data,
-            "data_dir": data_dir,
-            "image_size": max(info.image_size),
-            "in_channels": info.in_channels if data == "folder" else 3,
-            "seed": seed,
-            "precision": precision,
-            "memory_format": memory_format,
-        }
-    )
+    values: dict[str, Any] = {"task": info.task, "data": data, "seed": seed}
+    values |= {"precision": precision, "memory_format": memory_format}
+    if info.task == "classify":
+        values |= {"data_dir": data_dir, "image_size": max(info.image_size)}
+        values["in_channels"] = info.in_channels if data == "folder" else 3
+    elif data == "fashion-mnist-subset":
+        raise ValueError(f"{checkpoint} is of the task {info.task}: --data must name its data")
+    elif info.task == "segment":
+        values |= {"in_channels": info.in_channels, "image_size": info.image_size}
+        values["ignore_index"] = info.extra["ignore_index"]
+    else:
+        values["test_data"] = test_data
+        if info.task == "text":
+            values |= {"text_column": text_column, "label_column": label_column, "encoding": encoding}
+    config = make_config(values)
     if threads is not None:
         torch.set_num_threads(threads)
-    images = load_data(config, split)
-    if images.in_channels != info.in_channels:
+    images = load_data(config, split, info)
+    channels = images.describe().get("in_channels", 0)
+    if channels != info.in_channels:
         raise ValueError(
-            f"{checkpoint} takes images with {info.in_channels} channels, {images.name} has {images.in_channels}"
+            f"{checkpoint} takes {images.unit} with {info.in_channels} channels, {images.name} has {channels}"
         )
     if images.class_names != info.class_names:
         raise ValueError(
             f"{checkpoint} knows the classes {', '.join(info.class_names)}; {images.name} has "
             f"{', '.join(images.class_names)}"
         )
-    model = networks.create(
-        info.network,
-        num_classes=info.num_classes,
-        in_channels=info.in_channels,
-        weights=checkpoint,
-        **info.options,
-    )
+    model = networks.load_model(checkpoint)
     result = evaluation.evaluate(
         model.to(memory_format=evaluation.memory_format_of(config.memory_format)),  # type: ignore[call-overload]
         images,
         normalisation=Normalisation(info.mean, info.std),
-        batch_size=batch_size,
+        batch_size=batch_size or (16 if info.task == "segment" else 250),
         precision=config.precision,
         memory_format=config.memory_format,
         show_progress=True,
     )
     summary = _summary(result, info.network, str(checkpoint), images.name, info.class_names)
+    summary["images"] = len(images)
+    if info.task == "segment":
+        summary["mean_iou"] = _number(result.mean_iou)
+        for entry, iou in zip(summary["classes"], result.class_iou, strict=True):
+            entry["iou"] = _number(iou)
+    summary["unit"] = images.unit
     if as_json:
         print(json.dumps(summary, indent=2))
     else:
@@ -125,15 +138,19 @@ def _print(console: Any, summary: dict[str, Any]) -> None:
 
     table = Table(title=escape(f"{summary['network']} on {summary['data']}"))
     table.add_column("class")
-    for heading in ("images", "recall %", "precision %", "F1 %"):
+    scored = ["recall", "precision", "f1", *(["iou"] if "mean_iou" in summary else [])]
+    headings = {"recall": "recall %", "precision": "precision %", "f1": "F1 %", "iou": "IoU %"}
+    counted = "pixels" if "mean_iou" in summary else summary["unit"]
+    for heading in (counted, *(headings[key] for key in scored)):
         table.add_column(heading, justify="right")
     table.add_column("most mistaken for")
     for entry in summary["classes"]:
-        scores = ["-" if entry[key] is None else f"{100 * entry[key]:.1f}" for key in ("recall", "precision", "f1")]
+        scores = ["-" if entry[key] is None else f"{100 * entry[key]:.1f}" for key in scored]
         table.add_row(escape(entry["name"]), f"{entry['images']:,}", *scores, escape(entry["mistaken_for"] or "-"))
     console.print(table)
     accuracy, loss = summary["accuracy"], summary["loss"]
     console.print(
-        f"accuracy {100 * accuracy:.2f} %, loss {'not finite' if loss is None else f'{loss:.4f}'}, "
-        f"{summary['images']:,} images"
+        (f"mIoU {100 * summary['mean_iou']:.2f} %, " if summary.get("mean_iou") is not None else "")
+        + f"accuracy {100 * accuracy:.2f} %, loss {'not finite' if loss is None else f'{loss:.4f}'}, "
+        f"{summary['images']:,} {summary['unit']}"
     )

@@ -22,7 +22,8 @@ from dwsep.cli.bench import bench
 from dwsep.cli.demo import demo
 from dwsep.cli.doctor import doctor
 from dwsep.cli.evaluate import evaluate
-from dwsep.cli.train import train
+from dwsep.cli.predict import predict
+from dwsep.cli.train import app as train
 
 _USER_ERRORS = (ValueError, TypeError, OSError, RuntimeError, ImportError)
 
@@ -76,8 +77,9 @@ def _options(
     del version, debug  # the first acts in its callback, the second is read by _Group
 
 
-for _command in (demo, train, evaluate, doctor):
+for _command in (demo, evaluate, predict, doctor):
     app.command()(_command)
+app.add_typer(train, name="train")
 app.add_typer(bench, name="bench")
 
 

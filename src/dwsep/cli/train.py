@@ -1,147 +1,164 @@
-"""``dwsep train``: train a network on images."""
+"""``dwsep train``: train a network on images, masks, texts or series."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import typer
+from typer.core import TyperGroup
 
-from dwsep.training.recipes import DEFAULTS, default_network_options
+from dwsep.cli._train_options import NETWORK, NETWORK_OF, command_of
 
-_DEFAULT_OUTPUT = Path("runs/train")
+if TYPE_CHECKING:
+    from dwsep.training.config import Settings
+
+_HELP = {
+    "classify": "Train a classifier of images.",
+    "segment": "Train a network that gives every pixel a class.",
+    "text": "Train a classifier of texts.",
+    "series": "Train a classifier of series.",
+}
+_MORE = """ Ctrl-C stops it and --resume goes on.
+
+Under torchrun, processes train together. Has glibc keep freed memory, which is faster; DWSEP_KEEP_ALLOCATOR=1 leaves
+it alone."""
 
 
-def train(
-    context: typer.Context,
-    data: Annotated[
-        str, typer.Option(help="fashion-mnist-subset (comes with dwsep), fashion-mnist, or folder.")
-    ] = "fashion-mnist-subset",
-    data_dir: Annotated[
-        Path | None, typer.Option(help="Folder of IDX files, or of images with one sub-folder per class.")
-    ] = None,
-    image_size: Annotated[int, typer.Option(help="Pixels to resize the images of a folder to.")] = 32,
-    grey: Annotated[bool, typer.Option("--grey", help="Read the images of a folder as grey.")] = False,
-    network: Annotated[str, typer.Option(help="Name of the network.")] = "mobilenet_v1",
-    width_multiplier: Annotated[
-        float | None, typer.Option(help="Scales the channels of the network.", show_default="0.25")
-    ] = None,
-    stem: Annotated[
-        str | None, typer.Option(help="imagenet or small.", show_default="small for images up to 64 pixels")
-    ] = None,
-    residual: Annotated[
-        bool | None,
-        typer.Option("--residual/--no-residual", help="Add a block's input to its output.", show_default="no-residual"),
-    ] = None,
-    epochs: Annotated[int, typer.Option(help="Passes over the training images.")] = DEFAULTS["epochs"],
-    batch_size: Annotated[int, typer.Option(help="Images per step.")] = DEFAULTS["batch_size"],
-    optimizer: Annotated[str, typer.Option(help="adamw or sgd.")] = DEFAULTS["optimizer"],
-    lr: Annotated[float, typer.Option(help="Highest learning rate.")] = DEFAULTS["learning_rate"],
-    weight_decay: Annotated[float, typer.Option(help="Weight decay.")] = DEFAULTS["weight_decay"],
-    warmup_epochs: Annotated[float, typer.Option(help="Epochs of warm-up.")] = DEFAULTS["warmup_epochs"],
-    label_smoothing: Annotated[float, typer.Option(help="Label smoothing.")] = DEFAULTS["label_smoothing"],
-    augment: Annotated[
-        bool, typer.Option("--augment/--no-augment", help="Shift and mirror images at random.")
-    ] = DEFAULTS["augment"],
-    seed: Annotated[int, typer.Option(help="Seed of weights, order and augmentation.")] = 0,
-    precision: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "float32",
-    memory_format: Annotated[str, typer.Option(help="channels_last or contiguous.")] = "channels_last",
-    output_dir: Annotated[Path, typer.Option(help="Folder for checkpoint, model and log.")] = _DEFAULT_OUTPUT,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint in --output-dir.")] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run in --output-dir.")] = False,
-    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads.", show_default="PyTorch's choice")] = None,
+class _DefaultsToClassify(TyperGroup):
+    """``dwsep train --epochs 1`` is ``dwsep train classify --epochs 1``."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if not args or (args[0] not in self.commands and args[0] != "--help"):
+            args = ["classify", *args]
+        return super().parse_args(ctx, args)
+
+
+app = typer.Typer(cls=_DefaultsToClassify, help="Train a network: classify (the default), segment, text or series.")
+
+
+def _run(
+    task: str,
+    given: dict[str, Any],
+    *,
+    config: Path | None,
+    output_dir: Path,
+    resume: bool,
+    overwrite: bool,
+    threads: int | None,
 ) -> None:
-    """Train a network; Ctrl-C stops it and --resume goes on.
-
-    Has glibc keep freed memory, which is faster; DWSEP_KEEP_ALLOCATOR=1 leaves it alone.
-    """
     import torch
 
     from dwsep.analysis.allocator import keep_freed_memory
-    from dwsep.cli._console import output_console
-    from dwsep.training import loop
-    from dwsep.training.config import TrainConfig
-    from dwsep.training.interrupt import TrainingInterrupted
-    from dwsep.training.setup import build_model, load_data
+    from dwsep.training.distributed import Processes
 
     if resume and overwrite:
         raise ValueError("--resume and --overwrite exclude each other")
-    given: dict[str, Any] = {
-        "network": network,
-        "data": data,
-        "data_dir": data_dir,
-        "image_size": image_size,
-        "in_channels": 1 if grey else 3,
-        "epochs": epochs,
-        "batch_size": batch_size,
-        "optimizer": optimizer,
-        "learning_rate": lr,
-        "weight_decay": weight_decay,
-        "warmup_epochs": warmup_epochs,
-        "label_smoothing": label_smoothing,
-        "augment": augment,
-        "seed": seed,
-        "precision": precision,
-        "memory_format": memory_format,
-    }
-    options = {"width_multiplier": width_multiplier, "stem": stem, "residual": residual}
-    options = {name: value for name, value in options.items() if value is not None}
-    if resume:
-        config = _resumed_config(output_dir, _only_typed(context, given), options)
-    else:
-        config = TrainConfig(network_options=options, output_dir=output_dir, **given)
+    settings = _settings(task, given, config, output_dir, resume)
     keep_freed_memory()
     if threads is not None:
         torch.set_num_threads(threads)
-    train_data, test_data = load_data(config, "train"), load_data(config, "test")
-    if not resume:
-        filled = {**default_network_options(train_data.image_size), **options}
-        config = config.model_copy(update={"network_options": filled})
-    model = build_model(config, train_data)
+    processes = Processes.join()
     try:
-        result = loop.train(model, train_data, test_data, config, resume=resume, overwrite=overwrite)
+        _train(settings, processes, resume, overwrite)
+    finally:
+        processes.leave()
+
+
+def _train(config: Settings, processes: Any, resume: bool, overwrite: bool) -> None:
+    from dwsep.cli._console import output_console
+    from dwsep.training import loop
+    from dwsep.training.interrupt import TrainingInterrupted
+    from dwsep.training.setup import build_model, complete_options, load_data
+
+    train_data = load_data(config, "train")
+    test_data = load_data(config, "val" if config.task == "segment" else "test")
+    if not resume:
+        config = complete_options(config, train_data)
+    model = build_model(config, train_data)
+    output_dir = config.output_dir
+    assert output_dir is not None
+    try:
+        result = loop.train(
+            model, train_data, test_data, config, resume=resume, overwrite=overwrite, processes=processes
+        )
     except FileExistsError as error:
         raise FileExistsError(
             f"{output_dir} holds an earlier run: --resume, --overwrite or another --output-dir"
         ) from error
     except TrainingInterrupted as stopped:
-        # Standard error, as for every message that is not a result.
-        typer.echo(
-            f"interrupted; the run is saved, go on with: dwsep train --resume --output-dir {output_dir}", err=True
-        )
+        if processes.is_first:
+            # Standard error, as for every message that is not a result.
+            again = "dwsep train" + ("" if config.task == "classify" else f" {config.task}")
+            typer.echo(
+                f"interrupted; the run is saved, go on with: {again} --resume --output-dir {output_dir}", err=True
+            )
         raise typer.Exit(128 + stopped.signal_number) from stopped
-    output_console().print(
-        f"{config.network}: test accuracy {100 * result.final.accuracy:.2f} % after {len(result.history)} epochs, "
-        f"{output_dir / loop.MODEL_FILE}",
-        soft_wrap=True,
-        markup=False,
-    )
+    if processes.is_first:
+        iou = f"test mIoU {100 * result.final.mean_iou:.2f} %, " if config.task == "segment" else ""
+        output_console().print(
+            f"{config.network}: {iou}test accuracy {100 * result.final.accuracy:.2f} % after {len(result.history)} "
+            f"epochs, {output_dir / loop.MODEL_FILE}",
+            soft_wrap=True,
+            markup=False,
+        )
 
 
-def _only_typed(context: typer.Context, given: dict[str, Any]) -> dict[str, Any]:
-    """The settings that stand on the command line, as opposed to defaults."""
-    options = {"learning_rate": "lr", "in_channels": "grey"}
-    typed = {}
-    for name, value in given.items():
-        source = context.get_parameter_source(options.get(name, name))
-        if source is not None and source.name != "DEFAULT":
-            typed[name] = value
-    return typed
-
-
-def _resumed_config(output_dir: Path, typed: dict[str, Any], options: dict[str, Any]) -> Any:
-    """The settings of the run in a folder; what is typed must agree with them, but for where things lie."""
+def _settings(task: str, given: dict[str, Any], path: Path | None, output_dir: Path, resume: bool) -> Settings:
+    """The settings of a run: those on the command line, then the YAML file's, then those of the run that goes on."""
     from dwsep.training import checkpoint, loop
-    from dwsep.training.config import TrainConfig
+    from dwsep.training.config import make_config, read_yaml
 
-    path = output_dir / loop.CHECKPOINT_FILE
-    if not path.exists():
+    values = {"task": task, **(read_yaml(path) if path is not None else {})}
+    if values["task"] != task:
+        raise ValueError(f"{path} is for the task {values['task']!r}: dwsep train {values['task']}")
+    options = {
+        option.field: given.pop(option.field) for option in (*NETWORK, *NETWORK_OF[task]) if option.field in given
+    }
+    values.update(_in_settings_form(task, given))
+    options = {**values.pop("network_options", {}), **options}
+    if not resume:
+        if task != "classify" and "data" not in values:
+            raise ValueError(f"dwsep train {task} needs --data")
+        return make_config({**values, "network_options": options, "output_dir": output_dir})
+    saved_path = output_dir / loop.CHECKPOINT_FILE
+    if not saved_path.exists():
         raise FileNotFoundError(f"{output_dir} holds no {loop.CHECKPOINT_FILE} to resume")
-    saved = checkpoint.load(path).config
-    values = {**saved.model_dump(), "output_dir": output_dir, **typed}
-    values["network_options"] = {**saved.network_options, **options}
-    config = TrainConfig(**values)
+    saved = checkpoint.load(saved_path).config
+    if saved.task != task:
+        raise ValueError(
+            f"{saved_path} is of another task: dwsep train {saved.task} --resume --output-dir {output_dir}"
+        )
+    merged = {**saved.model_dump(), "output_dir": output_dir, **values}
+    merged["network_options"] = {**saved.network_options, **options}
+    config = make_config(merged)
     differences = saved.differences(config)
     if differences:
-        raise ValueError(f"{path} was made with other settings: {'; '.join(differences)}")
+        raise ValueError(f"{saved_path} was made with other settings: {'; '.join(differences)}")
     return config
+
+
+def _in_settings_form(task: str, given: dict[str, Any]) -> dict[str, Any]:
+    """What stands on the command line as settings: grey is one channel, a folder's path is data of its kind."""
+    values = dict(given)
+    if "in_channels" in values:
+        values["in_channels"] = 1 if values["in_channels"] else 3
+    if task == "classify" and "data" in values and "data_dir" not in values and Path(values["data"]).is_dir():
+        values["data_dir"], values["data"] = Path(values["data"]), "folder"
+    if task == "segment" and "image_size" in values:
+        sides = str(values["image_size"]).lower().split("x")
+        if not all(side.isdecimal() for side in sides) or len(sides) > 2:
+            raise ValueError(f"image_size must be pixels or HEIGHTxWIDTH, got {values['image_size']!r}")
+        values["image_size"] = int(sides[0]) if len(sides) == 1 else tuple(map(int, sides))
+    if values.get("class_weights") not in (None, "balanced"):
+        try:
+            values["class_weights"] = tuple(float(weight) for weight in values["class_weights"].split(","))
+        except ValueError:
+            raise ValueError(
+                f"class_weights must be balanced or numbers separated by commas, got {values['class_weights']!r}"
+            ) from None
+    return values
+
+
+for _task, _help in _HELP.items():
+    app.command(_task)(command_of(_task, _run, _help + _MORE))

@@ -23,12 +23,14 @@ class ModelInfo:
         network: Name of the network.
         options: The options that it was created with.
         num_classes: Number of logits.
-        in_channels: Image channels.
+        in_channels: Image channels, or values per time step.
         class_names: One name per class, or empty if unknown.
-        mean: Mean of each image channel on the scale 0 to 1.
-        std: Standard deviation of each image channel on that scale.
+        mean: Mean of each channel, of images on the scale 0 to 1.
+        std: Standard deviation of each channel on that scale.
         image_size: Height and width in pixels of the images it was trained on.
         epochs: Finished epochs of training.
+        task: "classify", "segment", "text" or "series".
+        extra: What else a task needs to use the network: a vocabulary, colours of masks.
     """
 
     network: str
@@ -40,6 +42,8 @@ class ModelInfo:
     std: tuple[float, ...] = ()
     image_size: tuple[int, int] = (0, 0)
     epochs: int = 0
+    task: str = "classify"
+    extra: dict[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> str:
         """Encode as JSON, for a file's metadata."""

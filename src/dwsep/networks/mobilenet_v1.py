@@ -6,13 +6,13 @@ arXiv 1704.04861, Table 1.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import NamedTuple
 
 from torch import Tensor, nn
 
-from dwsep.errors import unknown_name
+from dwsep.networks import _parts
+from dwsep.networks._parts import check_stem
 from dwsep.nn import DepthwiseSeparableConv2d
 
 # (out_channels at width 1, stride) of the thirteen blocks.
@@ -32,7 +32,6 @@ _BLOCKS = (
     (1024, 1),
 )
 _STEM_CHANNELS = 32
-STEMS = ("imagenet", "small")
 # Index of the block whose stride 2 becomes 1 with the small stem.
 _SMALL_STEM_UNSTRIDED = 11
 
@@ -67,8 +66,7 @@ def scale_channels(channels: int, width_multiplier: float) -> int:
         >>> scale_channels(32, 0.75), scale_channels(64, 0.1), scale_channels(512, 0.35)
         (24, 8, 176)
     """
-    if not (math.isfinite(width_multiplier) and width_multiplier > 0):
-        raise ValueError(f"width_multiplier must be a positive number, got {width_multiplier!r}")
+    _parts.check_width(width_multiplier)
     return max(8, int(channels * width_multiplier / 8 + 0.5) * 8)
 
 
@@ -85,8 +83,7 @@ def plan_blocks(width_multiplier: float = 1.0, stem: str = "imagenet") -> tuple[
     Raises:
         ValueError: If width_multiplier is not positive or stem is unknown.
     """
-    if stem not in STEMS:
-        raise unknown_name("stem", stem, STEMS)
+    check_stem(stem)
     plan = []
     in_channels = scale_channels(_STEM_CHANNELS, width_multiplier)
     for index, (channels, stride) in enumerate(_BLOCKS):
@@ -190,13 +187,9 @@ class MobileNetV1(nn.Module):
         make_block: Callable[[int, int, int, bool], nn.Module] = separable_block,
     ) -> None:
         super().__init__()
-        for name, value in (("num_classes", num_classes), ("in_channels", in_channels)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name} must be a positive integer, got {value!r}")
-        if not 0 <= dropout < 1:
-            raise ValueError(f"dropout must be in [0, 1), got {dropout!r}")
-        if not isinstance(residual, bool):
-            raise ValueError(f"residual must be True or False, got {residual!r}")
+        _parts.check_counts(num_classes=num_classes, in_channels=in_channels)
+        _parts.check_dropout(dropout)
+        _parts.check_switch("residual", residual)
         plan = plan_blocks(width_multiplier, stem)
         self.stem = ConvNormReLU(in_channels, plan[0].in_channels, stride=1 if stem == "small" else 2)
         self.blocks = nn.Sequential(*(make_block(*block, residual and block.keeps_shape) for block in plan))
@@ -226,8 +219,11 @@ def mobilenet_v1(
     stem: str = "imagenet",
     dropout: float = 0.0,
     residual: bool = False,
+    dense: bool = False,
 ) -> MobileNetV1:
     """Build MobileNetV1 from depthwise separable blocks; see :class:`MobileNetV1` for the options.
+
+    ``dense=True`` is :func:`mobilenet_v1_dense`.
 
     Cost at width 1, image 224x224, 1,000 classes: 4.23 M parameters, 569 M macs.
 
@@ -242,6 +238,7 @@ def mobilenet_v1(
         stem=stem,
         dropout=dropout,
         residual=residual,
+        make_block=ConvNormReLU if dense else separable_block,
     )
 
 

@@ -11,26 +11,70 @@ from torch import nn
 
 from dwsep.errors import unknown_name
 from dwsep.networks._weights import load_state, read_model
+from dwsep.networks.deeplab_v3_plus import DeepLabV3Plus
 from dwsep.networks.mobilenet_v1 import mobilenet_v1, mobilenet_v1_dense
+from dwsep.networks.mobilenet_v2 import MobileNetV2
+from dwsep.networks.mobilenet_v3 import mobilenet_v3_large, mobilenet_v3_small
+from dwsep.networks.series_separable import SeriesSeparable
+from dwsep.networks.text_light import TextLight
+from dwsep.networks.text_separable import TextSeparable
+from dwsep.networks.xception import Xception
 
-_NETWORKS: dict[str, Callable[..., nn.Module]] = {
-    "mobilenet_v1": mobilenet_v1,
-    "mobilenet_v1_dense": mobilenet_v1_dense,
+# By what they are for: what goes in and what comes out is the same within a task.
+_TASKS: dict[str, dict[str, Callable[..., nn.Module]]] = {
+    "classify": {
+        "mobilenet_v1": mobilenet_v1,
+        "mobilenet_v1_dense": mobilenet_v1_dense,
+        "mobilenet_v2": MobileNetV2,
+        "mobilenet_v3_large": mobilenet_v3_large,
+        "mobilenet_v3_small": mobilenet_v3_small,
+        "xception": Xception,
+    },
+    "segment": {"deeplab_v3_plus": DeepLabV3Plus},
+    "text": {"text_light": TextLight, "text_separable": TextSeparable},
+    "series": {"series_separable": SeriesSeparable},
 }
+_NETWORKS = {name: factory for networks in _TASKS.values() for name, factory in networks.items()}
+_DEFAULT_CHANNELS = 3
 _SHARED_OPTIONS = ("num_classes", "in_channels")
 
 
-def names() -> tuple[str, ...]:
+def names(task: str | None = None) -> tuple[str, ...]:
     """List the names that :func:`create` knows.
+
+    Args:
+        task: "classify" (images), "segment" (images to one class per pixel), "text" (tokens) or "series" for the
+            networks of that task alone.
 
     Returns:
         The names in alphabetical order.
 
+    Raises:
+        ValueError: If the task is unknown.
+
     Example:
-        >>> names()
-        ('mobilenet_v1', 'mobilenet_v1_dense')
+        >>> names("text")
+        ('text_light', 'text_separable')
     """
-    return tuple(sorted(_NETWORKS))
+    if task is None:
+        return tuple(sorted(_NETWORKS))
+    if task not in _TASKS:
+        raise unknown_name("task", task, tuple(_TASKS))
+    return tuple(sorted(_TASKS[task]))
+
+
+def task_of(name: str) -> str:
+    """What a network is for: "classify", "segment", "text" or "series".
+
+    Raises:
+        ValueError: If the name is unknown.
+
+    Example:
+        >>> task_of("deeplab_v3_plus")
+        'segment'
+    """
+    _factory(name)
+    return next(task for task, networks in _TASKS.items() if name in networks)
 
 
 def option_names(name: str) -> tuple[str, ...]:
@@ -47,7 +91,7 @@ def option_names(name: str) -> tuple[str, ...]:
 
     Example:
         >>> option_names("mobilenet_v1")
-        ('width_multiplier', 'stem', 'dropout', 'residual')
+        ('width_multiplier', 'stem', 'dropout', 'residual', 'dense')
     """
     return tuple(p for p in inspect.signature(_factory(name)).parameters if p not in _SHARED_OPTIONS)
 
@@ -56,7 +100,7 @@ def create(
     name: str,
     *,
     num_classes: int,
-    in_channels: int = 3,
+    in_channels: int = _DEFAULT_CHANNELS,
     weights: str | os.PathLike[str] | None = None,
     **options: Any,
 ) -> nn.Module:
@@ -65,7 +109,7 @@ def create(
     Args:
         name: One of :func:`names`.
         num_classes: Number of logits.
-        in_channels: Image channels.
+        in_channels: Image channels, or values per time step of a series; networks for text take none.
         weights: None for random weights, drawn from torch's global generator, or the path of a model file or training
             checkpoint (.safetensors) made by ``dwsep train``.
         **options: Options of the network; :func:`option_names` lists them.
@@ -92,13 +136,35 @@ def create(
         )
     if weights is not None and not isinstance(weights, (str, os.PathLike)):
         raise TypeError(f"weights must be None or the path of a .safetensors file, got {type(weights).__name__}")
-    model = factory(num_classes, in_channels=in_channels, **options)
+    if "in_channels" in inspect.signature(factory).parameters:
+        options["in_channels"] = in_channels
+    elif in_channels != _DEFAULT_CHANNELS:
+        raise TypeError(f"{name} takes tokens and has no in_channels, got {in_channels!r}")
+    model = factory(num_classes, **options)
     if weights is not None:
         state, info = read_model(weights)
         if info.network != name:
             raise ValueError(f"{weights} holds weights of {info.network!r}, not of {name!r}")
         load_state(model, state, weights)
     return model
+
+
+def load_model(path: str | os.PathLike[str]) -> nn.Module:
+    """Build the network of a model file with its weights.
+
+    Args:
+        path: A model file or training checkpoint (.safetensors) made by ``dwsep train``.
+
+    Returns:
+        The network, in training mode.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If the file is damaged or not one of ours.
+    """
+    _, info = read_model(path)
+    channels = {} if task_of(info.network) == "text" else {"in_channels": info.in_channels}
+    return create(info.network, num_classes=info.num_classes, weights=path, **channels, **info.options)
 
 
 def _factory(name: str) -> Callable[..., nn.Module]:

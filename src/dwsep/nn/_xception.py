@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -44,6 +45,7 @@ class XceptionBlock(nn.Module):
         kernel_size: taps of the depthwise convolutions.
         start_with_activation: whether an activation comes before the first convolution.
         grow_first: whether the first convolution goes from C to K channels, rather than the last.
+        inner_channels: outputs of each convolution but the last, in place of ``grow_first``.
         downsample: ``"pool"``, a 3x3 max pooling at the end, or ``"stride"``, of the last convolution.
         padding: ``"same"``, or ``"same_tf"`` for weights that come from TensorFlow.
         norm: after each convolution: ``"batch"``, ``None``, or a callable from channels to a module.
@@ -78,6 +80,7 @@ class XceptionBlock(nn.Module):
         kernel_size: int = 3,
         start_with_activation: bool = True,
         grow_first: bool = True,
+        inner_channels: Sequence[int] | None = None,
         downsample: str = "pool",
         padding: str = "same",
         norm: _parts.Norm = "batch",
@@ -100,7 +103,11 @@ class XceptionBlock(nn.Module):
         if residual not in ("auto", False):
             raise ArgumentError(f"residual must be 'auto' or False, got {residual!r}")
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
-        widths = [in_channels] + [out_channels if grow_first else in_channels] * (repeats - 1) + [out_channels]
+        if inner_channels is None:
+            inner_channels = [out_channels if grow_first else in_channels] * (repeats - 1)
+        elif len(inner_channels) != repeats - 1:
+            raise ArgumentError(f"inner_channels must have repeats - 1 = {repeats - 1} entries, got {inner_channels!r}")
+        widths = [in_channels, *inner_channels, out_channels]
         self.activation = _parts.make_activation("activation", activation) if start_with_activation else None
         self.layers = nn.Sequential()
         for index in range(repeats):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 
 from dwsep.networks import _safetensors
 from dwsep.networks._weights import MODEL_PREFIX, ModelInfo, load_state
-from dwsep.training.config import TrainConfig
+from dwsep.training.config import Settings, make_config
 from dwsep.training.seeding import capture_rng, restore_rng
 
 FORMAT = "dwsep-training-checkpoint"
@@ -31,7 +32,8 @@ class EpochRecord:
         test_loss: Mean cross-entropy on the test data after the epoch, in nats.
         test_accuracy: Accuracy on the test data after the epoch, 0 to 1.
         seconds: Time of the training steps; evaluation and checkpoints are not counted.
-        images_per_second: Training images per second of that time.
+        images_per_second: Training examples per second of that time.
+        metrics: What else the test data gave: macro_f1, or mean_iou and class_iou by class.
     """
 
     epoch: int
@@ -41,6 +43,12 @@ class EpochRecord:
     test_accuracy: float
     seconds: float
     images_per_second: float
+    metrics: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def score(self) -> float:
+        """What epochs are compared by, higher is better: mean intersection over union of masks, accuracy of labels."""
+        return self.metrics.get("mean_iou", self.test_accuracy)
 
 
 @dataclass
@@ -69,8 +77,9 @@ def save(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     state: TrainState,
-    config: TrainConfig,
+    config: Settings,
     info: ModelInfo,
+    copies: Mapping[str, Mapping[str, Tensor]] | None = None,
 ) -> None:
     """Write a checkpoint, atomically.
 
@@ -81,6 +90,7 @@ def save(
         state: Where the run stands.
         config: The settings of the run.
         info: How to build the network, and the data's normalisation.
+        copies: Other weights of the network by name: "average", "best".
 
     Raises:
         ImportError: If safetensors is not installed.
@@ -92,6 +102,8 @@ def save(
         for name, value in values.items():
             if isinstance(value, Tensor):
                 tensors[f"{_OPTIMIZER_PREFIX}{index}.{name}"] = value
+    for kind, weights in (copies or {}).items():
+        tensors.update({f"{kind}.{name}": tensor for name, tensor in weights.items()})
     tensors.update(rng_tensors)
     metadata = {
         "format": FORMAT,
@@ -118,11 +130,16 @@ class Checkpoint:
     """
 
     path: str
-    config: TrainConfig
+    config: Settings
     info: ModelInfo
     state: TrainState
     tensors: dict[str, Tensor]
     rng: str
+
+    def copy_of(self, kind: str) -> dict[str, Tensor]:
+        """Other weights of the network that were saved under a name; empty if none were."""
+        prefix = f"{kind}."
+        return {n.removeprefix(prefix): tensor for n, tensor in self.tensors.items() if n.startswith(prefix)}
 
     def restore(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         """Put model, optimiser and the global random number generators where the run left them.
@@ -188,7 +205,7 @@ def load(path: str | os.PathLike[str]) -> Checkpoint:
         values["history"] = [EpochRecord(**record) for record in values["history"]]
         return Checkpoint(
             path=str(path),
-            config=TrainConfig.model_validate_json(metadata["config"]),
+            config=make_config(json.loads(metadata["config"])),
             info=ModelInfo.from_json(metadata["model"]),
             state=TrainState(**values),
             tensors=tensors,

@@ -28,9 +28,14 @@ class StopSignal:
     """Turns Ctrl-C and SIGTERM into a flag while it is active; the second signal acts at once.
 
     Outside the main thread, where Python delivers no signals, the flag never rises.
+
+    Args:
+        patient: Whether the second signal acts no sooner than the first: torchrun sends one of its own after Ctrl-C,
+            which would end a process while it saves.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, patient: bool = False) -> None:
+        self.patient = patient
         self.received: int | None = None
         self._previous: dict[int, Any] = {}
 
@@ -46,7 +51,8 @@ class StopSignal:
     def _handle(self, number: int, frame: FrameType | None) -> None:
         del frame
         self.received = number
-        self._restore()
+        if not self.patient:
+            self._restore()
 
     def _restore(self) -> None:
         for number, handler in self._previous.items():

@@ -61,6 +61,37 @@ class RunLog:
             os.fsync(file.fileno())
 
 
+class Scalars:
+    """Writes the numbers of every epoch for TensorBoard.
+
+    Args:
+        folder: Where its files go.
+
+    Raises:
+        ImportError: If tensorboard is not installed.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError as error:
+            raise ImportError('scalars need TensorBoard; install it with: pip install "dwsep[tensorboard]"') from error
+        self._writer: Any = SummaryWriter(str(folder))
+
+    def write(self, epoch: int, record: dict[str, Any], prefix: str = "") -> None:
+        """Write the numbers of a record, those in a mapping under its name."""
+        for name, value in record.items():
+            if isinstance(value, dict):
+                self.write(epoch, value, f"{prefix}{name}/")
+            elif isinstance(value, (int, float)) and name != "epoch":
+                self._writer.add_scalar(prefix + name, value, epoch)
+        self._writer.flush()
+
+    def close(self) -> None:
+        """Write what is left."""
+        self._writer.close()
+
+
 def _reconcile(records: list[dict[str, Any]], history: list[dict[str, Any]]) -> list[dict[str, Any]]:
     kept = [r for r in records if r.get("epoch", 0) <= len(history)]
     logged = {r["epoch"] for r in kept if r.get("type") == "epoch"}

@@ -9,8 +9,9 @@ from torch import nn
 
 from dwsep.training._run import CHECKPOINT_FILE, LOG_FILE, MODEL_FILE, Run
 from dwsep.training.checkpoint import EpochRecord
-from dwsep.training.config import TrainConfig
-from dwsep.training.data import ImageDataset, Normalisation
+from dwsep.training.config import Settings
+from dwsep.training.data import Examples, Normalisation
+from dwsep.training.distributed import Processes
 from dwsep.training.evaluation import evaluate
 from dwsep.training.interrupt import StopSignal, TrainingInterrupted
 from dwsep.training.metrics import EvaluationResult
@@ -46,32 +47,35 @@ class TrainResult:
 
 def train(
     model: nn.Module,
-    train_data: ImageDataset,
-    test_data: ImageDataset,
-    config: TrainConfig,
+    train_data: Examples,
+    test_data: Examples,
+    config: Settings,
     *,
     resume: bool = False,
     overwrite: bool = False,
     show_progress: bool = True,
     on_epoch: Callable[[EpochRecord], None] | None = None,
+    processes: Processes | None = None,
 ) -> TrainResult:
     """Train a network, and evaluate it on the test data after every epoch.
 
     In ``config.output_dir`` it leaves checkpoint.safetensors (to go on from), model.safetensors (the trained network,
     after the last epoch) and log.jsonl. Ctrl-C and SIGTERM stop it between two steps, after the checkpoint is written;
     a run that goes on from there ends with the same weights, bit for bit, on the same machine with the same number of
-    threads. The test data never influences the weights.
+    threads and processes. The test data never influences the weights, but for choosing the epoch where
+    ``config.early_stopping`` is set.
 
     Args:
-        model: Takes float images of shape (N, C, H, W) and returns logits of shape (N, classes). Trained in place, on
-            the device where it is.
-        train_data: Images to train on.
-        test_data: Images to evaluate on, of the same classes.
+        model: Takes what the data gives, such as float images of shape (N, C, H, W), and returns logits of shape
+            (N, classes), or (N, classes, H, W) for masks. Trained in place, on the device where it is.
+        train_data: Examples to train on.
+        test_data: Examples to evaluate on, of the same classes.
         config: Settings; network and network_options only describe the model in the files written.
         resume: Whether to go on from the checkpoint in config.output_dir.
         overwrite: Whether a run that is already in config.output_dir may be replaced.
         show_progress: Whether to show progress on standard error.
         on_epoch: Called after every epoch.
+        processes: This process among those that train together; each gets the same result, the first writes the files.
 
     Returns:
         The history and the final evaluation.
@@ -83,29 +87,32 @@ def train(
         RuntimeError: If the loss is no longer finite.
         TrainingInterrupted: (a KeyboardInterrupt) if a signal stopped the run.
     """
-    run = Run(model, train_data, test_data, config)
+    processes = processes or Processes()
+    run = Run(model, train_data, test_data, config, processes)
     run.open(resume=resume, overwrite=overwrite)
     steps = len(run.loader)
     done = run.state.epoch * steps + run.state.batch
     final: EvaluationResult | None = None
     with (
-        StopSignal() as stop,
+        StopSignal(patient=processes.size > 1) as stop,
         TrainingProgress(
-            show_progress,
+            show_progress and processes.is_first,
             total_steps=steps * config.epochs,
             done_steps=done,
             epochs=config.epochs,
             batch_size=config.batch_size,
+            unit=train_data.unit,
         ) as progress,
     ):
-        while run.state.epoch < config.epochs:
+        while not run.is_done:
             run.train_epoch(stop, progress)
             final = run.evaluate(stop)
             record = run.finish_epoch(final)
             progress.epoch(record)
             if on_epoch is not None:
                 on_epoch(record)
-        if final is None:  # the checkpoint was that of a finished run
+        if run.settle() or final is None:  # another epoch's weights, or the checkpoint of a finished run
+            run.average = None
             final = run.evaluate(stop)
         run.save_final_model()
     return TrainResult(run.state.history, final, run.normalisation)

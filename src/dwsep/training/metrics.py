@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +15,7 @@ class EvaluationResult:
     """Result of an evaluation.
 
     Args:
-        accuracy: Share of images classified rightly, 0 to 1.
+        accuracy: Share of images, texts, series or pixels classified rightly, 0 to 1.
         loss: Mean cross-entropy in nats.
         confusion: Counts of shape (K, K), int64; rows are true classes, columns are predictions.
     """
@@ -22,6 +23,23 @@ class EvaluationResult:
     accuracy: float
     loss: float
     confusion: Tensor
+
+    @property
+    def macro_f1(self) -> float:
+        """Mean of the F1 of the classes that occur among labels or predictions."""
+        return _mean(score.f1 for score in class_scores(self.confusion))
+
+    @property
+    def class_iou(self) -> list[float]:
+        """Intersection over union of every class; NaN for one that neither occurs nor was predicted."""
+        confusion = self.confusion
+        union = confusion.sum(0) + confusion.sum(1) - confusion.diagonal()
+        return [_ratio(part, whole) for part, whole in zip(confusion.diagonal().tolist(), union.tolist())]
+
+    @property
+    def mean_iou(self) -> float:
+        """Mean intersection over union of the classes that occur among labels or predictions."""
+        return _mean(self.class_iou)
 
 
 @dataclass(frozen=True)
@@ -78,38 +96,55 @@ class Evaluator:
 
     Args:
         num_classes: Number of classes.
+        ignore_index: Labels of this value do not count.
 
     Raises:
         ImportError: If torchmetrics is not installed.
     """
 
-    def __init__(self, num_classes: int) -> None:
+    def __init__(self, num_classes: int, ignore_index: int = -100) -> None:
         metrics = _import()
         # torchmetrics refuses to count the confusion of a single class.
-        self._confusion = metrics.classification.MulticlassConfusionMatrix(max(2, num_classes), validate_args=False)
-        self._loss = metrics.MeanMetric()
+        self._confusion = metrics.classification.MulticlassConfusionMatrix(
+            max(2, num_classes), ignore_index=ignore_index, validate_args=False
+        )
+        self._loss = metrics.SumMetric()
+        self._loss.set_dtype(torch.float64)
         self._num_classes = num_classes
+        self._ignore_index = ignore_index
 
     def update(self, logits: Tensor, labels: Tensor) -> None:
         """Add one batch.
 
         Args:
-            logits: Shape (N, K), floating point.
-            labels: Shape (N,), int64.
+            logits: Shape (N, K) or (N, K, H, W), floating point.
+            labels: Shape (N,) or (N, H, W), int64.
         """
         logits, labels = logits.detach().float().cpu(), labels.cpu()
         self._confusion.update(logits.argmax(1), labels)
-        self._loss.update(torch.nn.functional.cross_entropy(logits, labels), weight=len(labels))
+        loss = torch.nn.functional.cross_entropy(logits, labels, ignore_index=self._ignore_index, reduction="none")
+        self._loss.update(loss.double().sum())
+
+    def add(self, combine: Callable[[Tensor], Tensor]) -> None:
+        """Put the sums of several processes together: ``combine`` returns the sum of a tensor over all of them."""
+        self._confusion.confmat = combine(self._confusion.confmat)
+        self._loss.sum_value = combine(self._loss.sum_value)
 
     def compute(self) -> EvaluationResult:
         """Summarise the batches so far."""
         confusion = self._confusion.compute()[: self._num_classes, : self._num_classes].to(torch.int64)
         right, total = int(confusion.diagonal().sum()), int(confusion.sum())
-        return EvaluationResult(_ratio(right, total), float(self._loss.compute()), confusion)
+        loss = float(self._loss.compute()) / total if total else float("nan")
+        return EvaluationResult(_ratio(right, total), loss, confusion)
 
 
 def _ratio(part: int, whole: int) -> float:
     return part / whole if whole else float("nan")
+
+
+def _mean(values: Iterable[float]) -> float:
+    known = [value for value in values if value == value]
+    return sum(known) / len(known) if known else float("nan")
 
 
 def _import() -> Any:

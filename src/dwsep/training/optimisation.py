@@ -7,12 +7,12 @@ import math
 import torch
 from torch import nn
 
-from dwsep.training.config import TrainConfig
+from dwsep.training.config import Settings
 
 _MOMENTUM = 0.9
 
 
-def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
+def make_optimizer(model: nn.Module, config: Settings) -> torch.optim.Optimizer:
     """Make the optimiser.
 
     Norms and biases are not decayed, nor are depthwise kernels, which have few weights to begin with (Howard et al.

@@ -19,10 +19,21 @@ class TrainingProgress:
         total_steps: Steps of the whole run.
         done_steps: Steps that an earlier session has done.
         epochs: Epochs of the whole run.
-        batch_size: Images per step.
+        batch_size: Examples per step.
+        unit: What an example is called.
     """
 
-    def __init__(self, enabled: bool, *, total_steps: int, done_steps: int, epochs: int, batch_size: int) -> None:
+    def __init__(
+        self,
+        enabled: bool,
+        *,
+        total_steps: int,
+        done_steps: int,
+        epochs: int,
+        batch_size: int,
+        unit: str = "images",
+    ) -> None:
+        self._unit = unit
         self._epochs = epochs
         self._batch_size = batch_size
         self._steps = 0
@@ -64,7 +75,7 @@ class TrainingProgress:
             self._task,
             advance=1,
             description=f"epoch {epoch}/{self._epochs}",
-            note=f"loss {loss:.3f}  {rate:,.0f} images/s",
+            note=f"loss {loss:.3f}  {rate:,.0f} {self._unit}/s",
         )
 
     def epoch(self, record: EpochRecord) -> None:
@@ -74,24 +85,30 @@ class TrainingProgress:
         self._progress.console.print(
             f"epoch {record.epoch}/{self._epochs}  train loss {record.train_loss:.4f}  "
             f"test loss {record.test_loss:.4f}  test accuracy {100 * record.test_accuracy:.2f} %  "
-            f"{record.seconds:.1f} s  {record.images_per_second:,.0f} images/s",
+            f"{_shown(record)}{record.seconds:.1f} s  {record.images_per_second:,.0f} {self._unit}/s",
             soft_wrap=True,
         )
 
 
+def _shown(record: EpochRecord) -> str:
+    iou = record.metrics.get("mean_iou")
+    return "" if iou is None else f"test mIoU {100 * iou:.2f} %  "
+
+
 class EvaluationProgress:
-    """Shows a bar over the images of an evaluation that takes longer than a second, on standard error.
+    """Shows a bar over the examples of an evaluation that takes longer than a second, on standard error.
 
     Args:
         enabled: False shows nothing.
-        total: Images in all.
+        total: Examples in all.
+        unit: What an example is called.
     """
 
-    def __init__(self, enabled: bool, total: int) -> None:
+    def __init__(self, enabled: bool, total: int, unit: str = "images") -> None:
         self._progress = Progress(
             TextColumn("evaluating"),
             BarColumn(bar_width=24),
-            TextColumn("{task.completed}/{task.total} images"),
+            TextColumn(f"{{task.completed}}/{{task.total}} {unit}"),
             TimeRemainingColumn(),
             console=Console(stderr=True, highlight=False),
             disable=not enabled,
@@ -102,7 +119,7 @@ class EvaluationProgress:
         self._shown = False
 
     def advance(self, images: int) -> None:
-        """Count images."""
+        """Count examples."""
         if not self._shown and time.perf_counter() - self._start > 1:
             self._progress.start()
             self._shown = True

@@ -16,6 +16,39 @@ DEFAULTS: dict[str, Any] = {
     "augment": False,
 }
 
+# The same for the other tasks.
+SEGMENT: dict[str, Any] = {
+    "epochs": 30,
+    "batch_size": 8,
+    "optimizer": "adamw",
+    "learning_rate": 1e-3,
+    "weight_decay": 0.01,
+    "warmup_epochs": 1.0,
+    "label_smoothing": 0.0,
+    "augment": False,
+}
+TEXT: dict[str, Any] = {
+    "epochs": 8,
+    "batch_size": 32,
+    "optimizer": "adamw",
+    "learning_rate": 2e-3,
+    "weight_decay": 0.01,
+    "warmup_epochs": 0.5,
+    "label_smoothing": 0.1,
+    "augment": True,
+}
+SERIES: dict[str, Any] = {
+    "epochs": 100,
+    "batch_size": 16,
+    "optimizer": "adamw",
+    "learning_rate": 2e-3,
+    "weight_decay": 0.01,
+    "warmup_epochs": 2.0,
+    "label_smoothing": 0.05,
+    "augment": True,
+}
+BY_TASK = {"classify": DEFAULTS, "segment": SEGMENT, "text": TEXT, "series": SERIES}
+
 # What `dwsep demo` trains each of its networks with. Shortcuts help the separable network most: dense minus separable
 # was 1.4, -0.1 and 1.1 points on the 2,000 test images with seeds 0, 1, 2 after 5 epochs, and 2.1 without shortcuts
 # (seed 1). Seven epochs fit into five minutes on two cores, and left 0.4 to 1.2 points with seed 0.
@@ -34,7 +67,7 @@ _SMALL_IMAGE = 64
 
 
 def default_network_options(image_size: tuple[int, int]) -> dict[str, Any]:
-    """Choose the options of a MobileNetV1 by the size of the images.
+    """Choose the options of a classifier of images by their size.
 
     Args:
         image_size: Height and width in pixels.

@@ -2,22 +2,39 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import nn
 
 from dwsep import networks
 from dwsep.accelerate import accelerate_
-from dwsep.training.config import TrainConfig
-from dwsep.training.data import ImageDataset, load_fashion_mnist_subset, load_idx, load_image_folder
+from dwsep.networks._weights import ModelInfo
+from dwsep.training.config import SegmentConfig, SeriesConfig, Settings, TextConfig, TrainConfig
+from dwsep.training.data import (
+    Examples,
+    ImageDataset,
+    Vocabulary,
+    load_fashion_mnist_subset,
+    load_idx,
+    load_image_folder,
+    load_mask_folder,
+    load_series,
+    load_text,
+)
 from dwsep.training.data.idx import DEBIAN_FOLDER
+from dwsep.training.recipes import default_network_options
 from dwsep.training.seeding import seed_everything
 
+_SEGMENTATION_WIDTH = 0.5
 
-def load_data(config: TrainConfig, split: str) -> ImageDataset:
+
+def load_data(config: Settings, split: str, info: ModelInfo | None = None) -> Examples:
     """Load one split of the data that the settings name.
 
     Args:
         config: Names the data.
-        split: "train" or "test".
+        split: "train" or "test"; "val", too, for images with masks, which training evaluates on in place of "test".
+        info: Of a trained network that the data is for, whose vocabulary and classes it then has.
 
     Returns:
         The data set.
@@ -25,19 +42,82 @@ def load_data(config: TrainConfig, split: str) -> ImageDataset:
     Raises:
         FileNotFoundError: If a file is missing.
         ValueError: If a file is damaged, or split is unknown.
-        ImportError: If the data is a folder of images and Pillow is not installed.
+        ImportError: If the data has images and Pillow is not installed.
     """
+    if isinstance(config, SegmentConfig):
+        return load_mask_folder(
+            config.data,
+            split,
+            image_size=config.image_size,
+            in_channels=config.in_channels,
+            ignore_index=config.ignore_index,
+            on_bad_file=config.on_bad_file,
+        )
+    if isinstance(config, TextConfig):
+        given: dict[str, Any] = {}
+        if info is not None:
+            given = {"vocabulary": Vocabulary(tuple(info.extra["vocabulary"])), "class_names": info.class_names}
+        return load_text(
+            config.data,
+            split,
+            test_path=config.test_data,
+            test_fraction=config.test_fraction,
+            seed=config.seed,
+            text_column=config.text_column,
+            label_column=config.label_column,
+            encoding=config.encoding,
+            max_length=config.max_length,
+            min_count=config.min_count,
+            **given,
+        )
+    if isinstance(config, SeriesConfig):
+        return load_series(
+            config.data,
+            split,
+            test_path=config.test_data,
+            test_fraction=config.test_fraction,
+            seed=config.seed,
+            class_names=None if info is None else info.class_names,
+        )
+    assert isinstance(config, TrainConfig)
     if config.data == "folder":
         assert config.data_dir is not None  # TrainConfig sees to it
         return load_image_folder(
-            config.data_dir, split, image_size=config.image_size, in_channels=config.in_channels, seed=config.seed
+            config.data_dir,
+            split,
+            image_size=config.image_size,
+            in_channels=config.in_channels,
+            seed=config.seed,
+            on_bad_file=config.on_bad_file,
         )
     if config.data == "fashion-mnist":
         return load_idx(config.data_dir or DEBIAN_FOLDER, split)
     return load_fashion_mnist_subset(split)
 
 
-def build_model(config: TrainConfig, data: ImageDataset) -> nn.Module:
+def complete_options(config: Settings, data: Examples) -> Settings:
+    """Fill in the network's options that the settings leave open and the data, or what trains well, decides.
+
+    Args:
+        config: The settings.
+        data: The training data.
+
+    Returns:
+        The settings with these options.
+    """
+    known = networks.option_names(config.network)
+    filled: dict[str, Any] = {}
+    if isinstance(data, ImageDataset):
+        filled = default_network_options(data.image_size)
+    elif config.task == "segment":
+        filled = {"width_multiplier": _SEGMENTATION_WIDTH}
+    options = {**filled, **data.network_options(), **config.network_options}
+    return config.model_copy(
+        update={"network_options": {n: v for n, v in options.items() if n in known or n not in filled}}
+    )
+
+
+def build_model(config: Settings, data: Examples) -> nn.Module:
     """Create the network that the settings name, for the classes and channels of the data.
 
     Args:
@@ -45,16 +125,17 @@ def build_model(config: TrainConfig, data: ImageDataset) -> nn.Module:
         data: Data of the kind that it is to be trained on.
 
     Returns:
-        The network with random weights that depend on the seed alone, accelerated; the global generators are left
-        seeded.
+        The network with random weights that depend on the seed alone, accelerated unless the settings say no; the
+        global generators are left seeded.
 
     Raises:
         ValueError: If the network is unknown or an option is out of range.
         TypeError: If the network has no such option.
     """
     seed_everything(config.seed)
-    model = networks.create(
-        config.network, num_classes=data.num_classes, in_channels=data.in_channels, **config.network_options
-    )
-    accelerate_(model)
+    channels = {key: value for key, value in data.describe().items() if key == "in_channels"}
+    options = {**data.network_options(), **config.network_options}
+    model = networks.create(config.network, num_classes=data.num_classes, **channels, **options)
+    if config.accelerate:
+        accelerate_(model)
     return model

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 import dwsep.nn as dnn
+from dwsep import networks
 from dwsep.nn._separable import _DepthwiseSeparableConv
 
 Names = dict[str, str]
@@ -64,7 +65,9 @@ def _xception(block: Any) -> list[tuple[str, Names]]:
     for index in range(len(block.layers)):
         names[f"layers.{index}"] = f"rep.{start + 3 * index}"
         names[f"layers.{index}.norm"] = f"rep.{start + 3 * index + 1}"
-    return [("timm", names)]
+    aligned = {"shortcut": "shortcut.conv", "shortcut_norm": "shortcut.bn"}
+    aligned |= {f"layers.{index}": f"stack.conv{index + 1}" for index in range(len(block.layers))}
+    return [("timm", names), ("timm", aligned)]
 
 
 def _convnext(block: Any) -> list[tuple[str, Names]]:
@@ -94,6 +97,46 @@ def _squeeze_excite(layer: Any) -> list[tuple[str, Names]]:
     ]
 
 
+def _mobilenet(network: Any) -> list[tuple[str, Names]]:
+    """MobileNetV2 and V3: torchvision's names are ours; timm numbers blocks within stages of one width."""
+    names, stage, block, width = {"features.0.0": "conv_stem", "features.0.1": "bn1"}, -1, 0, None
+    last = len(network.features) - 1
+    for index in range(1, last):
+        out = network.features[index].project.out_channels
+        stage, block, width = (stage, block + 1, width) if out == width else (stage + 1, 0, out)
+        names[f"features.{index}"] = f"blocks.{stage}.{block}"
+    if len(network.classifier) == 2:
+        names |= {f"features.{last}.0": "conv_head", f"features.{last}.1": "bn2", "classifier.1": "classifier"}
+    else:
+        names |= {f"features.{last}.0": f"blocks.{stage + 1}.0.conv", f"features.{last}.1": f"blocks.{stage + 1}.0.bn1"}
+        names |= {"classifier.0": "conv_head", "classifier.3": "classifier"}
+    return [("timm", names)]
+
+
+def _xception_network(network: Any) -> list[tuple[str, Names]]:
+    last = len(network.features)
+    original = {"classifier": "fc"}
+    for index in (0, 1):
+        original |= {f"features.{index}.0": f"conv{index + 1}", f"features.{index}.1": f"bn{index + 1}"}
+    original |= {f"features.{index}": f"block{index - 1}" for index in range(2, last - 2)}
+    for place, index in ((3, last - 2), (4, last - 1)):
+        original |= {f"features.{index}": f"conv{place}", f"features.{index}.norm": f"bn{place}"}
+    aligned = {"classifier": "head.fc"}
+    for index in (0, 1):
+        aligned |= {f"features.{index}.0": f"stem.{index}.conv", f"features.{index}.1": f"stem.{index}.bn"}
+    aligned |= {f"features.{index}": f"blocks.{index - 2}" for index in range(2, last - 3)}
+    aligned |= {f"features.{last - 4 + place}": f"blocks.{last - 5}.stack.conv{place}" for place in (1, 2, 3)}
+    return [("timm", original), ("timm", aligned)]
+
+
+def _deeplab(network: Any) -> list[tuple[str, Names]]:
+    names = {f"encoder.{index}": f"encoder.features.{index}" for index in range(len(network.encoder))}
+    names |= {"aspp": "decoder.aspp.0", "aspp_conv.depthwise": "decoder.aspp.1.0"}
+    names |= {"aspp_conv.pointwise": "decoder.aspp.1.1", "aspp_conv.norm": "decoder.aspp.2"}
+    names |= {"low_level": "decoder.block1", "decoder": "decoder.block2", "classifier": "segmentation_head.0"}
+    return [("smp", names)]
+
+
 _ALTERNATIVES: dict[type, Callable[[Any], list[tuple[str, Names]]]] = {
     _DepthwiseSeparableConv: _separable,
     dnn.BlueprintSeparableConv2d: _blueprint,
@@ -103,6 +146,10 @@ _ALTERNATIVES: dict[type, Callable[[Any], list[tuple[str, Names]]]] = {
     dnn.SeparableASPP: _aspp,
     dnn.MixConv2d: _mixconv,
     dnn.SqueezeExcite: _squeeze_excite,
+    networks.MobileNetV2: _mobilenet,
+    networks.MobileNetV3: _mobilenet,
+    networks.Xception: _xception_network,
+    networks.DeepLabV3Plus: _deeplab,
 }
 
 

@@ -7,6 +7,7 @@ import torch
 from torchvision.transforms.v2 import functional as reference
 
 from dwsep.training.data import BatchLoader, ImageDataset, Normalisation, pad_crop_flip, sequential_batches
+from tests.training.toys import make_data
 
 NORMALISATION = Normalisation((0.5,), (0.25,))
 
@@ -125,3 +126,17 @@ def test_pad_crop_flip_agrees_with_torchvision_image_by_image():
     for image, (row, column), flip, result in zip(images, offsets.tolist(), flips, actual, strict=True):
         expected = reference.crop(reference.pad(image, [2, 2, 2, 2]), row, column, 6, 5)
         assert torch.equal(reference.horizontal_flip(expected) if flip else expected, result)
+
+
+def test_processes_share_every_batch_and_every_evaluation():
+    data = make_data(50)
+    normalisation = data.statistics()
+    whole = BatchLoader(data, 12, normalisation, seed=3, augment=True)
+    shares = [BatchLoader(data, 12, normalisation, seed=3, augment=True, rank=r, parts=3) for r in range(3)]
+    for (images, labels), *parts in zip(whole.epoch(2), *(share.epoch(2) for share in shares), strict=True):
+        assert torch.equal(images, torch.cat([part[0] for part in parts]))
+        assert torch.equal(labels, torch.cat([part[1] for part in parts]))
+    seen = [labels for r in range(3) for _, labels in sequential_batches(data, 8, normalisation, rank=r, parts=3)]
+    assert sorted(torch.cat(seen).tolist()) == sorted(data.labels.tolist())
+    with pytest.raises(ValueError, match="batch_size must be a multiple of the 5 processes, got 12"):
+        BatchLoader(data, 12, normalisation, seed=3, parts=5)

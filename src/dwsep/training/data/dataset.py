@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from dwsep.training.data.batches import CROP_PADDING, pad_crop_flip
+from dwsep.training.data.examples import Examples, Normalisation, digest_of
+
 
 @dataclass(frozen=True)
-class ImageDataset:
+class ImageDataset(Examples):
     """Labelled images of one size, held in memory.
 
     Args:
@@ -57,13 +61,10 @@ class ImageDataset:
                 f"[0, {len(self.class_names)}), the range for {len(self.class_names)} classes"
             )
 
-    def __len__(self) -> int:
-        return len(self.images)
-
     @property
-    def num_classes(self) -> int:
-        """Number of classes, whether or not each of them occurs."""
-        return len(self.class_names)
+    def targets(self) -> Tensor:
+        """The labels."""
+        return self.labels
 
     @property
     def in_channels(self) -> int:
@@ -74,6 +75,38 @@ class ImageDataset:
     def image_size(self) -> tuple[int, int]:
         """Height and width in pixels."""
         return self.images.shape[2], self.images.shape[3]
+
+    def statistics(self) -> Normalisation:
+        """Mean and standard deviation of every channel."""
+        return Normalisation(*channel_statistics(self.images))
+
+    def draw(self, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Offsets, (N, 2), and whether to mirror, (N,)."""
+        offsets = torch.randint(0, 2 * CROP_PADDING + 1, (len(self), 2), generator=generator)
+        return offsets, torch.rand(len(self), generator=generator) < 0.5
+
+    def batch(
+        self,
+        chosen: Tensor | slice,
+        normalisation: Normalisation,
+        memory_format: torch.memory_format,
+        randoms: Any = None,
+        places: slice | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Images of shape (N, C, H, W), float32, shifted by up to two pixels and mirrored if augmented; labels (N,)."""
+        images = self.images[chosen]
+        if randoms is not None:
+            offsets, flips = randoms
+            images = pad_crop_flip(images, offsets[places], flips[places])
+        return normalisation(images).contiguous(memory_format=memory_format), self.labels[chosen]
+
+    def digest(self) -> str:
+        """A fingerprint of images and labels."""
+        return digest_of(self.images, self.labels)
+
+    def describe(self) -> dict[str, Any]:
+        """Channels and size."""
+        return {"in_channels": self.in_channels, "image_size": self.image_size}
 
 
 def channel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from dwsep.errors import unknown_name
 from dwsep.training.data.dataset import ImageDataset
+from dwsep.training.data.images import IMAGE_SUFFIXES, check_channels, files_in, pair, read_all, read_image
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 _SPLIT_FOLDERS = {"train": ("train", "training"), "test": ("test", "val", "validation")}
-_MODES = {1: "L", 3: "RGB"}
 
 
 def load_image_folder(
@@ -25,6 +24,7 @@ def load_image_folder(
     in_channels: int = 3,
     test_fraction: float = 0.2,
     seed: int = 0,
+    on_bad_file: str = "stop",
     on_progress: Callable[[int, int], None] | None = None,
 ) -> ImageDataset:
     """Load one split of a folder of images with one sub-folder per class; classes are in alphabetical order.
@@ -40,6 +40,7 @@ def load_image_folder(
         test_fraction: Share of each class that goes to the test split where the folder has no splits; each class keeps
             at least one image on either side.
         seed: Decides that division.
+        on_bad_file: "stop", or "skip" to leave unreadable images out, with a warning that names the first.
         on_progress: Called with the images read so far and their total.
 
     Returns:
@@ -52,24 +53,21 @@ def load_image_folder(
     """
     if split not in _SPLIT_FOLDERS:
         raise unknown_name("split", split, tuple(_SPLIT_FOLDERS))
-    if in_channels not in _MODES:
-        raise ValueError(f"in_channels must be 1 or 3, got {in_channels!r}")
+    check_channels(in_channels)
     if not 0 < test_fraction < 1:
         raise ValueError(f"test_fraction must be between 0 and 1, got {test_fraction!r}")
-    size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
-    if len(size) != 2 or any(extent < 1 for extent in size):
-        raise ValueError(f"image_size must be a positive number of pixels or a pair of them, got {image_size!r}")
+    size = pair(image_size)
     root = Path(data_dir)
     if not root.is_dir():
         raise FileNotFoundError(f"data folder {root} does not exist")
     class_names, files = _list_split(root, split, test_fraction, seed)
-    images = torch.empty(len(files), in_channels, *size, dtype=torch.uint8)
-    for index, (path, _) in enumerate(files):
-        images[index] = _read_image(path, size, in_channels)
-        if on_progress is not None:
-            on_progress(index + 1, len(files))
-    labels = torch.tensor([label for _, label in files], dtype=torch.int64)
-    return ImageDataset(images, labels, class_names, f"{root.name} {split}")
+    images, kept, faults = read_all(
+        [path for path, _ in files], lambda path: read_image(path, size, in_channels), on_bad_file, on_progress
+    )
+    if faults:
+        warnings.warn(f"{len(faults)} of {len(files)} images were left out: {faults[0]}", stacklevel=2)
+    labels = torch.tensor([files[index][1] for index in kept], dtype=torch.int64)
+    return ImageDataset(torch.stack(images), labels, class_names, f"{root.name} {split}")
 
 
 def _list_split(root: Path, split: str, test_fraction: float, seed: int) -> tuple[tuple[str, ...], list]:
@@ -113,7 +111,7 @@ def _class_names(root: Path) -> tuple[str, ...]:
 
 
 def _images_of(folder: Path) -> list[Path]:
-    files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
+    files = files_in(folder)
     if not files:
         raise ValueError(f"class folder {folder} has no images; known suffixes: {', '.join(IMAGE_SUFFIXES)}")
     return files
@@ -126,21 +124,3 @@ def _divide(files: list[Path], split: str, test_fraction: float, seed: int) -> l
     order = torch.randperm(len(files), generator=torch.Generator().manual_seed(seed)).tolist()
     chosen = order[:test_count] if split == "test" else order[test_count:]
     return [files[i] for i in sorted(chosen)]
-
-
-def _read_image(path: Path, size: tuple[int, ...], in_channels: int) -> Tensor:
-    try:
-        from PIL import Image, ImageOps
-    except ImportError as error:
-        raise ImportError('a folder of images needs Pillow; install it with: pip install "dwsep[train]"') from error
-    try:
-        with Image.open(path) as opened:
-            # Cameras store the upright direction beside the pixels.
-            upright: Image.Image = ImageOps.exif_transpose(opened) or opened
-            fitted = ImageOps.fit(
-                upright.convert(_MODES[in_channels]), (size[1], size[0]), method=Image.Resampling.BILINEAR
-            )
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ValueError(f"cannot read image {path}: {error}") from error
-    pixels = torch.frombuffer(bytearray(fitted.tobytes()), dtype=torch.uint8)
-    return pixels.reshape(*size, in_channels).permute(2, 0, 1)

@@ -1,0 +1,332 @@
+"""``dwsep train segment|text|series``, ``evaluate`` and ``predict`` from the command line, on data made here."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from dwsep.cli.main import app
+from dwsep.networks._weights import read_model
+from dwsep.training.log import read_log
+from dwsep.training.loop import CHECKPOINT_FILE, LOG_FILE, MODEL_FILE
+
+Image = pytest.importorskip("PIL.Image", reason="Pillow is not installed")
+
+
+@pytest.fixture(autouse=True)
+def _threads_are_put_back():
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def invoke(*arguments):
+    return CliRunner().invoke(app, list(map(str, arguments)))
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """A CamVid-like folder, a table of texts, a pair of .ts files, a folder of pictures."""
+    root = tmp_path_factory.mktemp("data")
+    generator = torch.Generator().manual_seed(0)
+    for split, count in (("train", 8), ("val", 3), ("test", 3)):
+        for folder in ("images", "masks"):
+            (root / "road" / split / folder).mkdir(parents=True)
+        for index in range(count):
+            mask = torch.randint(0, 3, (4, 4), generator=generator).repeat_interleave(8, 0).repeat_interleave(8, 1)
+            mask[0] = 11
+            picture = (mask * 20 + 10).to(torch.uint8)[..., None].repeat(1, 1, 3)
+            Image.fromarray(picture.numpy()).save(root / "road" / split / "images" / f"{index}.png")
+            Image.fromarray(mask.to(torch.uint8).numpy()).save(root / "road" / split / "masks" / f"{index}.png")
+    (root / "road" / "classes.txt").write_text("".join(f"class{i}\n" for i in range(11)))
+    texts = [("so good and fine", "pos"), ("so bad and dull", "neg")] * 20
+    (root / "texts.csv").write_text("text,label\n" + "".join(f"{text},{label}\n" for text, label in texts))
+    for name, count in (("TRAIN", 24), ("TEST", 8)):
+        rows = []
+        for index in range(count):
+            sign = 1 if index % 2 else -1
+            values = [sign * math.sin(step / 3) + 0.01 * index for step in range(20 - index % 3)]
+            rows.append(",".join(f"{value:.3f}" for value in values) + (":up" if index % 2 else ":down"))
+        (root / f"Toy_{name}.ts").write_text("@data\n" + "\n".join(rows) + "\n")
+    for name, colour in (("dark", 20), ("light", 200)):
+        (root / "pictures" / name).mkdir(parents=True)
+        for index in range(10):
+            Image.new("L", (12, 12), colour + index).save(root / "pictures" / name / f"{index}.png")
+    return root
+
+
+TASKS = {
+    "classify": ["pictures", "--image-size", 12, "--grey", "--batch-size", 4, "--width-multiplier", 0.125],
+    "segment": ["road", "--batch-size", 4, "--width-multiplier", 0.125, "--ignore-index", 11],
+    "text": ["texts.csv", "--batch-size", 8, "--width-multiplier", 0.125],
+    "series": ["Toy_TRAIN.ts", "--batch-size", 8, "--width-multiplier", 0.125],
+}
+
+
+@pytest.fixture(scope="module")
+def trained(data, tmp_path_factory):
+    """A run of every task, made when it is first asked for."""
+    made = {}
+
+    def of(task):
+        if task not in made:
+            folder = tmp_path_factory.mktemp(task)
+            where, *options = TASKS[task]
+            finished = invoke(
+                *["train", task, "--data", data / where, *options, "--epochs", 4, "--warmup-epochs", 0.5],
+                *["--no-augment", "--threads", 1, "--lr", 0.01, "--output-dir", folder],
+            )
+            assert finished.exit_code == 0, finished.stderr
+            made[task] = folder, finished
+        return made[task]
+
+    return of
+
+
+def last_epoch(folder):
+    return [record for record in read_log(folder / LOG_FILE) if record["type"] == "epoch"][-1]
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_train_trains_every_task(trained, task):
+    folder, finished = trained(task)
+    record = last_epoch(folder)
+    iou = f"test mIoU {100 * record['metrics']['mean_iou']:.2f} %, " if task == "segment" else ""
+    assert finished.stdout.endswith(
+        f": {iou}test accuracy {100 * record['test_accuracy']:.2f} % after 4 epochs, {folder / MODEL_FILE}\n"
+    )
+    unit = {"text": "texts", "series": "series"}.get(task, "images")
+    assert f"{unit}/s" in finished.stderr
+    _, info = read_model(folder / MODEL_FILE)
+    assert info.task == task
+    assert info.num_classes == (11 if task == "segment" else 2)
+    again = ["train", *(() if task == "classify" else (task,)), "--resume", "--output-dir", folder]
+    assert invoke(*again).stdout == finished.stdout
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_evaluate_gives_what_training_gave(trained, data, task):
+    folder, _ = trained(task)
+    where = ["folder", "--data-dir", data / TASKS[task][0]] if task == "classify" else [data / TASKS[task][0]]
+    split = ["--split", "val"] if task == "segment" else []
+    finished = invoke("evaluate", "--checkpoint", folder / MODEL_FILE, "--data", *where, *split, "--json")
+    assert finished.exit_code == 0, finished.stderr
+    result, record = json.loads(finished.stdout), last_epoch(folder)
+    assert result["accuracy"] == pytest.approx(record["test_accuracy"])
+    if task == "segment":
+        assert result["mean_iou"] == pytest.approx(record["metrics"]["mean_iou"])
+        shown = invoke("evaluate", "--checkpoint", folder / MODEL_FILE, "--data", *where)
+        assert "mIoU" in shown.stdout
+        assert "IoU %" in shown.stdout
+
+
+def test_predict_labels_images_and_folders(trained, data):
+    folder, _ = trained("classify")
+    inputs = [data / "pictures" / "dark", data / "pictures" / "light" / "3.png"]
+    finished = invoke("predict", "--checkpoint", folder / MODEL_FILE, *inputs)
+    assert finished.exit_code == 0, finished.stderr
+    lines = [line.split("\t") for line in finished.stdout.splitlines()]
+    assert len(lines) == 11
+    assert {label for label, _, _ in lines} <= {"dark", "light"}
+    found = invoke("predict", "--checkpoint", folder / MODEL_FILE, *inputs, "--json", "--no-accelerate")
+    entries = [json.loads(line) for line in found.stdout.splitlines()]
+    assert [entry["label"] for entry in entries] == [label for label, _, _ in lines]
+    assert sum(entries[0]["probabilities"].values()) == pytest.approx(1)
+
+
+def test_predict_writes_masks_and_overlays(trained, data, tmp_path):
+    folder, _ = trained("segment")
+    Image.new("RGB", (50, 40), (30, 30, 30)).save(tmp_path / "other.png")
+    inputs = [data / "road" / "test" / "images", tmp_path / "other.png"]
+    out = tmp_path / "out"
+    finished = invoke("predict", "--checkpoint", folder / MODEL_FILE, "--output-dir", out, *inputs, "--json")
+    assert finished.exit_code == 0, finished.stderr
+    entries = [json.loads(line) for line in finished.stdout.splitlines()]
+    assert len(entries) == 4
+    with Image.open(out / "other.png") as mask, Image.open(out / "other-overlay.png") as overlay:
+        assert (mask.mode, mask.size) == ("P", (50, 40))
+        assert (overlay.mode, overlay.size) == ("RGB", (50, 40))
+        assert max(value for _, value in mask.getcolors()) < 11
+    assert all(sum(entry["shares"].values()) == pytest.approx(1) for entry in entries)
+
+
+def test_predict_labels_texts(trained, data, tmp_path):
+    folder, _ = trained("text")
+    (tmp_path / "lines.txt").write_text("so good and fine\n\nso bad and dull\n")
+    (tmp_path / "table.csv").write_text("text\nso good and fine\n")
+    checkpoint = ["--checkpoint", folder / MODEL_FILE]
+    finished = invoke("predict", *checkpoint, "so bad and dull", tmp_path / "lines.txt", tmp_path / "table.csv")
+    assert finished.exit_code == 0, finished.stderr
+    lines = [line.split("\t") for line in finished.stdout.splitlines()]
+    assert [source for _, _, source in lines] == [
+        "so bad and dull", "so good and fine", "so bad and dull", "so good and fine",
+    ]  # fmt: skip
+    assert lines[0][:2] == lines[2][:2]
+    piped = CliRunner().invoke(app, ["predict", *map(str, checkpoint), "-"], input="so bad and dull\n")
+    assert piped.stdout.splitlines() == finished.stdout.splitlines()[:1]
+
+
+def test_predict_labels_series(trained, data):
+    folder, _ = trained("series")
+    finished = invoke("predict", "--checkpoint", folder / MODEL_FILE, data / "Toy_TEST.ts")
+    assert finished.exit_code == 0, finished.stderr
+    assert len(finished.stdout.splitlines()) == 8
+    assert f"{data / 'Toy_TEST.ts'}:7"[-57:] in finished.stdout or "..." in finished.stdout
+
+
+def test_settings_come_from_yaml_and_flags_come_before_them(data, tmp_path):
+    pytest.importorskip("yaml", reason="PyYAML is not installed")
+    path = tmp_path / "series.yaml"
+    path.write_text(
+        f"task: series\ndata: {data / 'Toy_TRAIN.ts'}\nepochs: 1\nwarmup_epochs: 0\nbatch_size: 8\n"
+        "network_options:\n  dilations: [1, 2]\n  width_multiplier: 0.125\n"
+    )
+    folder = tmp_path / "run"
+    finished = invoke("train", "series", "--config", path, "--epochs", 2, "--dropout", 0.2, "--output-dir", folder)
+    assert finished.exit_code == 0, finished.stderr
+    config = read_log(folder / LOG_FILE)[0]["config"]
+    assert config["epochs"] == 2
+    assert config["network_options"] == {"dilations": [1, 2], "width_multiplier": 0.125, "dropout": 0.2}
+    refused = invoke("train", "text", "--config", path)
+    assert "is for the task 'series': dwsep train series" in refused.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["segment"], "dwsep train segment needs --data"),
+        (["text", "--data", "nowhere.csv"], "No such file or directory: nowhere.csv"),
+        (["series", "--data", "nowhere.ts"], "data nowhere.ts does not exist"),
+        (["segment", "--data", "nowhere"], "data folder nowhere does not exist"),
+        (["segment", "--data", "x", "--image-size", "big"], "image_size must be pixels or HEIGHTxWIDTH, got 'big'"),
+        (
+            ["segment", "--data", "x", "--ignore-index", "300"],
+            "ignore_index: Input should be less than or equal",
+        ),
+        (["text", "--data", "x.csv", "--network", "xception"], "network 'xception' is for the task 'classify'"),
+        (["text", "--data", "x.csv", "--class-weights", "1;2"], "class_weights must be balanced or numbers"),
+        (["text", "--config", "nowhere.yaml"], "No such file or directory: nowhere.yaml"),
+    ],
+)
+def test_train_says_in_one_line_what_is_wrong(arguments, message, tmp_path):
+    finished = invoke("train", *arguments, "--output-dir", tmp_path / "run")
+    assert finished.exit_code == 2
+    assert finished.stdout == ""
+    assert finished.stderr.startswith("error: ")
+    assert message in finished.stderr
+    assert finished.stderr.count("\n") == 1
+
+
+def test_predict_says_in_one_line_what_is_wrong(trained, tmp_path):
+    text, _ = trained("text")
+    series, _ = trained("series")
+    (tmp_path / "a.ts").write_text("@data\n1,2:3,4:x\n")
+    for arguments, message in (
+        (["--checkpoint", text / MODEL_FILE], "predict needs at least one input"),
+        (["--checkpoint", tmp_path / "no.safetensors", "x"], "does not exist"),
+        (["--checkpoint", series / MODEL_FILE, tmp_path / "a.ts"], "has 2 channels, the network takes 1"),
+        (["--checkpoint", text / MODEL_FILE, tmp_path / "no.csv"], "No such file or directory"),
+    ):
+        finished = invoke("predict", *arguments)
+        assert finished.exit_code == 2
+        assert message in finished.stderr
+
+
+def test_resuming_the_wrong_task_says_which(trained):
+    folder, _ = trained("series")
+    finished = invoke("train", "text", "--resume", "--output-dir", folder)
+    assert f"is of another task: dwsep train series --resume --output-dir {folder}" in finished.stderr
+
+
+def environment():
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "OMP_NUM_THREADS": "1"}
+
+
+def weights(folder):
+    return read_model(folder / MODEL_FILE)[0]
+
+
+def assert_same(first, second):
+    one, other = weights(first), weights(second)
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+LONG = ["--batch-size", "8", "--width-multiplier", "0.125", "--epochs", "12", "--threads", "1"]
+
+
+def test_a_run_killed_at_any_moment_goes_on_bit_for_bit(data, tmp_path, request):
+    """Killed, not asked to stop: what is on disk must be enough, also in the middle of a checkpoint."""
+    moments = 20 if request.config.getoption("--sweep") else 1
+    options = ["train", "series", "--data", str(data / "Toy_TRAIN.ts"), *LONG, "--checkpoint-seconds", "0.001"]
+    assert invoke(*options, "--output-dir", tmp_path / "straight").exit_code == 0
+    folder = tmp_path / "killed"
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(moments):
+        again = ["--resume"] if (folder / CHECKPOINT_FILE).exists() else ["--overwrite"]
+        command = [sys.executable, "-m", "dwsep.cli", *options, "--output-dir", str(folder), *again]
+        process = subprocess.Popen(command, env=environment(), stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+        before = (folder / CHECKPOINT_FILE).stat().st_mtime_ns if again == ["--resume"] else 0
+        deadline = time.monotonic() + 120
+        while process.poll() is None and time.monotonic() < deadline:
+            if (folder / CHECKPOINT_FILE).exists() and (folder / CHECKPOINT_FILE).stat().st_mtime_ns > before:
+                break
+            time.sleep(0.002)
+        time.sleep(0.05 * float(torch.rand(1, generator=generator)))
+        process.kill()
+        process.wait()
+    finished = invoke(*options, "--output-dir", folder, "--resume")
+    assert finished.exit_code == 0, finished.stderr
+    assert_same(folder, tmp_path / "straight")
+    assert sorted(path.name for path in folder.iterdir()) == sorted([CHECKPOINT_FILE, MODEL_FILE, LOG_FILE])
+    assert [r["epoch"] for r in read_log(folder / LOG_FILE) if r["type"] == "epoch"] == list(range(1, 13))
+
+
+@pytest.mark.sweep
+def test_two_processes_train_one_network_and_go_on_bit_for_bit(data, tmp_path):
+    options = ["train", "series", "--data", str(data / "Toy_TRAIN.ts"), *LONG[:-2], "--threads", "1"]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+
+    def start(folder, *more):
+        command = [*launch, "-m", "dwsep.cli", *options, "--output-dir", str(folder), *more]
+        return subprocess.Popen(
+            command,
+            env=environment(),
+            text=True,
+            stderr=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            start_new_session=True,
+        )
+
+    straight, stopped = tmp_path / "straight", tmp_path / "stopped"
+    process = start(straight)
+    stdout, stderr = process.communicate(timeout=300)
+    assert process.returncode == 0, stderr
+    assert stdout.count("series_separable: test accuracy") == 1
+    header, *records = read_log(straight / LOG_FILE)
+    assert header["processes"] == 2
+    evaluated = invoke("evaluate", "--checkpoint", straight / MODEL_FILE, "--data", data / "Toy_TRAIN.ts", "--json")
+    result = json.loads(evaluated.stdout)
+    assert result["accuracy"] == records[-1]["test_accuracy"]  # every test series counted once
+    assert result["loss"] == pytest.approx(records[-1]["test_loss"], rel=1e-4)
+
+    process = start(stopped)
+    deadline = time.monotonic() + 240
+    while not (stopped / CHECKPOINT_FILE).exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+    _, stderr = process.communicate(timeout=120)
+    assert process.returncode != 0
+    assert not (stopped / MODEL_FILE).exists()
+    process = start(stopped, "--resume")
+    _, stderr = process.communicate(timeout=300)
+    assert process.returncode == 0, stderr
+    assert_same(straight, stopped)
