@@ -4,6 +4,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 from dwsep import functional, networks, nn, ops, weights
 from dwsep.accelerate import AccelerationReport, accelerate_, revert_
+from dwsep.convert import SeparateConfig, SeparationReport, merge_, separate_
 from dwsep.dispatch import backends
 from dwsep.errors import ArgumentError
 
@@ -15,13 +16,17 @@ except PackageNotFoundError:  # a source folder on the path, not installed
 __all__ = [
     "AccelerationReport",
     "ArgumentError",
+    "SeparateConfig",
+    "SeparationReport",
     "__version__",
     "accelerate_",
     "backends",
     "functional",
+    "merge_",
     "networks",
     "nn",
     "ops",
     "revert_",
+    "separate_",
     "weights",
 ]

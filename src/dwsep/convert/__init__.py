@@ -1,0 +1,7 @@
+"""A trained dense network becomes separable, its weights kept, within a budget; and dense again."""
+
+from dwsep.convert._api import merge_, restructure_, separate_
+from dwsep.convert._config import SeparateConfig
+from dwsep.convert._report import SeparatedLayer, SeparationReport
+
+__all__ = ["SeparateConfig", "SeparatedLayer", "SeparationReport", "merge_", "restructure_", "separate_"]

@@ -1,0 +1,219 @@
+"""Which form each layer takes, under each kind of budget."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from dwsep.convert import fit as fitting
+from dwsep.convert._knapsack import choose
+from dwsep.convert._options import Clock, Layer, Option
+from dwsep.convert._runs import Batch, OutputError, correct_norms, norm_statistics, replaced_weights
+from dwsep.convert._store import MomentStore
+from dwsep.errors import ArgumentError
+
+Choice = dict[Layer, Option | None]
+_PROBE = 0.2  # relative error of a layer at which its weight in the network's error is measured
+_TRIES = 6
+
+
+def fit_layer(layer: Layer, option: Option, store: MomentStore | None, sweeps: int) -> fitting.Factors:
+    """A layer's factors in a form, kept for the next time."""
+    if option not in layer.factors:
+        moments = None if store is None else store.get(layer.conv)
+        layer.factors[option] = fitting.fit(
+            layer.conv.weight, option.rank, order=option.order, moments=moments, sweeps=sweeps
+        )
+    return layer.factors[option]
+
+
+def estimate_errors(layers: Sequence[Layer], store: MomentStore | None, on_layer: Callable[[int, int], None]) -> None:
+    """Fill every layer's errors by form, and drop forms that cost no less and lose no less than another."""
+    for done, layer in enumerate(layers):
+        layer.errors[None] = 0.0
+        moments = None if store is None else store.get(layer.conv)
+        for option in layer.options:
+            if moments is None:
+                layer.errors[option] = float(fitting.tails(layer.conv.weight, option.order)[option.rank])
+            else:
+                rough = fitting.fit(layer.conv.weight, option.rank, order=option.order, moments=moments, sweeps=0)
+                layer.errors[option] = rough.output_error or 0.0
+        on_layer(done + 1, len(layers))
+
+
+def measure_sensitivities(
+    layers: Sequence[Layer],
+    store: MomentStore | None,
+    error: OutputError,
+    on_layer: Callable[[int, int], None],
+) -> None:
+    """Find how much of the network's error each layer's error makes, by giving one layer at a time an error."""
+    for done, layer in enumerate(layers):
+        probe = min(layer.options, key=lambda option: abs(layer.errors[option] - _PROBE))
+        factors = fitting.fit(
+            layer.conv.weight,
+            probe.rank,
+            order=probe.order,
+            moments=None if store is None else store.get(layer.conv),
+            sweeps=0,
+        )
+        with replaced_weights([_change(layer, factors)]):
+            made = error.measure()
+        own = layer.errors[probe]
+        layer.sensitivity = (made / own) ** 2 if own > 1e-9 else 0.0
+        on_layer(done + 1, len(layers))
+
+
+def _change(layer: Layer, factors: fitting.Factors) -> tuple[Any, Tensor, Tensor]:
+    return layer.conv, fitting.dense(factors), factors.shift
+
+
+def losses(layer: Layer, forms: Sequence[Option | None]) -> list[float]:
+    """What each form adds to the square of the network's relative error."""
+    return [layer.sensitivity * layer.errors[form] ** 2 for form in forms]
+
+
+def _forms(layer: Layer) -> list[Option | None]:
+    return list(layer.macs)
+
+
+def _pick(layers: Sequence[Layer], numbers: Sequence[int]) -> Choice:
+    return {layer: _forms(layer)[number] for layer, number in zip(layers, numbers, strict=True)}
+
+
+def by_macs(layers: Sequence[Layer], total: int, limit: float) -> Choice:
+    """The least error within a number of multiply-adds of the network, whose dense number is ``total``."""
+    fixed = total - sum(layer.macs[None] for layer in layers)
+    weights = [[float(layer.macs[form]) for form in _forms(layer)] for layer in layers]
+    numbers = choose([losses(layer, _forms(layer)) for layer in layers], weights, limit - fixed)
+    if numbers is None:
+        least = fixed + sum(map(min, weights))
+        raise ArgumentError(
+            f"macs cannot be met: {limit:.4g} wanted, {least:.4g} (a share of {least / total:.3f}) is the least that "
+            "the layers allow"
+        )
+    return _pick(layers, numbers)
+
+
+def by_error(
+    layers: Sequence[Layer],
+    budget: float,
+    store: MomentStore | None,
+    sweeps: int,
+    error: OutputError,
+    data: Sequence[Batch],
+    corrects_norms: bool,
+) -> Choice:
+    """The fewest multiply-adds whose measured error of the network's output keeps the budget.
+
+    The sum of the layers' errors predicts the network's; where it is off, the limit on the sum is moved and the
+    choice made again, a few times.
+    """
+    costs = [[float(layer.macs[form]) for form in _forms(layer)] for layer in layers]
+    best: Choice = dict.fromkeys(layers)
+    target, fewest = budget**2, float("inf")
+    for _ in range(_TRIES):
+        numbers = choose(costs, [losses(layer, _forms(layer)) for layer in layers], target)
+        assert numbers is not None  # dense loses nothing
+        choice = _pick(layers, numbers)
+        macs = sum(layer.macs[form] for layer, form in choice.items())
+        if not any(choice.values()):
+            break
+        made = _tried_error(choice, store, sweeps, error, data, corrects_norms)
+        if made <= budget and macs < fewest:
+            best, fewest = choice, macs
+        if 0.95 * budget <= made <= budget:
+            break
+        target *= min(max((0.98 * budget / max(made, 1e-12)) ** 2, 1 / 16), 4)
+    return best
+
+
+def _tried_error(
+    choice: Choice,
+    store: MomentStore | None,
+    sweeps: int,
+    error: OutputError,
+    data: Sequence[Batch],
+    corrects_norms: bool,
+) -> float:
+    changes = [_change(layer, fit_layer(layer, form, store, sweeps)) for layer, form in choice.items() if form]
+    if not corrects_norms:
+        with replaced_weights(changes):
+            return error.measure()
+    before = norm_statistics(error.model, data)
+    kept = [(norm, norm.running_mean.clone(), norm.running_var.clone()) for norm in before]  # type: ignore[operator, union-attr]
+    with replaced_weights(changes):
+        correct_norms(before, norm_statistics(error.model, data))
+        made = error.measure()
+    for norm, mean, variance in kept:
+        norm.running_mean.copy_(mean)  # type: ignore[operator, union-attr]
+        norm.running_var.copy_(variance)  # type: ignore[operator, union-attr]
+    return made
+
+
+def by_latency(
+    layers: Sequence[Layer],
+    share: float | None,
+    seconds: float | None,
+    timed: Callable[[Choice], tuple[float, float]],
+) -> Choice:
+    """The least error within a measured time of the network.
+
+    Args:
+        layers: with their seconds by form.
+        share: of the dense network's time, or ``None``.
+        seconds: of a call, where ``share`` is ``None``.
+        timed: measures the dense network and one with a choice, in turns: seconds of both.
+    """
+    values = [losses(layer, _forms(layer)) for layer in layers]
+    weights = [[layer.seconds[form] for form in _forms(layer)] for layer in layers]
+    dense_layers = sum(layer.seconds[None] for layer in layers)
+    whole, _ = timed(dict.fromkeys(layers))
+    fixed = whole - dense_layers
+    best: tuple[bool, float, Choice] | None = None
+    for _ in range(_TRIES):
+        limit = whole * share if share is not None else seconds or 0.0
+        numbers = choose(values, weights, limit - fixed)
+        if numbers is None:
+            numbers = tuple(row.index(min(row)) for row in weights)
+        choice = _pick(layers, numbers)
+        predicted = fixed + sum(layer.seconds[form] for layer, form in choice.items())
+        dense, made = timed(choice)
+        limit = dense * share if share is not None else limit
+        # The nearest to the limit from below; failing that, the nearest.
+        rank = (made > limit, abs(made - limit) / limit, choice)
+        if best is None or rank[:2] < best[:2]:
+            best = rank
+        if 0.93 * limit <= made <= limit or (made > limit and numbers == tuple(r.index(min(r)) for r in weights)):
+            break
+        if made < limit and not any(a is not None for a in choice.values()):
+            break  # dense already keeps the budget
+        whole, fixed = dense, fixed + 0.9 * (made - predicted) + (0.02 * limit if made > limit else 0.0)
+    assert best is not None
+    over, miss, choice = best
+    if over and miss > 0.1:
+        wanted = f"latency={share}" if share is not None else f"latency_seconds={seconds}"
+        raise ArgumentError(
+            f"{wanted} cannot be met: the fastest choice found takes {1 + miss:.2f} times as long, measured; the "
+            "layers that may be separated are too small a part of its time, or separable forms do not pay on them"
+        )
+    return choice
+
+
+def time_options(layers: Sequence[Layer], clock: Clock, on_layer: Callable[[int, int], None]) -> None:
+    """Measure the layers' forms, of each order up to the first rank that takes longer than dense, and drop the rest."""
+    for done, layer in enumerate(layers):
+        layer.time([None], clock)
+        paying: set[Option] = set()
+        stopped: set[str] = set()
+        for option in sorted(layer.options, key=lambda option: option.rank):
+            if option.order not in stopped:
+                layer.time([option], clock)
+                if layer.seconds[option] < layer.seconds[None]:
+                    paying.add(option)
+                else:
+                    stopped.add(option.order)
+        layer.keep(paying.__contains__)
+        on_layer(done + 1, len(layers))
