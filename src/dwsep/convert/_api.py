@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch.nn.modules.conv import _ConvNd
 from dwsep.analysis import count, measure
 from dwsep.convert import _modules, _runs, _select, _surgery
 from dwsep.convert._config import SeparateConfig, matches
+from dwsep.convert._norms import NormCorrection
 from dwsep.convert._options import Clock, Layer, Option
 from dwsep.convert._report import SeparatedLayer, SeparationReport
 from dwsep.convert._store import MomentStore
@@ -77,8 +79,8 @@ def separate_(
         >>> report = dwsep.separate_(model, config, example_inputs=data[0][:1], calibration=data)
         >>> report.macs_after <= 0.5 * report.macs_before
         True
-        >>> model[0]
-        DepthwiseSeparableConv2d(...)
+        >>> any(isinstance(layer, dwsep.nn.DepthwiseSeparableConv2d) for layer in model)
+        True
     """
     _check(model, config, filter_fn, on_progress)
     several = _surgery.check_optimizers(optimizers)
@@ -183,6 +185,11 @@ class _Job:
         self.macs = count(model, arguments).macs
         self.parameters = _parameters(model)
 
+    @functools.cached_property
+    def norms(self) -> NormCorrection:
+        """The norms as they are in the dense network."""
+        return NormCorrection(self.model, self.data)
+
     def _report(self, what: str) -> Callable[[int, int], None]:
         return lambda done, total: self.on_progress(what, done, total)
 
@@ -227,24 +234,30 @@ class _Job:
         few = _runs.OutputError(self.model, [_first(next(iter(self.data)))])
         _select.measure_sensitivities(layers, self.store, few, self._report("sensitivities"))
         if name == "macs":
-            return _select.by_macs(layers, self.macs, value * self.macs if value <= 1 else value)
+            return _select.by_macs(layers, self.macs, value * self.macs if value <= 1 else value, self._tried)
         if name == "error":
-            self.on_progress("choosing ranks", 0, 1)
-            choice = _select.by_error(
-                layers, value, self.store, config.sweeps, self.error, self.data, self.batches is not None
-            )
-            self.on_progress("choosing ranks", 1, 1)
-            return choice
-        self.on_progress("choosing ranks", 0, 1)
-        choice = _select.by_latency(layers, config.latency, config.latency_seconds, self._timed)
-        self.on_progress("choosing ranks", 1, 1)
-        return choice
+            return _select.by_error(layers, value, self._tried)
+        return _select.by_latency(layers, config.latency, config.latency_seconds, self._timed)
 
     def _paying(self, layers: list[Layer], lines: Lines, reason: str) -> list[Layer]:
         for layer in layers:
             if not layer.options:
                 lines[layer.name] = _left(layer.name, layer.conv, reason, layer)
         return [layer for layer in layers if layer.options]
+
+    def _tried(self, choice: _select.Choice) -> float:
+        """Error of the network's output with a choice, by weights that stand for the layers; all is put back."""
+        changes = []
+        for done, (layer, form) in enumerate(choice.items()):
+            if form is not None:
+                changes.append(_select.change(layer, _select.fit_layer(layer, form, self.store, self.config.sweeps)))
+            self.on_progress("trying ranks", done + 1, len(choice))
+        if self.batches is None:
+            with _runs.replaced_weights(changes):
+                return self.error.measure()
+        with self.norms.undone(), _runs.replaced_weights(changes):
+            self.norms.apply()
+            return self.error.measure()
 
     def _timed(self, choice: _select.Choice) -> tuple[float, float]:
         """Seconds of the dense network and of one with a choice, whose weights are those it was made with."""
@@ -269,8 +282,7 @@ class _Job:
             elif self.config.measure_layers:
                 layer.time([None, form], self.clock)
         self.store = None  # frees the moments before the weights are doubled
-        corrects = self.batches is not None and bool(chosen)
-        before = _runs.norm_statistics(self.model, self.data) if corrects else {}
+        norms = self.norms if self.batches is not None and chosen else None
         swaps, successors = [], {}
         for layer, factors in fitted.items():
             what = layer.what
@@ -282,8 +294,8 @@ class _Job:
             lines[layer.name] = self._line(layer, what, factors, bias is not None)
         for module, _, new in swaps:
             _surgery.become(module, new)
-        if before:
-            _runs.correct_norms(before, _runs.norm_statistics(self.model, self.data))
+        if norms is not None:
+            norms.apply()
         _surgery.rebind(optimizers, successors)
         seconds: tuple[float | None, float | None] = (None, None)
         if self.config.measure_layers:

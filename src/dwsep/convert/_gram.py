@@ -103,6 +103,7 @@ class PatchMoments:
         if centred:
             gram = gram - torch.outer(mean, mean)
         share = min(1.0, 1e-4 + _SHRINKAGE * self.size / self.count)
+        power = gram.diagonal().mean()
         gram = (1 - share) * gram
-        gram.diagonal().add_(share / (1 - share + 1e-12) * gram.diagonal().mean())
+        gram.diagonal().add_(share * power)
         return Moments(gram, mean)

@@ -135,7 +135,7 @@ def observe(model: nn.Module, arguments: Batch, layers: Iterable[nn.Module]) -> 
     return seen
 
 
-def batch_norms(model: nn.Module) -> list[nn.Module]:
+def batch_norms(model: nn.Module) -> list[Any]:
     """The batch norms with running statistics."""
     return [module for module in model.modules() if type(module) in _NORMS and module.running_mean is not None]
 
@@ -201,41 +201,3 @@ def _adds(shift: Tensor) -> Any:
         return out + shift.view(-1, *(1,) * len(module.kernel_size))
 
     return hook
-
-
-Statistics = dict[nn.Module, tuple[Tensor, Tensor]]
-
-
-def norm_statistics(model: nn.Module, batches: Iterable[Batch]) -> Statistics:
-    """Mean and variance of what each batch norm is given, each normalising by its own batches meanwhile."""
-    norms: list[Any] = batch_norms(model)
-    kept = [
-        (n, n.running_mean.clone(), n.running_var.clone(), n.num_batches_tracked.clone(), n.momentum) for n in norms
-    ]
-    with evaluating(model):
-        try:
-            for norm in norms:
-                norm.training, norm.momentum = True, None  # an average over the batches
-                norm.reset_running_stats()
-            for batch in batches:
-                model(*batch)
-            return {norm: (norm.running_mean.clone(), norm.running_var.clone()) for norm in norms}
-        finally:
-            for norm, mean, variance, tracked, momentum in kept:
-                norm.running_mean.copy_(mean)
-                norm.running_var.copy_(variance)
-                norm.num_batches_tracked.copy_(tracked)
-                norm.momentum = momentum
-
-
-@torch.no_grad()
-def correct_norms(before: Statistics, after: Statistics) -> None:
-    """Move the batch norms' statistics by what the data show to have changed.
-
-    The statistics come from the whole training data, the calibration data are a sample of it: taking over the
-    difference rather than the sample's own values leaves norms alone that nothing happened to.
-    """
-    for norm, (mean, variance) in before.items():
-        new_mean, new_variance = after[norm]
-        norm.running_mean += new_mean - mean  # type: ignore[operator]
-        norm.running_var *= torch.where(variance > 0, new_variance / variance.clamp_min(1e-30), 1.0)  # type: ignore[operator]

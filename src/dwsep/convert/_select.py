@@ -10,7 +10,7 @@ from torch import Tensor
 from dwsep.convert import fit as fitting
 from dwsep.convert._knapsack import choose
 from dwsep.convert._options import Clock, Layer, Option
-from dwsep.convert._runs import Batch, OutputError, correct_norms, norm_statistics, replaced_weights
+from dwsep.convert._runs import OutputError, replaced_weights
 from dwsep.convert._store import MomentStore
 from dwsep.errors import ArgumentError
 
@@ -59,14 +59,15 @@ def measure_sensitivities(
             moments=None if store is None else store.get(layer.conv),
             sweeps=0,
         )
-        with replaced_weights([_change(layer, factors)]):
+        with replaced_weights([change(layer, factors)]):
             made = error.measure()
         own = layer.errors[probe]
         layer.sensitivity = (made / own) ** 2 if own > 1e-9 else 0.0
         on_layer(done + 1, len(layers))
 
 
-def _change(layer: Layer, factors: fitting.Factors) -> tuple[Any, Tensor, Tensor]:
+def change(layer: Layer, factors: fitting.Factors) -> tuple[Any, Tensor, Tensor]:
+    """What stands for a layer with these factors: the dense layer with another weight and a shift."""
     return layer.conv, fitting.dense(factors), factors.shift
 
 
@@ -83,29 +84,45 @@ def _pick(layers: Sequence[Layer], numbers: Sequence[int]) -> Choice:
     return {layer: _forms(layer)[number] for layer, number in zip(layers, numbers, strict=True)}
 
 
-def by_macs(layers: Sequence[Layer], total: int, limit: float) -> Choice:
-    """The least error within a number of multiply-adds of the network, whose dense number is ``total``."""
+def by_macs(layers: Sequence[Layer], total: int, limit: float, tried: Callable[[Choice], float]) -> Choice:
+    """The least error within a number of multiply-adds of the network, whose dense number is ``total``.
+
+    The layers' errors add up to the network's only nearly: a few choices that are likely good are tried.
+    """
     fixed = total - sum(layer.macs[None] for layer in layers)
     weights = [[float(layer.macs[form]) for form in _forms(layer)] for layer in layers]
-    numbers = choose([losses(layer, _forms(layer)) for layer in layers], weights, limit - fixed)
-    if numbers is None:
-        least = fixed + sum(map(min, weights))
-        raise ArgumentError(
-            f"macs cannot be met: {limit:.4g} wanted, {least:.4g} (a share of {least / total:.3f}) is the least that "
-            "the layers allow"
-        )
-    return _pick(layers, numbers)
+    choices = []
+    for values in (
+        [losses(layer, _forms(layer)) for layer in layers],
+        [[layer.errors[form] ** 2 for form in _forms(layer)] for layer in layers],
+    ):
+        numbers = choose(values, weights, limit - fixed)
+        if numbers is None:
+            least = fixed + sum(map(min, weights))
+            raise ArgumentError(
+                f"macs cannot be met: {limit:.4g} wanted, {least:.4g} (a share of {least / total:.3f}) is the least "
+                "that the layers allow"
+            )
+        choices.append(_pick(layers, numbers))
+    choices.append(_uniform(layers, limit - fixed))
+    several = [choice for number, choice in enumerate(choices) if choice and choice not in choices[:number]]
+    return several[0] if len(several) == 1 else min(several, key=tried)
 
 
-def by_error(
-    layers: Sequence[Layer],
-    budget: float,
-    store: MomentStore | None,
-    sweeps: int,
-    error: OutputError,
-    data: Sequence[Batch],
-    corrects_norms: bool,
-) -> Choice:
+def _uniform(layers: Sequence[Layer], limit: float) -> Choice | None:
+    """The largest rank for all layers within the limit; layers on which it does not pay stay dense."""
+    best: Choice | None = None
+    for rank in sorted({option.rank for layer in layers for option in layer.options}):
+        choice: Choice = {}
+        for layer in layers:
+            forms = [option for option in layer.options if option.rank == rank]
+            choice[layer] = min(forms, key=lambda form, layer=layer: layer.errors[form], default=None)
+        if sum(layer.macs[form] for layer, form in choice.items()) <= limit:
+            best = choice
+    return best
+
+
+def by_error(layers: Sequence[Layer], budget: float, tried: Callable[[Choice], float]) -> Choice:
     """The fewest multiply-adds whose measured error of the network's output keeps the budget.
 
     The sum of the layers' errors predicts the network's; where it is off, the limit on the sum is moved and the
@@ -121,36 +138,13 @@ def by_error(
         macs = sum(layer.macs[form] for layer, form in choice.items())
         if not any(choice.values()):
             break
-        made = _tried_error(choice, store, sweeps, error, data, corrects_norms)
+        made = tried(choice)
         if made <= budget and macs < fewest:
             best, fewest = choice, macs
         if 0.95 * budget <= made <= budget:
             break
         target *= min(max((0.98 * budget / max(made, 1e-12)) ** 2, 1 / 16), 4)
     return best
-
-
-def _tried_error(
-    choice: Choice,
-    store: MomentStore | None,
-    sweeps: int,
-    error: OutputError,
-    data: Sequence[Batch],
-    corrects_norms: bool,
-) -> float:
-    changes = [_change(layer, fit_layer(layer, form, store, sweeps)) for layer, form in choice.items() if form]
-    if not corrects_norms:
-        with replaced_weights(changes):
-            return error.measure()
-    before = norm_statistics(error.model, data)
-    kept = [(norm, norm.running_mean.clone(), norm.running_var.clone()) for norm in before]  # type: ignore[operator, union-attr]
-    with replaced_weights(changes):
-        correct_norms(before, norm_statistics(error.model, data))
-        made = error.measure()
-    for norm, mean, variance in kept:
-        norm.running_mean.copy_(mean)  # type: ignore[operator, union-attr]
-        norm.running_var.copy_(variance)  # type: ignore[operator, union-attr]
-    return made
 
 
 def by_latency(
