@@ -111,6 +111,17 @@ def test_pointwise_factor_solves_its_least_squares_problem():
     torch.testing.assert_close(factors.pointwise.flatten(1), best, rtol=1e-5, atol=1e-6)
 
 
+def test_errors_of_all_ranks_at_once():
+    known = moments(images(12, 10, 18), 3, padding=1)
+    weight = torch.randn(14, 10, 3, 3)
+    errors = fitting.output_tails(weight, known, 7)
+    assert errors[0] == 1
+    assert (errors.diff() < 0).all()
+    for rank in range(1, 8):
+        wanted = fitting.fit(weight, rank, moments=known, sweeps=0).output_error
+        assert float(errors[rank]) == pytest.approx(wanted, rel=1e-4)
+
+
 @pytest.mark.parametrize("order", ORDERS)
 def test_shift_puts_the_mean_back(order):
     x = images(8, 9, 16)

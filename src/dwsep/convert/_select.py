@@ -30,16 +30,21 @@ def fit_layer(layer: Layer, option: Option, store: MomentStore | None, sweeps: i
 
 
 def estimate_errors(layers: Sequence[Layer], store: MomentStore | None, on_layer: Callable[[int, int], None]) -> None:
-    """Fill every layer's errors by form, and drop forms that cost no less and lose no less than another."""
+    """Fill every layer's errors by form, before any sweep."""
     for done, layer in enumerate(layers):
         layer.errors[None] = 0.0
         moments = None if store is None else store.get(layer.conv)
-        for option in layer.options:
+        weight = layer.conv.weight
+        for order in {option.order for option in layer.options}:
+            options = [option for option in layer.options if option.order == order]
             if moments is None:
-                layer.errors[option] = float(fitting.tails(layer.conv.weight, option.order)[option.rank])
+                errors = fitting.tails(weight, order).tolist()
+            elif order == "depthwise_first":
+                errors = fitting.output_tails(weight, moments, max(option.rank for option in options)).tolist()
             else:
-                rough = fitting.fit(layer.conv.weight, option.rank, order=option.order, moments=moments, sweeps=0)
-                layer.errors[option] = rough.output_error or 0.0
+                fits = {o.rank: fitting.fit(weight, o.rank, order=order, moments=moments, sweeps=0) for o in options}
+                errors = {rank: factors.output_error or 0.0 for rank, factors in fits.items()}
+            layer.errors |= {option: errors[option.rank] for option in options}
         on_layer(done + 1, len(layers))
 
 

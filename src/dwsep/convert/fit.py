@@ -99,6 +99,35 @@ def tails(weight: Tensor, order: str = "depthwise_first") -> Tensor:
     return (torch.cat([left, left.new_zeros(1)]) / squares.sum().clamp_min(1e-300)).sqrt()
 
 
+def output_tails(weight: Tensor, moments: Moments, highest: int) -> Tensor:
+    """The relative output error of ``fit(weight, R, moments=moments, sweeps=0)`` for every rank R at once.
+
+    The depthwise factors of the ranks are nested, and so are the systems of their pointwise ones: the triangle of the
+    largest holds those of all.
+
+    Args:
+        weight: (K, C, *taps), floating point.
+        moments: of the layer's input patches.
+        highest: the largest rank of interest.
+
+    Returns:
+        (highest + 1,), float64, for rank 0 to ``highest``.
+
+    Cost: that of one fit of rank ``highest``.
+    """
+    check_int("highest", highest, low=1, high=largest_rank(weight))
+    problem = _Problem(weight, "depthwise_first", moments)
+    depthwise, _ = problem.start(highest)
+    system, right = problem.pointwise_system(depthwise)
+    channels = problem.shape[1]
+    order = torch.arange(channels * highest, device=right.device).view(channels, highest).T.flatten()  # ranks outside
+    triangle = _triangle(system[order][:, order])
+    explained = torch.linalg.solve_triangular(triangle, right[order], upper=False).square().sum(1)
+    whole = (problem.whole * problem.target).sum().clamp_min(1e-300)
+    gains = explained.view(highest, channels).sum(1).cumsum(0)
+    return ((whole - torch.cat([gains.new_zeros(1), gains])) / whole).clamp_min(0).sqrt()
+
+
 def fit(
     weight: Tensor, rank: int, *, order: str = "depthwise_first", moments: Moments | None = None, sweeps: int = 2
 ) -> Factors:
@@ -228,14 +257,18 @@ class _Problem:
         """The best pointwise factor given the depthwise one: a system that all outputs share, or steps."""
         if self.order != "depthwise_first":
             return self.improve("pointwise", depthwise, pointwise)
+        system, right = self.pointwise_system(depthwise)
+        solution = torch.cholesky_solve(right, _triangle(system)).mT
+        return solution.reshape(self.shape[0], self.shape[1], -1)
+
+    def pointwise_system(self, depthwise: Tensor) -> tuple[Tensor, Tensor]:
+        """The normal equations of the pointwise factor, depthwise first: (C * R, C * R) and (C * R, K)."""
         assert self.gram is not None
         _, channels, taps = self.shape
         rank = depthwise.shape[1]
         half = torch.einsum("crt,ctv->crv", depthwise, self.gram.view(channels, taps, -1))
         system = torch.einsum("mdu,dsu->mds", half.view(channels * rank, channels, taps), depthwise).flatten(1)
-        right = torch.einsum(self.forms["pointwise"], self.target, depthwise).flatten(1)
-        solution = _solve(system, right.mT).mT
-        return solution.reshape(-1, channels, rank)
+        return system, torch.einsum(self.forms["pointwise"], self.target, depthwise).flatten(1).mT
 
     def improve(self, factor: str, depthwise: Tensor, pointwise: Tensor) -> Tensor:
         """A better factor, the other given, by steps of conjugate gradients."""
@@ -315,11 +348,11 @@ def _lifted(matrices: Tensor, share: float = 1e-8) -> Tensor:
     return matrices + (share * trace / size).clamp_min(1e-30) * torch.eye(size).to(matrices)
 
 
-def _solve(system: Tensor, right: Tensor) -> Tensor:
+def _triangle(system: Tensor) -> Tensor:
     for share in (1e-10, 1e-8, 1e-6, 1e-4):
         triangle, info = torch.linalg.cholesky_ex(_lifted(system, share))
         if not info.item():
-            return torch.cholesky_solve(right, triangle)
+            return triangle
     raise ArgumentError("moments must be positive semi-definite and finite")
 
 
