@@ -22,6 +22,7 @@ from dwsep.cli.bench import bench
 from dwsep.cli.demo import demo
 from dwsep.cli.doctor import doctor
 from dwsep.cli.evaluate import evaluate
+from dwsep.cli.separate import separate
 from dwsep.cli.train import train
 
 _USER_ERRORS = (ValueError, TypeError, OSError, RuntimeError, ImportError)
@@ -76,7 +77,7 @@ def _options(
     del version, debug  # the first acts in its callback, the second is read by _Group
 
 
-for _command in (demo, train, evaluate, doctor):
+for _command in (demo, train, evaluate, separate, doctor):
     app.command()(_command)
 app.add_typer(bench, name="bench")
 

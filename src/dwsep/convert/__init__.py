@@ -2,6 +2,16 @@
 
 from dwsep.convert._api import merge_, restructure_, separate_
 from dwsep.convert._config import SeparateConfig
+from dwsep.convert._file import load_, save
 from dwsep.convert._report import SeparatedLayer, SeparationReport
 
-__all__ = ["SeparateConfig", "SeparatedLayer", "SeparationReport", "merge_", "restructure_", "separate_"]
+__all__ = [
+    "SeparateConfig",
+    "SeparatedLayer",
+    "SeparationReport",
+    "load_",
+    "merge_",
+    "restructure_",
+    "save",
+    "separate_",
+]
