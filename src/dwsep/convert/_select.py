@@ -136,19 +136,27 @@ def by_error(layers: Sequence[Layer], budget: float, tried: Callable[[Choice], f
     costs = [[float(layer.macs[form]) for form in _forms(layer)] for layer in layers]
     best: Choice = dict.fromkeys(layers)
     target, fewest = budget**2, float("inf")
+    low, high = 0.0, float("inf")  # targets that kept the budget and that did not
     for _ in range(_TRIES):
         numbers = choose(costs, [losses(layer, _forms(layer)) for layer in layers], target)
         assert numbers is not None  # dense loses nothing
         choice = _pick(layers, numbers)
         macs = sum(layer.macs[form] for layer, form in choice.items())
         if not any(choice.values()):
-            break
+            low = max(low, target)
+            if high == float("inf") or high <= 1.1 * low:
+                break
+            target = (low * high) ** 0.5
+            continue
         made = tried(choice)
         if made <= budget and macs < fewest:
             best, fewest = choice, macs
         if 0.95 * budget <= made <= budget:
             break
-        target *= min(max((0.98 * budget / max(made, 1e-12)) ** 2, 1 / 16), 4)
+        low, high = (max(low, target), high) if made <= budget else (low, min(high, target))
+        target *= min(max((0.98 * budget / max(made, 1e-12)) ** 2, 1 / 16), 16)
+        if not low < target < high:
+            target = (low * high) ** 0.5
     return best
 
 
