@@ -7,6 +7,7 @@ from dwsep.accelerate import AccelerationReport, accelerate_, revert_
 from dwsep.convert import SeparateConfig, SeparationReport, merge_, separate_
 from dwsep.dispatch import backends
 from dwsep.errors import ArgumentError
+from dwsep.ops import release_memory
 
 try:
     __version__ = version("dwsep")
@@ -26,6 +27,7 @@ __all__ = [
     "networks",
     "nn",
     "ops",
+    "release_memory",
     "revert_",
     "separate_",
     "weights",
