@@ -176,28 +176,29 @@ def by_latency(
     """
     values = [losses(layer, _forms(layer)) for layer in layers]
     weights = [[layer.seconds[form] for form in _forms(layer)] for layer in layers]
-    dense_layers = sum(layer.seconds[None] for layer in layers)
-    whole, _ = timed(dict.fromkeys(layers))
-    fixed = whole - dense_layers
+    fastest = tuple(row.index(min(row)) for row in weights)
+    dense, _ = timed(dict.fromkeys(layers))
+    allowed = (
+        (dense * share if share is not None else seconds or 0.0) - dense + sum(layer.seconds[None] for layer in layers)
+    )
+    low, high = 0.0, float("inf")  # of the layers' own time: what kept the limit and what did not
     best: tuple[bool, float, Choice] | None = None
     for _ in range(_TRIES):
-        limit = whole * share if share is not None else seconds or 0.0
-        numbers = choose(values, weights, limit - fixed)
-        if numbers is None:
-            numbers = tuple(row.index(min(row)) for row in weights)
+        numbers = choose(values, weights, allowed) or fastest
         choice = _pick(layers, numbers)
-        predicted = fixed + sum(layer.seconds[form] for layer, form in choice.items())
+        alone = sum(layer.seconds[form] for layer, form in choice.items())
         dense, made = timed(choice)
-        limit = dense * share if share is not None else limit
+        limit = dense * share if share is not None else seconds or 0.0
+        over = made > limit
         # The nearest to the limit from below; failing that, the nearest.
-        rank = (made > limit, abs(made - limit) / limit, choice)
-        if best is None or rank[:2] < best[:2]:
-            best = rank
-        if 0.93 * limit <= made <= limit or (made > limit and numbers == tuple(r.index(min(r)) for r in weights)):
+        if best is None or (over, abs(made - limit) / limit) < best[:2]:
+            best = over, abs(made - limit) / limit, choice
+        if 0.95 * limit <= made <= limit or (over and numbers == fastest) or not (over or any(choice.values())):
             break
-        if made < limit and not any(a is not None for a in choice.values()):
-            break  # dense already keeps the budget
-        whole, fixed = dense, fixed + 0.9 * (made - predicted) + (0.02 * limit if made > limit else 0.0)
+        low, high = (low, min(high, alone)) if over else (max(low, alone), high)
+        allowed = alone + 0.98 * limit - made  # the layers' times add up to the network's only nearly
+        if not low < allowed < high:
+            allowed = (low + high) / 2
     assert best is not None
     over, miss, choice = best
     if over and miss > 0.1:
