@@ -79,7 +79,7 @@ def main() -> None:
     train, test = load_idx(arguments.data_dir, "train"), load_idx(arguments.data_dir, "test")
     dense, normalisation = load(arguments.dense)
     x = normalisation(test.images[:1])
-    loader = BatchLoader(train, BATCH, normalisation, seed=0, augment=True)
+    loader = BatchLoader(train, BATCH, normalisation, seed=0)  # as the dense network was trained: not augmented
     print(f"dense: {accuracy(dense, test, normalisation)}, {count(dense, x).macs:,} macs", flush=True)
     calibration = normalisation(train.images[:CALIBRATION]).split(BATCH)
     for name, data, options in (
