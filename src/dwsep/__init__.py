@@ -2,7 +2,7 @@
 
 from importlib.metadata import PackageNotFoundError, version
 
-from dwsep import functional, networks, nn, ops, weights
+from dwsep import convert, functional, networks, nn, ops, weights
 from dwsep.accelerate import AccelerationReport, accelerate_, revert_
 from dwsep.convert import SeparateConfig, SeparationReport, merge_, separate_
 from dwsep.dispatch import backends
@@ -22,6 +22,7 @@ __all__ = [
     "__version__",
     "accelerate_",
     "backends",
+    "convert",
     "functional",
     "merge_",
     "networks",
