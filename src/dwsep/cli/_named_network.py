@@ -86,7 +86,7 @@ def _timm(name: str, num_classes: int, size: int | None) -> tuple[Any, int, Any,
         near = ", ".join(timm.list_models(f"*{name}*")[:5])
         raise ValueError(f"network: timm has no model {name!r}" + (f"; did you mean {near}" if near else ""))
     model = timm.create_model(name, pretrained=False, num_classes=num_classes)
-    data = timm.data.resolve_model_data_config(model)
+    data = timm.data.resolve_model_data_config(model)  # type: ignore[reportPrivateImportUsage]
     return model, size or data["input_size"][-1], tuple(data["mean"]), tuple(data["std"])
 
 
