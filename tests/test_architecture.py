@@ -13,16 +13,19 @@ SOURCE = Path(__file__).parents[1] / "src" / "dwsep"
 # What a room may import: itself, and the rooms listed.
 BELOW = {
     "errors": set(),
+    "tables": set(),
     "geometry": {"errors"},
     "kernels": {"geometry", "errors"},
     "ops": {"kernels", "geometry", "errors"},
     "dispatch": {"ops", "kernels", "geometry", "errors"},
     "functional": {"dispatch", "ops", "kernels", "geometry", "errors"},
     "nn": {"functional", "dispatch", "ops", "kernels", "geometry", "errors"},
-    "accelerate": {"nn", "functional", "dispatch", "ops", "kernels", "geometry", "errors"},
+    "accelerate": {"tables", "nn", "functional", "dispatch", "ops", "kernels", "geometry", "errors"},
     "networks": {"nn", "functional", "geometry", "errors"},
     "weights": {"networks", "nn", "functional", "geometry", "errors"},
     "analysis": {"nn", "geometry", "errors"},
+    # A budget of macs or of latency counts and times as analysis does, and files are written as networks' are.
+    "convert": {"analysis", "networks", "tables", "nn", "functional", "geometry", "errors"},
     "bench": {"accelerate", "analysis", "nn", "functional", "dispatch", "ops", "kernels", "geometry", "errors"},
     "training": {"accelerate", "networks", "nn", "functional", "geometry", "errors"},
 }

@@ -1,4 +1,4 @@
-"""The examples in the docstrings of layers, blocks, weights and networks run."""
+"""The examples in the docstrings of layers, blocks, weights, networks and conversion run."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import dwsep
 
 MODULES = [
     f"{package.__name__}.{module.name}"
-    for package in (dwsep.networks, dwsep.nn, dwsep.weights)
+    for package in (dwsep.networks, dwsep.nn, dwsep.weights, dwsep.convert)
     for module in pkgutil.iter_modules(package.__path__)
 ]
 

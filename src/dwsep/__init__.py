@@ -2,8 +2,9 @@
 
 from importlib.metadata import PackageNotFoundError, version
 
-from dwsep import functional, networks, nn, ops, weights
+from dwsep import convert, functional, networks, nn, ops, weights
 from dwsep.accelerate import AccelerationReport, accelerate_, revert_
+from dwsep.convert import SeparateConfig, SeparationReport, merge_, separate_
 from dwsep.dispatch import backends
 from dwsep.errors import ArgumentError
 from dwsep.ops import release_memory
@@ -16,14 +17,19 @@ except PackageNotFoundError:  # a source folder on the path, not installed
 __all__ = [
     "AccelerationReport",
     "ArgumentError",
+    "SeparateConfig",
+    "SeparationReport",
     "__version__",
     "accelerate_",
     "backends",
+    "convert",
     "functional",
+    "merge_",
     "networks",
     "nn",
     "ops",
     "release_memory",
     "revert_",
+    "separate_",
     "weights",
 ]

@@ -38,10 +38,12 @@ def test_main_runs_as_a_module():
 def test_main_lists_the_commands():
     finished = CliRunner().invoke(app, ["--help"])
     assert finished.exit_code == 0
-    assert all(f" {command} " in finished.stdout for command in ("demo", "train", "evaluate", "doctor", "bench"))
+    assert all(
+        f" {command} " in finished.stdout for command in ("demo", "train", "evaluate", "separate", "doctor", "bench")
+    )
 
 
-@pytest.mark.parametrize("command", ["demo", "train", "evaluate", "doctor", "bench"])
+@pytest.mark.parametrize("command", ["demo", "train", "evaluate", "separate", "doctor", "bench"])
 def test_main_explains_every_command(command):
     finished = CliRunner().invoke(app, [command, "--help"])
     assert finished.exit_code == 0

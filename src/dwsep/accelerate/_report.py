@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import html
 from dataclasses import dataclass
+
+from dwsep.tables import html_table, text_table
 
 
 @dataclass(frozen=True)
@@ -39,16 +40,11 @@ class AccelerationReport:
         return tuple(line for line in self.lines if line.status != "fused")
 
     def __str__(self) -> str:
-        rows = [("module", "what", "status", "reason")]
-        rows += [(line.name or "(the model)", line.what, line.status, line.reason) for line in self.lines]
-        widths = [max(len(row[column]) for row in rows) for column in range(4)]
-        table = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows]
-        return "\n".join(([self.summary] if self.summary else []) + (table if self.lines else []))
+        return "\n".join(([self.summary] if self.summary else []) + ([text_table(self._rows())] if self.lines else []))
 
     def _repr_html_(self) -> str:
-        head = "".join(f"<th>{title}</th>" for title in ("module", "what", "status", "reason"))
-        rows = []
-        for line in self.lines:
-            cells = (line.name or "(the model)", line.what, line.status, line.reason)
-            rows.append("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in cells) + "</tr>")
-        return f"<p>{html.escape(self.summary)}</p><table><tr>{head}</tr>{''.join(rows)}</table>"
+        return html_table(self._rows(), self.summary)
+
+    def _rows(self) -> list[tuple[str, ...]]:
+        rows = [("module", "what", "status", "reason")]
+        return rows + [(line.name or "(the model)", line.what, line.status, line.reason) for line in self.lines]

@@ -23,6 +23,7 @@ from dwsep.cli.demo import demo
 from dwsep.cli.doctor import doctor
 from dwsep.cli.evaluate import evaluate
 from dwsep.cli.predict import predict
+from dwsep.cli.separate import separate
 from dwsep.cli.train import app as train
 
 _USER_ERRORS = (ValueError, TypeError, OSError, RuntimeError, ImportError)
@@ -77,7 +78,7 @@ def _options(
     del version, debug  # the first acts in its callback, the second is read by _Group
 
 
-for _command in (demo, evaluate, predict, doctor):
+for _command in (demo, evaluate, predict, separate, doctor):
     app.command()(_command)
 app.add_typer(train, name="train")
 app.add_typer(bench, name="bench")

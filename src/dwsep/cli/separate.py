@@ -1,0 +1,124 @@
+"""``dwsep separate``: a trained dense network becomes separable within a budget."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+_DEFAULT_OUTPUT = Path("separated.safetensors")
+
+
+def separate(
+    network: Annotated[str, typer.Argument(help="timm:NAME, torchvision:NAME, or a network of dwsep.")],
+    checkpoint: Annotated[Path | None, typer.Option(help="Its trained weights.")] = None,
+    error: Annotated[float | None, typer.Option(help="Budget: relative error of the network's output.")] = None,
+    macs: Annotated[float | None, typer.Option(help="Budget: share of the dense macs, or a count above 1.")] = None,
+    latency: Annotated[float | None, typer.Option(help="Budget: share of the dense latency, measured.")] = None,
+    latency_ms: Annotated[float | None, typer.Option(help="Budget: milliseconds of a call, measured.")] = None,
+    rank: Annotated[int | None, typer.Option(help="Instead of a budget: one rank for all layers.")] = None,
+    order: Annotated[str, typer.Option(help="auto, depthwise_first or pointwise_first.")] = "auto",
+    include: Annotated[list[str] | None, typer.Option(help="Names or patterns of modules to separate.")] = None,
+    exclude: Annotated[list[str] | None, typer.Option(help="Names or patterns of modules to leave dense.")] = None,
+    min_channels: Annotated[int, typer.Option(min=1, help="Layers with fewer channels stay dense.")] = 8,
+    data: Annotated[
+        str | None,
+        typer.Option(help="Calibration: fashion-mnist-subset, fashion-mnist, or folder.", show_default="weights alone"),
+    ] = None,
+    data_dir: Annotated[Path | None, typer.Option(help="Folder of the calibration images.")] = None,
+    images: Annotated[int, typer.Option(min=1, help="Calibration images.")] = 512,
+    size: Annotated[int | None, typer.Option(min=1, help="Pixels of the images.", show_default="the network's")] = None,
+    num_classes: Annotated[int, typer.Option(min=1, help="Classes of a timm or torchvision network.")] = 1000,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images per call that latency is measured for.")] = 1,
+    memory_format: Annotated[str, typer.Option(help="channels_last or contiguous.")] = "channels_last",
+    output: Annotated[Path, typer.Option(help="File of the separated network.")] = _DEFAULT_OUTPUT,
+    html: Annotated[Path | None, typer.Option(help="Also write the report as a page.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the report as one JSON object.")] = False,
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads.", show_default="PyTorch's choice")] = None,
+) -> None:
+    """Make the dense convolutions of a trained network separable, weights kept, within a budget.
+
+    Exactly one of --error, --macs, --latency, --latency-ms and --rank. In Python, dwsep.convert.load_ reads the output.
+    """
+    import torch
+
+    from dwsep import convert
+    from dwsep.analysis._files import write_text_atomically
+    from dwsep.cli._console import make_progress, output_console, progress_console
+    from dwsep.cli._named_network import build
+    from dwsep.errors import unknown_name
+
+    formats = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}
+    if memory_format not in formats:
+        raise unknown_name("memory_format", memory_format, tuple(formats))
+    config = convert.SeparateConfig(
+        error=error,
+        macs=macs,
+        latency=latency,
+        latency_seconds=None if latency_ms is None else latency_ms / 1000,
+        rank=rank,
+        order=order,
+        include=tuple(include or ()),
+        exclude=tuple(exclude or ()),
+        min_channels=min_channels,
+    )
+    if threads is not None:
+        torch.set_num_threads(threads)
+    named = build(network, checkpoint, num_classes=num_classes, size=size)
+    model = named.model.to(memory_format=formats[memory_format])  # type: ignore[call-overload]
+    calibration = None
+    if data is not None:
+        calibration = _calibration(named, data, data_dir, images, formats[memory_format])
+    console = progress_console()
+    if checkpoint is None:
+        console.print("no --checkpoint: the weights are random")
+    if data is None:
+        console.print("no --data: weights are approximated instead of outputs, which loses far more")
+    example = torch.zeros(batch_size, named.in_channels, named.image_size, named.image_size)
+    if calibration is not None:
+        example = torch.cat([calibration[0]] * -(-batch_size // len(calibration[0])))[:batch_size]
+    else:
+        example = torch.randn(example.shape, generator=torch.Generator().manual_seed(0))
+    example = example.contiguous(memory_format=formats[memory_format])
+    with make_progress(console) as progress:
+        tasks: dict[str, Any] = {}
+
+        def told(what: str, done: int, total: int) -> None:
+            if what not in tasks:
+                tasks[what] = progress.add_task(what, total=total, note="")
+            progress.update(tasks[what], completed=done, total=total)
+
+        report = convert.separate_(model, config, example_inputs=example, calibration=calibration, on_progress=told)
+    metadata = {"network": network, "num_classes": str(num_classes), "report": json.dumps(report.to_dict())}
+    if named.info is not None:
+        metadata["model"] = named.info
+    convert.save(output, model, report, metadata=metadata)
+    if html is not None:
+        page = f"<!doctype html><meta charset=utf-8><title>{report.summary}</title>{report._repr_html_()}\n"
+        write_text_atomically(html, page)
+    if as_json:
+        print(json.dumps(report.to_dict(), indent=2))
+    else:
+        output_console().print(report)
+        console.print(f"wrote {output}", soft_wrap=True, markup=False)
+
+
+def _calibration(named: Any, data: str, data_dir: Path | None, count: int, memory_format: Any) -> list[Any]:
+    import torch
+
+    from dwsep.training.config import TrainConfig
+    from dwsep.training.data import Normalisation
+    from dwsep.training.setup import load_data
+
+    config = TrainConfig.model_validate(
+        {"data": data, "data_dir": data_dir, "image_size": named.image_size, "in_channels": named.in_channels}
+    )
+    images = load_data(config, "train")
+    if images.in_channels != named.in_channels:
+        raise ValueError(f"the network takes images with {named.in_channels} channels, {images.name} has "
+                         f"{images.in_channels}")  # fmt: skip
+    chosen = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))[:count]
+    prepared = Normalisation(named.mean, named.std)(images.images[chosen])
+    return [batch.contiguous(memory_format=memory_format) for batch in prepared.split(32)]
