@@ -22,7 +22,7 @@ BELOW = {
     "accelerate": {"nn", "functional", "dispatch", "ops", "kernels", "geometry", "errors"},
     "networks": {"nn", "functional", "geometry", "errors"},
     "weights": {"networks", "nn", "functional", "geometry", "errors"},
-    "analysis": {"nn", "geometry", "errors"},
+    "analysis": {"accelerate", "nn", "functional", "dispatch", "ops", "kernels", "geometry", "errors"},
     "bench": {"accelerate", "analysis", "nn", "functional", "dispatch", "ops", "kernels", "geometry", "errors"},
     "training": {"accelerate", "networks", "nn", "functional", "geometry", "errors"},
 }

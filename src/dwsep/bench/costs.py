@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 
-from dwsep.bench.ceilings import Ceilings
+from dwsep.analysis.ceilings import Ceilings
 from dwsep.bench.registry import Task
 
 ELEMENT_BYTES = {"float32": 4, "bfloat16": 2}

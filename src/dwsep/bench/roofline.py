@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dwsep.bench import costs
-from dwsep.bench.ceilings import Ceilings
+from dwsep.analysis.ceilings import Ceilings
 from dwsep.bench.peers import OURS, PEERS
 from dwsep.bench.registry import Task
 from dwsep.bench.results import group, group_title
