@@ -79,5 +79,4 @@ def intensity(task: Task) -> float:
 
 def floor_seconds(task: Task, ceilings: Ceilings) -> float:
     """The larger of the time that the arithmetic and the time that the memory takes, in seconds."""
-    moved = bytes_moved(task)
-    return max(2 * macs(task) / ceilings.peak(task.dtype), moved / ceilings.bandwidth(moved))
+    return ceilings.floor_seconds(macs(task), bytes_moved(task), task.dtype)
