@@ -4,12 +4,14 @@
 #include <torch/csrc/stable/library.h>
 
 #include "cpu/isa.h"
+#include "cpu/kept_memory.h"
 #include "cpu/peak.h"
 #include "ops/depthwise_conv.h"
 #include "ops/inference_program.h"
 #include "ops/pointwise_conv.h"
 #include "ops/separable_conv.h"
 #include "ops/stages.h"
+#include "ops/training_program.h"
 
 STABLE_TORCH_LIBRARY_IMPL(dwsep, CPU, library) {
   library.impl("depthwise_conv", TORCH_BOX(&dwsep::depthwise_conv));
@@ -40,6 +42,8 @@ STABLE_TORCH_LIBRARY_IMPL(dwsep, CPU, library) {
   library.impl("stage_output_backward", TORCH_BOX(&dwsep::stage_output_backward));
   library.impl("stage_pool", TORCH_BOX(&dwsep::stage_pool));
   library.impl("stage_squeeze_backward", TORCH_BOX(&dwsep::stage_squeeze_backward));
+  library.impl("training_program", TORCH_BOX(&dwsep::training_program));
+  library.impl("training_program_backward", TORCH_BOX(&dwsep::training_program_backward));
 }
 
 #define DWSEP_EXPORT extern "C" __attribute__((visibility("default")))
@@ -67,5 +71,7 @@ DWSEP_EXPORT int64_t dwsep_packed_separable_size(int64_t inner_channels, int64_t
 DWSEP_EXPORT int64_t dwsep_packed_pointwise_size(int64_t channels, int64_t out_channels) {
   return dwsep::packed_pointwise_size(channels, out_channels);
 }
+
+DWSEP_EXPORT int64_t dwsep_release_memory() { return static_cast<int64_t>(dwsep::release_kept_memory()); }
 
 DWSEP_EXPORT double dwsep_fma_peak(double seconds) { return dwsep::fma_peak(seconds); }

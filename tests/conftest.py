@@ -12,6 +12,9 @@ import torch
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
+# The same for the memory which the native library keeps by itself.
+os.environ.setdefault("DWSEP_KEEP_MEMORY", "spoil")
+
 # Commands run inside the test process: they shall not set up its allocator for the tests after them.
 os.environ["DWSEP_KEEP_ALLOCATOR"] = "1"
 

@@ -133,6 +133,7 @@ struct StageGradientRow {
   const float* gate = nullptr;
   const float* addend = nullptr;
   float addend_factor = 1.0f;
+  int64_t ahead = 0;  // pixels behind the one being read, to be asked for
 };
 
 // out = activation(scale * x + shift) + residual, consecutive pixels of channels-last float tensors.
@@ -157,7 +158,8 @@ struct StageProductSums {
   Activation activation;
   int64_t pixels;
   int64_t channels;
-  double* sums;  // padded
+  double* sums;   // padded
+  int64_t ahead;  // pixels behind the one being read, to be asked for
 };
 
 // A row of pixels of one block of channels, computed, on its way to a channels-last tensor; its sums are wanted.

@@ -54,7 +54,7 @@ void stage_image_sums(const PendingImages& input, const float* gradient, double 
   parts.run(input, [&](int64_t part, int64_t, int64_t pixel, int64_t pixels) {
     const int64_t at = pixel * input.channels;
     table.stage_product_sums({gradient == nullptr ? nullptr : gradient + at, input.x + at, input.scale, input.shift,
-                              input.activation, pixels, input.channels, sums + part * parts.padded});
+                              input.activation, pixels, input.channels, sums + part * parts.padded, parts.tile});
   });
   for (int64_t image = 0; image < input.images; ++image) {
     for (int64_t channel = 0; channel < input.channels; ++channel) {
@@ -89,11 +89,12 @@ void stage_gated_backward(const PendingImages& input, const float* gradient, con
   double* sums = parts.sums(2);
   parts.run(input, [&](int64_t part, int64_t image, int64_t pixel, int64_t pixels) {
     const int64_t at = pixel * channels, values = image * channels;
-    table.stage_gradient_row(
-        {gradient == nullptr ? nullptr : gradient + at, channels, table.lanes, input.x + at, input.scale, input.shift,
-         input.activation, channels, pixels, channels, x_gradient + at, false, sums + part * 2 * parts.padded,
-         parts.padded, gate == nullptr ? nullptr : gate + values,
-         mean_gradient == nullptr ? nullptr : mean_gradient + values, 1.0f / static_cast<float>(input.pixels)});
+    table.stage_gradient_row({gradient == nullptr ? nullptr : gradient + at, channels, table.lanes, input.x + at,
+                              input.scale, input.shift, input.activation, channels, pixels, channels, x_gradient + at,
+                              false, sums + part * 2 * parts.padded, parts.padded,
+                              gate == nullptr ? nullptr : gate + values,
+                              mean_gradient == nullptr ? nullptr : mean_gradient + values,
+                              1.0f / static_cast<float>(input.pixels), parts.tile});
   });
   if (affine_gradient != nullptr) add_moments(sums, parts.count, parts.padded, channels, affine_gradient);
 }

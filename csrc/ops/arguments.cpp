@@ -4,6 +4,8 @@
 
 #include <algorithm>
 
+#include "ops/output_memory.h"
+
 namespace dwsep {
 namespace {
 
@@ -166,7 +168,7 @@ Tensor empty_channels_last(const ConvProblem& problem, int64_t channels, const T
   if (x.dim() == 5) sizes.push_back(problem.output[0]);
   sizes.push_back(problem.output[1]);
   sizes.push_back(problem.output[2]);
-  return torch::stable::empty(sizes, x.scalar_type(), std::nullopt, std::nullopt, std::nullopt, format);
+  return empty_output(sizes, x.scalar_type(), format);
 }
 
 Tensor empty_in_layout_of(const Tensor& x, int64_t channels, const std::vector<int64_t>& spatial) {
@@ -175,7 +177,7 @@ Tensor empty_in_layout_of(const Tensor& x, int64_t channels, const std::vector<i
   if (last && spatial.size() == 1) sizes.push_back(1);  // no memory format has three axes
   sizes.insert(sizes.end(), spatial.begin(), spatial.end());
   const MemoryFormat format = last ? last_format(static_cast<int64_t>(sizes.size())) : MemoryFormat::Contiguous;
-  const Tensor out = torch::stable::empty(sizes, x.scalar_type(), std::nullopt, std::nullopt, std::nullopt, format);
+  const Tensor out = empty_output(sizes, x.scalar_type(), format);
   return last && spatial.size() == 1 ? torch::stable::squeeze(out, 2) : out;
 }
 

@@ -2,6 +2,8 @@
 
 #include <torch/csrc/stable/ops.h>
 
+#include "ops/output_memory.h"
+
 namespace dwsep {
 namespace {
 
@@ -54,7 +56,7 @@ Tensor empty_stage_output(int64_t batch, int64_t channels, const std::vector<int
   if (spatial.size() == 1) sizes.push_back(1);  // no memory format has three axes
   sizes.insert(sizes.end(), spatial.begin(), spatial.end());
   const MemoryFormat format = sizes.size() == 5 ? MemoryFormat::ChannelsLast3d : MemoryFormat::ChannelsLast;
-  const Tensor out = torch::stable::empty(sizes, ScalarType::Float, std::nullopt, std::nullopt, std::nullopt, format);
+  const Tensor out = empty_output(sizes, ScalarType::Float, format);
   return spatial.size() == 1 ? torch::stable::squeeze(out, 2) : out;
 }
 

@@ -6,6 +6,7 @@ from dwsep import functional, networks, nn, ops, weights
 from dwsep.accelerate import AccelerationReport, accelerate_, revert_
 from dwsep.dispatch import backends
 from dwsep.errors import ArgumentError
+from dwsep.ops import release_memory
 
 try:
     __version__ = version("dwsep")
@@ -22,6 +23,7 @@ __all__ = [
     "networks",
     "nn",
     "ops",
+    "release_memory",
     "revert_",
     "weights",
 ]

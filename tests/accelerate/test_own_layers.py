@@ -84,7 +84,7 @@ def test_network_trains_on_stages_from_end_to_end(monkeypatch):
     assert len(report.fused) == 27
     assert list(net.state_dict()) == keys
     programs, plain = [], _training.run
-    monkeypatch.setattr(_training, "run", lambda program, x: programs.append(program) or plain(program, x))
+    monkeypatch.setattr(_training, "run", lambda program, *rest: programs.append(program) or plain(program, *rest))
     x = torch.randn(4, 1, 28, 28)
     check_step(pickle.loads(pickle.dumps(net)), x, both_layouts=True)
     assert [len(program.stages()) for program in programs] == [27]

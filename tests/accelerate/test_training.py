@@ -15,9 +15,10 @@ from dwsep.bench.network_problem import saved_bytes
 from tests.accelerate.toys import Net, check_step, distance, randomise
 
 
-@pytest.fixture(autouse=True)
-def _stages_everywhere(monkeypatch):
+@pytest.fixture(autouse=True, params=[True, False], ids=["segments", "single"])
+def _stages_everywhere(monkeypatch, request):
     monkeypatch.setattr(_training, "ON_REFERENCES", True)
+    monkeypatch.setattr(_training, "SEGMENTS", request.param)
 
 
 @pytest.fixture(name="runs")
@@ -25,7 +26,7 @@ def _runs(monkeypatch):
     """How often a program has trained on stages."""
     calls = []
     plain = _training.run
-    monkeypatch.setattr(_training, "run", lambda program, x: calls.append(program) or plain(program, x))
+    monkeypatch.setattr(_training, "run", lambda program, *rest: calls.append(program) or plain(program, *rest))
     return calls
 
 

@@ -126,7 +126,7 @@ def check_step(model, x, call=lambda model: model, both_layouts=False):
 
     ``both_layouts`` is for deep networks: the worse of eager's two counts. Rounding is chance, and among hundreds of
     tensors some fall unluckily (eager's own layouts: up to 4.2 times the bound of one another, 1 in 100 beyond it): two
-    tensors in 100 may be up to four times the bound away.
+    tensors in 100 may be up to five times the bound away.
     """
     plain = copy.deepcopy(model)
     dwsep.revert_(plain)
@@ -162,4 +162,4 @@ def check_step(model, x, call=lambda model: model, both_layouts=False):
         shares[name] = distance(ours[name], expected) / (2 * eager + 1e-6)
     beyond = sorted(((share, name) for name, share in shares.items() if share > 1), reverse=True)
     assert len(beyond) <= (len(shares) // 50 if both_layouts else 0), beyond
-    assert not beyond or beyond[0][0] <= 4, beyond
+    assert not beyond or beyond[0][0] <= 5, beyond

@@ -153,7 +153,7 @@ def _lines(program: Program, names: dict[int, str]) -> list[Line]:
             depthwise = step.conv is not None and _modules.is_depthwise(step.conv)
             if first is not None and (depthwise or not alone):
                 lines.append(Line(names[id(first)], describe(step), "fused"))
-        elif isinstance(step, Call) and isinstance(step.target, nn.Module):
+        elif isinstance(step, Call) and step.kind == "module":
             reason = _reason(step.target)
             if reason is not None:
                 lines.append(Line(names[id(step.target)], type(step.target).__name__, "left alone", reason))

@@ -13,7 +13,7 @@ from torch.nn.modules import module as torch_module
 from torch.utils.hooks import RemovableHandle
 
 from dwsep import _functorch, functional
-from dwsep.accelerate import _inference, _modules, _tracing, _training
+from dwsep.accelerate import _inference, _modules, _segments, _tracing, _training
 from dwsep.accelerate._matching import match
 from dwsep.accelerate._program import Program
 from dwsep.geometry import ConvGeometry
@@ -35,7 +35,7 @@ class _State:
         for module in (*program.inside, *program.parts):
             self._watch(module._modules, list(module._modules))
         for module in program.skipped:
-            self._watch(module.__dict__, ["training"])
+            self._watch(module.__dict__, [key for key in ("training", "p") if key in module.__dict__])
         self.values = [place[key] for place, key in zip(self.places, self.keys, strict=True)]
         followed = [module for module in program.inside if module is not root]
         self.modules = [*followed, *program.parts, *program.skipped]
@@ -96,6 +96,7 @@ class Reading:
         self.channels = {conv.in_channels for conv in convs}
         self.gains = gains(self.program)
         self.plan: _inference.Plan | None = None
+        self.training = _segments.plan(self.program)
 
     def wants_gradient(self, x: Tensor) -> bool:
         """Whether autograd has to see the module run."""
@@ -159,7 +160,7 @@ class AcceleratedForward(_InstanceForward):
                 x = args[0]
                 if reading.wants_gradient(x) or reading.is_training():
                     if _training.is_available() and _training.admits(reading.program):
-                        return _training.run(reading.program, x)
+                        return _training.run(reading.program, reading.training, x)
                 else:
                     plan = reading.inference()
                     if plan is not None:
@@ -215,15 +216,20 @@ class DepthwiseForward(_InstanceForward):
 
 
 def gains(program: Program) -> bool:
-    """Whether a program is worth running: a depthwise convolution in it has something to be fused with."""
+    """Whether a program is worth running: a depthwise convolution in it has something to be fused with, or two
+    pointwise ones have an activation between them, as behind ConvNeXt's.
+    """
     users = program.users()
     ends = {s.input for s in program.stages() if s.conv is not None and _modules.is_pointwise(s.conv)}
     for stage in program.stages():
-        if stage.conv is not None and _modules.is_depthwise(stage.conv):
-            if stage.norm is not None or stage.activation != "none":
+        if stage.conv is None:
+            continue
+        alone = stage.norm is None and stage.activation == "none"
+        if _modules.is_depthwise(stage.conv):
+            if not alone or (stage.output in ends and users[stage.output] == 1):
                 return True
-            if stage.output in ends and users[stage.output] == 1:
-                return True
+        elif _modules.is_pointwise(stage.conv) and not alone and stage.output in ends:
+            return True
     return False
 
 

@@ -166,8 +166,9 @@ def passes_through(module: nn.Module) -> bool:
     """Whether a module returns its input as it is in its present mode."""
     if type(module) is nn.Identity:
         return True
-    drops = type(module) in _DROPS or foreign_name(module) in _FOREIGN_DROPS
-    return drops and not module.training
+    if type(module) in _DROPS:
+        return not module.training or module.p == 0  # type: ignore[attr-defined]
+    return foreign_name(module) in _FOREIGN_DROPS and not module.training
 
 
 def looks(target: Any) -> bool:

@@ -10,6 +10,7 @@ from torch.utils import _pytree as pytree
 
 from dwsep.accelerate import _gates, _modules, _stages
 from dwsep.accelerate._program import Call, Product, Program, Stage, Step, inputs_of, run_call, substitute, values_in
+from dwsep.accelerate._segments import Plan, Segment
 from dwsep.accelerate._stages import Pending
 from dwsep.kernels.activations import FORWARD
 from dwsep.ops._layout import is_channels_last
@@ -17,6 +18,8 @@ from dwsep.ops._layout import is_channels_last
 # Whether networks train on stages at all, and whether they do where only the references of these run.
 ENABLED = True
 ON_REFERENCES = False
+# Whether stretches of stages run as one call.
+SEGMENTS = True
 
 
 def is_available() -> bool:
@@ -40,15 +43,19 @@ def admits(program: Program) -> bool:
     return True
 
 
-def run(program: Program, x: Tensor) -> Any:
+def run(program: Program, plan: Plan, x: Tensor) -> Any:
     """The output of a program for an input (N, C, H, W), differentiable; running statistics follow."""
+    values: list[Any] = [None] * plan.values
     keeps = is_channels_last(x) or any(s.conv is not None and is_channels_last(s.conv.weight) for s in program.stages())
-    values: list[Any] = [None] * program.values
     values[0] = x.contiguous(memory_format=torch.channels_last)
-    for index, step in enumerate(program.steps):
-        values[step.output] = _step(step, values)
-        for value in inputs_of(step):
-            if program.last_use.get(value) == index:
+    for index, item in enumerate(plan.items):
+        taken = item.inputs if isinstance(item, Segment) else inputs_of(item)
+        if isinstance(item, Segment):
+            _segment(item, values)
+        else:
+            values[item.output] = _step(item, values)
+        for value in taken:
+            if plan.last_use.get(value) == index:
                 values[value] = None
     for value in values_in(program.outputs):
         values[value] = _tensor(values[value])
@@ -57,6 +64,21 @@ def run(program: Program, x: Tensor) -> Any:
         results = [r.contiguous() if isinstance(r, Tensor) and r.dim() == 4 else r for r in results]
     spec = program.output_spec
     return results[0] if spec.is_leaf() else pytree.tree_unflatten(results, spec)
+
+
+def _segment(segment: Segment, values: list[Any]) -> None:
+    """One native call, or, where it cannot be, the steps one by one."""
+    inputs = [values[value] for value in segment.inputs]
+    if SEGMENTS and all(isinstance(x, (Tensor, Pending)) for x in inputs):
+        inputs = [_tensor(x) for x in inputs]
+        if all(x.dtype is torch.float32 and x.is_cpu for x in inputs):
+            lowered = segment.lower([tuple(x.shape) for x in inputs])
+            if lowered is not None:
+                for value, result in zip(segment.outputs, lowered.run(inputs), strict=True):
+                    values[value] = result
+                return
+    for step in segment.steps:
+        values[step.output] = _step(step, values)
 
 
 def _step(step: Step, values: list[Any]) -> Any:

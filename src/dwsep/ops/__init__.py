@@ -11,8 +11,9 @@ from dwsep.ops import (
     stage_gate,
     stage_norm,
     stage_output,
+    training_program,
 )
-from dwsep.ops._library import NativeStatus, native_status
+from dwsep.ops._library import NativeStatus, native_status, release_memory
 
 native_status()
 
@@ -24,9 +25,11 @@ __all__ = [
     "native_status",
     "pointwise_conv_packed",
     "pointwise_stage",
+    "release_memory",
     "separable_conv",
     "separable_conv_packed",
     "stage_gate",
     "stage_norm",
     "stage_output",
+    "training_program",
 ]

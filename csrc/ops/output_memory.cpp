@@ -1,0 +1,73 @@
+#include "ops/output_memory.h"
+
+#include <torch/csrc/stable/ops.h>
+
+#include <algorithm>
+#include <cstdlib>
+#include <limits>
+#include <optional>
+#include <string>
+
+#include "cpu/kept_memory.h"
+
+namespace dwsep {
+namespace {
+
+using torch::headeronly::MemoryFormat;
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+// Smaller blocks stay in the C library's heap between calls.
+constexpr int64_t kKeptBytes = int64_t{1} << 20;
+
+enum class Keeping { kOff, kOn, kSpoil };
+
+// DWSEP_KEEP_MEMORY: 0 takes everything from PyTorch's allocator; "spoil" fills what is taken with NaN, for tests.
+Keeping keeping() {
+#ifdef DWSEP_SANITIZE
+  return Keeping::kOff;  // the sanitizer watches the borders of blocks of the C library's
+#else
+  static const Keeping chosen = [] {
+    const char* value = std::getenv("DWSEP_KEEP_MEMORY");
+    const std::string name = value != nullptr ? value : "";
+    return name == "0" ? Keeping::kOff : name == "spoil" ? Keeping::kSpoil : Keeping::kOn;
+  }();
+  return chosen;
+#endif
+}
+
+// Of the axes from the one that changes slowest to the one that changes fastest.
+std::vector<int64_t> strides_of(const std::vector<int64_t>& sizes, MemoryFormat format) {
+  const std::size_t axes = sizes.size();
+  std::vector<int64_t> strides(axes);
+  int64_t stride = 1;
+  const auto next = [&](std::size_t axis) {
+    strides[axis] = stride;
+    stride *= std::max<int64_t>(sizes[axis], 1);
+  };
+  const bool last = format != MemoryFormat::Contiguous;
+  if (last) next(1);
+  for (std::size_t axis = axes; axis-- > (last ? 2 : 0);) next(axis);
+  if (last) next(0);
+  return strides;
+}
+
+}  // namespace
+
+Tensor empty_output(const std::vector<int64_t>& sizes, ScalarType dtype, MemoryFormat format) {
+  int64_t bytes = dtype == ScalarType::BFloat16 ? 2 : 4;
+  for (const int64_t size : sizes) bytes *= size;
+  const bool known = dtype == ScalarType::Float || dtype == ScalarType::BFloat16;
+  if (!known || bytes < kKeptBytes || keeping() == Keeping::kOff) {
+    return torch::stable::empty(sizes, dtype, std::nullopt, std::nullopt, std::nullopt, format);
+  }
+  void* memory = take_memory(static_cast<std::size_t>(bytes));
+  if (keeping() == Keeping::kSpoil) {
+    // All bits set are a NaN in both types.
+    std::fill_n(static_cast<unsigned char*>(memory), bytes, static_cast<unsigned char>(0xff));
+  }
+  return torch::stable::from_blob(memory, sizes, strides_of(sizes, format),
+                                  torch::stable::Device(torch::headeronly::DeviceType::CPU), dtype, &give_memory_back);
+}
+
+}  // namespace dwsep

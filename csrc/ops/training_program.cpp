@@ -1,0 +1,141 @@
+#include "ops/training_program.h"
+
+#include <torch/csrc/stable/ops.h>
+
+#include <cmath>
+
+#include "ops/stages.h"
+#include "ops/training_steps.h"
+
+namespace dwsep {
+namespace {
+
+using training::Kind;
+using training::Statistics;
+using training::Step;
+using training::Value;
+
+using Tensors = std::vector<Tensor>;
+
+// Of a norm that keeps to its running statistics.
+void add_frozen(const Step& step, const Tensors& parameters, const Tensor& mean, const Tensor& variance,
+                Tensors& made) {
+  const int64_t channels = mean.numel();
+  const auto weight = training::at(parameters, step.norm_weight), bias = training::at(parameters, step.norm_bias);
+  const auto vector = [&](const char* name, const Tensor& value) {
+    STD_TORCH_CHECK(value.is_cpu() && value.scalar_type() == torch::headeronly::ScalarType::Float &&
+                        value.is_contiguous() && value.dim() == 1 && value.size(0) == channels,
+                    name, " must be float32 with shape (", channels, ")");
+    return floats(value);
+  };
+  const float *means = vector("running_mean", mean), *variances = vector("running_var", variance);
+  const float* gamma = weight.has_value() ? vector("weight", *weight) : nullptr;
+  const float* beta = bias.has_value() ? vector("bias", *bias) : nullptr;
+  const Tensor scale = empty_float({channels}), shift = empty_float({channels}), kept = empty_float({channels});
+  const Tensor invstd = empty_float({channels});
+  for (int64_t c = 0; c < channels; ++c) {
+    const float inverse = 1.0f / std::sqrt(variances[c] + static_cast<float>(step.eps));
+    const float factor = gamma != nullptr ? inverse * gamma[c] : inverse;
+    mutable_floats(scale)[c] = factor;
+    mutable_floats(shift)[c] = (beta != nullptr ? beta[c] : 0.0f) - means[c] * factor;
+    mutable_floats(kept)[c] = means[c];
+    mutable_floats(invstd)[c] = inverse;
+  }
+  made.insert(made.end(), {scale, shift, kept, invstd});
+}
+
+void add_statistics(const Step& step, const std::optional<Tensor>& sums, int64_t count, const Tensors& parameters,
+                    const Tensors& running, Tensors& made) {
+  const auto norm = static_cast<std::size_t>(step.norm);
+  STD_TORCH_CHECK(running.size() >= 2 * norm + 2, "running must have 2 tensors a norm");
+  const Tensor &mean = running[2 * norm], &variance = running[2 * norm + 1];
+  if (step.statistics == Statistics::kRunning) {
+    add_frozen(step, parameters, mean, variance, made);
+    return;
+  }
+  std::optional<Tensor> updated_mean, updated_variance;
+  if (step.statistics == Statistics::kBatchAndUpdate) {
+    updated_mean = mean;
+    updated_variance = variance;
+  }
+  const auto [scale, shift, average, invstd] = stage_statistics(
+      *sums, count, training::at(parameters, step.norm_weight), training::at(parameters, step.norm_bias), step.eps,
+      step.momentum, updated_mean, updated_variance);
+  made.insert(made.end(), {scale, shift, average, invstd});
+}
+
+// f(x) for every element of a small tensor.
+template <class F>
+Tensor each(const Tensor& x, const F& f) {
+  const Tensor dense = torch::stable::contiguous(x);
+  const Tensor out = empty_contiguous(dense);
+  for (int64_t i = 0; i < dense.numel(); ++i) mutable_floats(out)[i] = f(floats(dense)[i], i);
+  return out;
+}
+
+}  // namespace
+
+Tensors training_program(const Tensors& inputs, const Tensors& parameters, const Tensors& running,
+                         const std::vector<int64_t>& table, const std::vector<int64_t>& activations,
+                         const std::vector<double>& norms) {
+  const auto steps = training::read_steps(table, inputs.size(), activations.size(), parameters.size(), norms);
+  std::vector<Value> values = training::make_values(inputs, activations);
+  Tensors made;
+  for (const Step& step : steps) {
+    const Value& source = values[step.source];
+    const Tensor& raw = training::raw_of(source);
+    Value& target = values[step.target];
+    std::optional<Tensor> sums;
+    switch (step.kind) {
+      case Kind::kConv: {
+        const auto weight = *training::at(parameters, step.weight);
+        const auto bias = training::at(parameters, step.bias);
+        auto [y, found] = step.depthwise
+                              ? depthwise_stage(raw, source.scale, source.shift, source.activation, weight, bias,
+                                                step.stride, step.padding, step.dilation)
+                              : pointwise_stage(raw, source.scale, source.shift, source.activation, weight, bias);
+        target.raw = y;
+        sums = found;
+        break;
+      }
+      case Kind::kNorm:
+        STD_TORCH_CHECK(source.is_plain(), "a norm step takes a plain value");
+        target.raw = raw;
+        if (step.statistics != Statistics::kRunning) sums = stage_sums(raw);
+        break;
+      case Kind::kOutput: {
+        std::optional<Tensor> residual;
+        if (step.operand >= 0) residual = training::raw_of(values[static_cast<std::size_t>(step.operand)]);
+        target.raw = stage_output(raw, source.scale, source.shift, source.activation, residual);
+        break;
+      }
+      case Kind::kPool: {
+        const Tensor means = stage_pool(raw, source.scale, source.shift, source.activation);
+        target.raw = step.option ? training::with_pixel(means) : means;
+        break;
+      }
+      case Kind::kGate:
+        STD_TORCH_CHECK(source.is_plain(), "a gate step takes a plain value");
+        if (step.option) {
+          target.raw = each(raw, [](float x, int64_t) { return std::fmin(std::fmax(x + 3.0f, 0.0f), 6.0f) / 6.0f; });
+        } else {
+          target.raw = each(raw, [](float x, int64_t) { return 1.0f / (1.0f + std::exp(-x)); });
+        }
+        break;
+      case Kind::kGated: {
+        const Tensor& gate = training::raw_of(values[static_cast<std::size_t>(step.operand)]);
+        target.raw = stage_gate(raw, source.scale, source.shift, source.activation, training::per_image(gate));
+        break;
+      }
+    }
+    if (step.own_tensors() > 0) made.push_back(*target.raw);
+    if (step.has_norm()) {
+      add_statistics(step, sums, training::pixels_of(*target.raw), parameters, running, made);
+      target.scale = made[made.size() - 4];
+      target.shift = made[made.size() - 3];
+    }
+  }
+  return made;
+}
+
+}  // namespace dwsep

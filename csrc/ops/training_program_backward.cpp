@@ -1,0 +1,297 @@
+#include <torch/csrc/stable/ops.h>
+
+#include <map>
+#include <utility>
+
+#include "cpu/stage_output_kernel.h"
+#include "ops/stages.h"
+#include "ops/training_program.h"
+#include "ops/training_steps.h"
+
+namespace dwsep {
+namespace {
+
+using training::Kind;
+using training::Statistics;
+using training::Step;
+using training::Value;
+
+using Tensors = std::vector<Tensor>;
+
+// sum += more, element by element.
+void add_to(const Tensor& sum, const Tensor& more) {
+  if (sum.scalar_type() == torch::headeronly::ScalarType::Double) {
+    auto* values = static_cast<double*>(sum.mutable_data_ptr());
+    for (int64_t i = 0; i < sum.numel(); ++i) values[i] += static_cast<const double*>(more.const_data_ptr())[i];
+    return;
+  }
+  StageOutput job = {};
+  job.x = floats(sum);
+  job.residual = floats(more);
+  job.activation = Activation::kNone;
+  job.out = mutable_floats(sum);
+  // Pixels of a line each, as the kernel shares them out; a rest by hand.
+  constexpr int64_t kLine = 64;
+  job.channels = kLine;
+  job.pixels = sum.numel() / kLine;
+  stage_output_forward(job);
+  for (int64_t i = job.pixels * kLine; i < sum.numel(); ++i) mutable_floats(sum)[i] += floats(more)[i];
+}
+
+// A gradient, and whether nobody else holds its memory, so that more may be added in place.
+struct Gradient {
+  std::optional<Tensor> tensor;
+  bool own = false;
+
+  void add(const Tensor& more, bool more_own) {
+    if (more.numel() == 0) return;
+    if (!tensor.has_value()) {
+      tensor = more;
+      own = more_own;
+      return;
+    }
+    // Sums are taken over memory: both must lie alike.
+    const Tensor like = more.dim() == 4
+                            ? check_output_like("grad", more, {tensor->sizes().begin(), tensor->sizes().end()})
+                            : torch::stable::contiguous(more);
+    if (!own) {
+      const bool last = tensor->dim() == 4;
+      const Tensor dense = last ? to_channels_last(*tensor) : torch::stable::contiguous(*tensor);
+      tensor = torch::stable::clone(dense);
+      own = true;
+    }
+    add_to(*tensor, like);
+  }
+};
+
+class Backward {
+ public:
+  Backward(const Tensors& inputs, const Tensors& parameters, const Tensors& made, const std::vector<Step>& steps,
+           const std::vector<int64_t>& activations, const std::vector<bool>& wants)
+      : inputs_(inputs.size()),
+        parameters_(parameters),
+        made_(made),
+        steps_(steps),
+        wants_(wants),
+        values_(training::make_values(inputs, activations)),
+        raw_(activations.size()),
+        affine_(activations.size()),
+        of_parameters_(parameters.size()) {
+    STD_TORCH_CHECK(wants.size() == inputs.size() + parameters.size(),
+                    "wants must have an entry for each input and parameter");
+    std::size_t place = 0;
+    for (const Step& step : steps) {
+      places_.push_back(place);
+      place += step.made();
+      STD_TORCH_CHECK(place <= made.size(), "made must hold what the steps made");
+      Value& target = values_[step.target];
+      target.raw = step.kind == Kind::kNorm ? values_[step.source].raw : made[places_.back()];
+      if (step.has_norm()) {
+        target.scale = made[place - 4];
+        target.shift = made[place - 3];
+      }
+    }
+    find_required();
+  }
+
+  void give(int64_t value, const Tensor& grad) {
+    STD_TORCH_CHECK(value >= 0 && value < static_cast<int64_t>(raw_.size()), "outputs name a value that is none");
+    if (grad.numel() == 0) return;
+    const Tensor last = grad.dim() == 4 ? to_channels_last(grad) : torch::stable::contiguous(grad);
+    raw_[static_cast<std::size_t>(value)].add(last, false);
+  }
+
+  void run() {
+    for (std::size_t i = steps_.size(); i-- > 0;) run_step(steps_[i], places_[i]);
+  }
+
+  Tensors results() const {
+    Tensors found;
+    for (std::size_t i = 0; i < wants_.size(); ++i) {
+      const Gradient& grad = i < inputs_ ? raw_[i] : of_parameters_[i - inputs_];
+      if (!wants_[i] || !grad.tensor.has_value()) {
+        found.push_back(empty_float({0}));
+      } else {
+        found.push_back(grad.own ? *grad.tensor : torch::stable::clone(*grad.tensor));
+      }
+    }
+    return found;
+  }
+
+ private:
+  std::size_t inputs_;
+  const Tensors& parameters_;
+  const Tensors& made_;
+  const std::vector<Step>& steps_;
+  const std::vector<bool>& wants_;
+  std::vector<Value> values_;
+  std::vector<Gradient> raw_, affine_;  // of every value's raw tensor; of its scale and shift
+  std::vector<Gradient> of_parameters_;
+  std::vector<std::size_t> places_;
+  std::vector<bool> requires_;
+  // Of values that were pooled, too: the gradient of their product with a gate, and the gate.
+  std::map<std::size_t, std::pair<Tensor, Tensor>> products_;
+
+  bool wants_parameter(int64_t index) const { return index >= 0 && wants_[inputs_ + static_cast<std::size_t>(index)]; }
+
+  void find_required() {
+    requires_.assign(values_.size(), false);
+    for (std::size_t i = 0; i < inputs_; ++i) requires_[i] = wants_[i];
+    for (const Step& step : steps_) {
+      const bool operand = step.operand >= 0 && requires_[static_cast<std::size_t>(step.operand)];
+      requires_[step.target] = requires_[step.source] || operand || wants_parameter(step.weight) ||
+                               wants_parameter(step.bias) || wants_parameter(step.norm_weight) ||
+                               wants_parameter(step.norm_bias);
+    }
+  }
+
+  void give_parameter(int64_t index, const Tensor& grad) {
+    if (wants_parameter(index)) of_parameters_[static_cast<std::size_t>(index)].add(grad, true);
+  }
+
+  void pass(std::size_t value, const StageResult& found) {
+    raw_[value].add(std::get<0>(found), true);
+    affine_[value].add(std::get<1>(found), true);
+  }
+
+  void run_pool(const Step& step, const std::optional<Tensor>& grad) {
+    std::optional<Tensor> product, gate, of_means;
+    const auto waiting = products_.find(step.source);
+    if (waiting != products_.end()) {
+      product = waiting->second.first;
+      gate = waiting->second.second;
+      products_.erase(waiting);
+    }
+    if (grad.has_value()) of_means = training::per_image(*grad);
+    if (!requires_[step.source] || (!grad.has_value() && !product.has_value())) return;
+    const Value& source = values_[step.source];
+    pass(step.source, stage_squeeze_backward(product, gate, of_means, training::raw_of(source), source.scale,
+                                             source.shift, source.activation));
+  }
+
+  void run_step(const Step& step, std::size_t place) {
+    // What flows on from here needs the step's own no more.
+    const Gradient grad = std::exchange(raw_[step.target], {});
+    const Gradient affine = std::exchange(affine_[step.target], {});
+    if (step.kind == Kind::kPool) return run_pool(step, grad.tensor);
+    if ((!grad.tensor.has_value() && !affine.tensor.has_value()) || !requires_[step.target]) return;
+    std::optional<Tensor> correction;
+    if (step.has_norm() && affine.tensor.has_value()) {
+      const std::size_t end = place + step.made();
+      const Tensor& like = grad.tensor.has_value() ? *grad.tensor : training::raw_of(values_[step.target]);
+      const auto [found, of_weight, of_bias] =
+          stage_correction(*affine.tensor, made_[end - 2], made_[end - 1], training::at(parameters_, step.norm_weight),
+                           training::pixels_of(like));
+      give_parameter(step.norm_weight, of_weight);
+      give_parameter(step.norm_bias, of_bias);
+      if (step.statistics != Statistics::kRunning) correction = found;
+    }
+    if (grad.tensor.has_value()) {
+      run_with(step, *grad.tensor, grad.own, correction);
+    } else if (correction.has_value()) {
+      const Tensor& raw = training::raw_of(values_[step.target]);
+      const Tensor zeros = torch::stable::fill_(empty_stage_output(raw.size(0), raw.size(1), spatial_of(raw)), 0.0);
+      run_with(step, zeros, true, correction);
+    }
+  }
+
+  void run_with(const Step& step, const Tensor& grad, bool own, const std::optional<Tensor>& correction) {
+    const Value& source = values_[step.source];
+    switch (step.kind) {
+      case Kind::kConv:
+        return run_conv(step, source, grad, correction);
+      case Kind::kNorm:
+        if (!requires_[step.source]) return;
+        if (correction.has_value()) {
+          raw_[step.source].add(stage_corrected(grad, training::raw_of(source), *correction), true);
+        } else {
+          raw_[step.source].add(grad, own);
+        }
+        return;
+      case Kind::kOutput: {
+        const bool wants_operand = step.operand >= 0 && requires_[static_cast<std::size_t>(step.operand)];
+        const bool shared = source.is_plain() && wants_operand && requires_[step.source];
+        if (requires_[step.source]) {
+          if (source.is_plain()) {
+            raw_[step.source].add(grad, own && !shared);
+          } else {
+            pass(step.source,
+                 stage_output_backward(grad, training::raw_of(source), source.scale, source.shift, source.activation));
+          }
+        }
+        if (wants_operand) raw_[static_cast<std::size_t>(step.operand)].add(grad, own && !shared);
+        return;
+      }
+      case Kind::kGate:
+        return run_gate(step, source, grad);
+      case Kind::kGated:
+        return run_gated(step, source, grad);
+      case Kind::kPool:
+        return;
+    }
+  }
+
+  void run_conv(const Step& step, const Value& source, const Tensor& grad, const std::optional<Tensor>& correction) {
+    const std::vector<bool> mask = {requires_[step.source], wants_parameter(step.weight) || wants_parameter(step.bias)};
+    if (!mask[0] && !mask[1]) return;
+    const Tensor& y = correction.has_value() ? training::raw_of(values_[step.target]) : grad;
+    const Tensor& x = training::raw_of(source);
+    const Tensor& weight = parameters_[static_cast<std::size_t>(step.weight)];
+    const bool has_bias = step.bias >= 0;
+    const auto [of_x, of_affine, of_weight, of_bias] =
+        step.depthwise ? depthwise_stage_backward(grad, y, correction, x, source.scale, source.shift, source.activation,
+                                                  weight, has_bias, step.stride, step.padding, step.dilation, mask)
+                       : pointwise_stage_backward(grad, y, correction, x, source.scale, source.shift, source.activation,
+                                                  weight, has_bias, mask);
+    raw_[step.source].add(of_x, true);
+    affine_[step.source].add(of_affine, true);
+    give_parameter(step.weight, of_weight);
+    give_parameter(step.bias, of_bias);
+  }
+
+  void run_gate(const Step& step, const Value& source, const Tensor& grad) {
+    const Tensor x = torch::stable::contiguous(training::raw_of(source));
+    const Tensor y = torch::stable::contiguous(training::raw_of(values_[step.target]));
+    const Tensor g = torch::stable::contiguous(grad);
+    const Tensor out = empty_contiguous(x);
+    for (int64_t i = 0; i < x.numel(); ++i) {
+      const float at = floats(x)[i], value = floats(y)[i], by = floats(g)[i];
+      const bool inside = at > -3.0f && at < 3.0f;
+      mutable_floats(out)[i] = step.option ? (inside ? by / 6.0f : 0.0f) : by * value * (1.0f - value);
+    }
+    raw_[step.source].add(out, true);
+  }
+
+  void run_gated(const Step& step, const Value& source, const Tensor& grad) {
+    const auto operand = static_cast<std::size_t>(step.operand);
+    const Tensor& x = training::raw_of(source);
+    const Tensor gate = training::per_image(training::raw_of(values_[operand]));
+    if (requires_[operand]) {
+      const Tensor of_gate = stage_gate_gradient(grad, x, source.scale, source.shift, source.activation);
+      raw_[operand].add(training::raw_of(values_[operand]).dim() == 4 ? training::with_pixel(of_gate) : of_gate, true);
+    }
+    if (!requires_[step.source]) return;
+    if (step.option && products_.count(step.source) == 0) {
+      products_.emplace(step.source, std::make_pair(grad, gate));
+    } else {
+      pass(step.source,
+           stage_squeeze_backward(grad, gate, std::nullopt, x, source.scale, source.shift, source.activation));
+    }
+  }
+};
+
+}  // namespace
+
+Tensors training_program_backward(const Tensors& grads, const Tensors& inputs, const Tensors& parameters,
+                                  const Tensors& made, const std::vector<int64_t>& table,
+                                  const std::vector<int64_t>& activations, const std::vector<double>& norms,
+                                  const std::vector<int64_t>& outputs, const std::vector<bool>& wants) {
+  STD_TORCH_CHECK(grads.size() == outputs.size(), "grads must have an entry for each of outputs");
+  const auto steps = training::read_steps(table, inputs.size(), activations.size(), parameters.size(), norms);
+  Backward backward(inputs, parameters, made, steps, activations, wants);
+  for (std::size_t i = 0; i < grads.size(); ++i) backward.give(outputs[i], grads[i]);
+  backward.run();
+  return backward.results();
+}
+
+}  // namespace dwsep

@@ -1,0 +1,344 @@
+"""Stretches of a program whose training runs as one native call in each direction (``dwsep::training_program``).
+
+The same steps as :mod:`dwsep.accelerate._stages` runs one by one, which a network pays for with a node of autograd,
+two calls and a page of Python each: a quarter of MobileNetV3's step at batch 8.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.autograd.graph import increment_version
+
+from dwsep.accelerate import _modules
+from dwsep.accelerate._program import Call, Product, Program, Stage, Step, inputs_of, values_in
+from dwsep.ops.training_program import ACTIVATIONS, Kind, Statistics, needed
+
+Shape = tuple[int, ...]
+_GATES = ("sigmoid", "hardsigmoid")
+_MOST_LOWERINGS = 8
+
+
+def expand(program: Program) -> list[Step]:
+    """A program's steps, with a convolution that no stage runs apart from the norm and the activation behind it."""
+    steps: list[Step] = []
+    value = program.values
+    for step in program.steps:
+        if isinstance(step, Stage) and step.conv is not None and not _has_stage(step.conv) and step.norm is not None:
+            steps.append(Stage(step.name, step.input, value, conv=step.conv))
+            steps.append(replace(step, input=value, conv=None))
+            value += 1
+        else:
+            steps.append(step)
+    return steps
+
+
+def _has_stage(conv: nn.Conv2d) -> bool:
+    if _modules.is_pointwise(conv):
+        return True
+    return _modules.is_depthwise(conv) and conv.out_channels == conv.in_channels
+
+
+def _may_run(step: Step) -> bool:
+    if isinstance(step, Stage):
+        return step.norm is not None if step.conv is None else _has_stage(step.conv)
+    return isinstance(step, Product) or step.pools is not None or step.gate is not None
+
+
+class Segment:
+    """Consecutive steps, the values they take from before and those which are taken behind them."""
+
+    def __init__(self, steps: list[Step]) -> None:
+        self.steps = steps
+        made = {step.output for step in steps}
+        self.inputs = list(dict.fromkeys(v for step in steps for v in inputs_of(step) if v not in made))
+        self.outputs: list[int] = []
+        self.lowered: dict[Any, Lowered | None] = {}
+
+    def lower(self, shapes: Sequence[Shape]) -> Lowered | None:
+        """What runs inputs of these shapes; ``None`` where the steps have to be run one by one."""
+        key = tuple(shapes)
+        found = self.lowered.get(key)
+        if found is not None and found.is_current():
+            return found
+        if found is None and key in self.lowered:
+            return None
+        try:
+            lowered = Lowered(self, shapes)
+        except NotImplementedError:
+            lowered = None
+        if len(self.lowered) >= _MOST_LOWERINGS:
+            self.lowered.clear()
+        self.lowered[key] = lowered
+        return lowered
+
+
+@dataclass
+class Plan:
+    """A program's steps, segments in place of those which can run natively."""
+
+    items: list[Step | Segment]
+    values: int
+    last_use: dict[int, int]
+
+
+def plan(program: Program) -> Plan:
+    """Put the steps of a program into as few segments as there can be."""
+    items: list[Step | Segment] = []
+    run: list[Step] = []
+    steps = expand(program)
+    for step in [*steps, None]:
+        if step is not None and _may_run(step):
+            run.append(step)
+            continue
+        if run:
+            items.append(Segment(run) if any(isinstance(one, Stage) for one in run) else run[0])
+            items.extend([] if isinstance(items[-1], Segment) else run[1:])
+            run = []
+        if step is not None:
+            items.append(step)
+    last_use: dict[int, int] = {}
+    kept = set(values_in(program.outputs))
+    for index, item in enumerate(items):
+        for value in item.inputs if isinstance(item, Segment) else inputs_of(item):
+            if value not in kept:
+                last_use[value] = index
+    for index, item in enumerate(items):
+        if isinstance(item, Segment):
+            made = [step.output for step in item.steps]
+            item.outputs = [value for value in made if value in kept or last_use.get(value, -1) > index]
+    values = 1 + max([program.values - 1, *(step.output for step in steps)])
+    return Plan(items, values, last_use)
+
+
+class Lowered:
+    """A segment's table for inputs of known shapes."""
+
+    def __init__(self, segment: Segment, shapes: Sequence[Shape]) -> None:
+        self.rows: list[list[int]] = []
+        self.activations: list[int] = []
+        self.shapes: list[Shape] = []
+        self.places: list[tuple[nn.Module, str]] = []  # of the parameters
+        self.norms: list[nn.BatchNorm2d] = []
+        self.counts: list[Shape] = []  # of each norm's tensor
+        self.convs: list[tuple[nn.Conv2d, Any]] = []
+        self._pending: dict[int, int] = {}
+        self._plain: dict[int, int] = {}
+        self._normed: set[int] = set()
+        self._made = 0
+        self._at: dict[int, int] = {}  # where a value is among the tensors made
+        for value, shape in zip(segment.inputs, shapes, strict=True):
+            self._plain[value] = self._value(shape)
+        self.inputs = len(shapes)
+        pooled = {step.args[0] for step in segment.steps if isinstance(step, Call) and step.pools is not None}
+        for step in segment.steps:
+            if isinstance(step, Stage):
+                self._stage(step)
+            elif isinstance(step, Product):
+                self._product(step, pooled)
+            else:
+                self._call(step)
+        outputs = [self._tensor(value) for value in segment.outputs]
+        self.outputs = outputs
+        self.output_places = [self._at[value] for value in outputs]
+        if len(set(outputs)) != len(outputs):
+            raise NotImplementedError("two results are one tensor")
+        self.absent = [getattr(module, name) is None for module, name in self.places]
+        self.indices = []
+        for absent in self.absent:
+            self.indices.append(-1 if absent else len(self.indices) - self.indices.count(-1))
+        for row in self.rows:
+            row[4:8] = [self.indices[place] if place >= 0 else -1 for place in row[4:8]]
+        self.steps = [number for row in self.rows for number in row]
+        self.needs: dict[tuple[float, ...], tuple[list[bool], list[bool]]] = {}
+
+    def is_current(self) -> bool:
+        """Whether the modules are as they were: shapes of convolutions, parameters that are missing."""
+        if any(_form(conv) != form for conv, form in self.convs):
+            return False
+        return [getattr(module, name) is None for module, name in self.places] == self.absent
+
+    def _value(self, shape: Shape, activation: str = "none") -> int:
+        self.activations.append(ACTIVATIONS.index(activation))
+        self.shapes.append(tuple(shape))
+        return len(self.shapes) - 1
+
+    def _row(self, kind: Kind, source: int, shape: Shape, *, activation: str = "none", **fields: Any) -> int:
+        target = self._value(shape, activation)
+        geometry = fields.get("geometry") or [1, 1, 1, 1, 0, 0, 0, 0]
+        names = ("weight", "bias", "norm_weight", "norm_bias", "norm", "depthwise")
+        own = [fields.get(name, -1) for name in names]
+        self.rows.append([kind, source, target, fields.get("operand", -1), *own, *geometry, fields.get("option", -1)])
+        if kind is not Kind.NORM:
+            self._at[target] = self._made
+            self._made += 1
+        if fields.get("norm", -1) >= 0:
+            self._made += 4
+            self._normed.add(target)
+        return target
+
+    def _parameter(self, module: nn.Module, name: str) -> int:
+        self.places.append((module, name))
+        return len(self.places) - 1
+
+    def _is_plain(self, value: int) -> bool:
+        return value not in self._normed and self.activations[value] == 0
+
+    def _source(self, value: int) -> int:
+        return self._pending[value] if value in self._pending else self._plain[value]
+
+    def _tensor(self, value: int) -> int:
+        if value not in self._plain:
+            pending = self._pending[value]
+            if self._is_plain(pending):
+                self._plain[value] = pending
+            else:
+                self._plain[value] = self._row(Kind.OUTPUT, pending, self.shapes[pending])
+        return self._plain[value]
+
+    def _stage(self, stage: Stage) -> None:
+        conv, norm = stage.conv, stage.norm
+        source = self._tensor(stage.input) if conv is None else self._source(stage.input)
+        shape = self.shapes[source]
+        if len(shape) != 4:
+            raise NotImplementedError("not a tensor (N, C, H, W)")
+        fields: dict[str, Any] = {"activation": stage.activation}
+        if conv is not None:
+            if shape[1] != conv.in_channels:
+                raise NotImplementedError("the convolution takes other channels")
+            fields["weight"], fields["bias"] = self._parameter(conv, "weight"), self._parameter(conv, "bias")
+            self.convs.append((conv, _form(conv)))
+            depthwise = not _modules.is_pointwise(conv)
+            fields["depthwise"] = int(depthwise)
+            out: Sequence[int] = shape[2:]
+            if depthwise:
+                geometry = _modules.geometry_of(conv)
+                pads = [side for pair in geometry.pads(shape[2:]) for side in pair]
+                fields["geometry"] = [*geometry.stride, *geometry.dilation, *pads]
+                out = geometry.output_size(shape[2:])
+            shape = (shape[0], conv.out_channels, *out)
+        if norm is not None:
+            if shape[1] != norm.num_features:
+                raise NotImplementedError("the norm takes other channels")
+            fields["norm_weight"], fields["norm_bias"] = self._parameter(norm, "weight"), self._parameter(norm, "bias")
+            fields["norm"] = len(self.norms)
+            self.norms.append(norm)
+            self.counts.append(shape)
+        target = self._row(Kind.NORM if conv is None else Kind.CONV, source, shape, **fields)
+        self._pending[stage.output] = target
+        if stage.residual is not None:
+            operand = self._tensor(stage.residual)
+            if self.shapes[operand] != shape:
+                raise NotImplementedError("a sum of tensors of different shapes")
+            self._plain[stage.output] = self._row(Kind.OUTPUT, target, shape, operand=operand)
+            del self._pending[stage.output]
+
+    def _product(self, step: Product, pooled: set[int]) -> None:
+        for value, gate in ((step.left, step.right), (step.right, step.left)):
+            source, operand = self._source(value), self._source(gate)
+            shape, by = self.shapes[source], self.shapes[operand]
+            if len(shape) == 4 and by == (*shape[:2], 1, 1) and by != shape:
+                operand = self._tensor(gate)
+                source = self._source(value)
+                option = int(value in pooled and value in self._pending)
+                target = self._row(Kind.GATED, source, shape, operand=operand, option=option)
+                self._plain[step.output] = target
+                return
+        raise NotImplementedError("a product that gates nothing")
+
+    def _call(self, step: Call) -> None:
+        value = inputs_of(step)[0]
+        if step.pools is not None:
+            source = self._source(value)
+            shape = self.shapes[source]
+            if len(shape) != 4:
+                raise NotImplementedError("not a tensor (N, C, H, W)")
+            kept = step.pools == "kept"
+            shape = (*shape[:2], 1, 1) if kept else shape[:2]
+            self._plain[step.output] = self._row(Kind.POOL, source, shape, option=int(kept))
+            return
+        source = self._tensor(value)
+        shape = self.shapes[source]
+        if shape[2:] != (1, 1):
+            raise NotImplementedError("an activation of a whole image")
+        self._plain[step.output] = self._row(Kind.GATE, source, shape, option=_GATES.index(str(step.gate)))
+
+    def run(self, inputs: list[Tensor]) -> tuple[Tensor, ...]:
+        """The segment's results, differentiable; running statistics follow."""
+        parameters = [p for module, name in self.places if (p := getattr(module, name)) is not None]
+        numbers: list[float] = []
+        running: list[Tensor] = []
+        tracked: list[Tensor] = []
+        updated: list[Tensor] = []
+        for norm, shape in zip(self.norms, self.counts, strict=True):
+            of_batch = norm.training or norm.running_mean is None or norm.running_var is None
+            if of_batch and shape[0] * shape[2] * shape[3] == 1:
+                raise ValueError(f"Expected more than 1 value per channel when training, got input size {shape}")
+            mean, var = norm.running_mean, norm.running_var
+            updates = norm.training and norm.track_running_stats
+            momentum = 0.0 if norm.momentum is None else norm.momentum
+            if updates and norm.num_batches_tracked is not None:
+                if norm.momentum is None:
+                    momentum = 1.0 / float(norm.num_batches_tracked + 1)
+                tracked.append(norm.num_batches_tracked)
+            statistics = Statistics.RUNNING if not of_batch else Statistics.BATCH
+            if updates and mean is not None and var is not None:
+                statistics = Statistics.BATCH_AND_UPDATE
+            numbers += [float(statistics), norm.eps, momentum]
+            kept = [inputs[0].new_empty(0)] * 2 if mean is None or var is None else [mean, var]
+            running += kept
+            updated += kept if statistics is Statistics.BATCH_AND_UPDATE else []
+        for count in tracked:
+            count.add_(1)
+        results = _Run.apply(self, running, numbers, *inputs, *parameters)
+        increment_version(updated)  # what caches their values has to see that they are others
+        return results
+
+
+def _form(conv: nn.Conv2d) -> Any:
+    return conv.kernel_size, conv.stride, conv.padding, conv.dilation, conv.groups, conv.padding_mode
+
+
+class _Run(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, lowered: Lowered, running: list[Tensor], norms: list[float], *tensors: Tensor) -> Any:
+        inputs, parameters = tensors[: lowered.inputs], tensors[lowered.inputs :]
+        made = torch.ops.dwsep.training_program(inputs, parameters, running, lowered.steps, lowered.activations, norms)
+        key = tuple(norms[::3])
+        if key not in lowered.needs:
+            lowered.needs[key] = needed(lowered.steps, lowered.activations, norms, lowered.inputs)
+        inputs_needed, made_needed = lowered.needs[key]
+        ctx.set_materialize_grads(False)
+        ctx.lowered, ctx.norms = lowered, norms
+        kept = [tensor if need else None for tensor, need in zip(inputs, inputs_needed, strict=True)]
+        kept_made = [tensor if need else None for tensor, need in zip(made, made_needed, strict=True)]
+        ctx.save_for_backward(*kept, *parameters, *kept_made)
+        return tuple(made[place] for place in lowered.output_places)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
+        lowered: Lowered = ctx.lowered
+        saved = ctx.saved_tensors
+        wants = list(ctx.needs_input_grad[3:])
+        empty = torch.empty(0)
+        saved = [empty if tensor is None else tensor for tensor in saved]
+        parameters_end = len(wants)
+        found = torch.ops.dwsep.training_program_backward(
+            [empty if grad is None else grad for grad in grads],
+            saved[: lowered.inputs],
+            saved[lowered.inputs : parameters_end],
+            saved[parameters_end:],
+            lowered.steps,
+            lowered.activations,
+            ctx.norms,
+            lowered.outputs,
+            wants,
+        )
+        result = [grad if want and grad.numel() > 0 else None for grad, want in zip(found, wants, strict=True)]
+        return (None, None, None, *result)
