@@ -4,6 +4,8 @@ from importlib.metadata import PackageNotFoundError, version
 
 from dwsep import functional, networks, nn, ops, weights
 from dwsep.accelerate import AccelerationReport, accelerate_, revert_
+from dwsep.analysis.api import analyze
+from dwsep.analysis.cost_report import CostReport
 from dwsep.dispatch import backends
 from dwsep.errors import ArgumentError
 from dwsep.ops import release_memory
@@ -16,8 +18,10 @@ except PackageNotFoundError:  # a source folder on the path, not installed
 __all__ = [
     "AccelerationReport",
     "ArgumentError",
+    "CostReport",
     "__version__",
     "accelerate_",
+    "analyze",
     "backends",
     "functional",
     "networks",

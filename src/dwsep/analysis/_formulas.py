@@ -132,12 +132,9 @@ def stage(x: Shape, scale: Any, shift: Any, activation: str, weight: Shape, *_: 
     return _convolution(x, weight, out[0], transposed=False)
 
 
-def stage_backward(
-    grad: Shape, y: Shape, correction: Any, x: Shape, scale: Any, shift: Any, activation: str, weight: Shape, *rest: Any,
-    out: Any = None,
-) -> int:  # fmt: skip
+def stage_backward(grad: Shape, y: Shape, correction: Any, x: Shape, *rest: Any, out: Any = None) -> int:
     """Two products of the forward's size, as far as asked for."""
-    mask = rest[-1]
+    weight, mask = rest[3], rest[-1]
     return _convolution(x, weight, grad, transposed=False) * (bool(mask[0]) + bool(mask[1]))
 
 

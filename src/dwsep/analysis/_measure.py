@@ -16,7 +16,7 @@ from dwsep.analysis._load import OtherProcesses
 from dwsep.analysis._passes import evaluating, training_step
 from dwsep.analysis._timeline import Timeline
 from dwsep.analysis._units import Unit, units_of
-from dwsep.analysis.cost import LayerCost
+from dwsep.analysis.cost import ModelCost
 from dwsep.analysis.latency import Latency, summarise
 
 _MOST_ROUNDS = 60
@@ -41,19 +41,19 @@ class Measured:
 
 
 def measure_parts(
-    model: nn.Module, arguments: Sequence[Any], layers: Sequence[LayerCost], *, training: bool, seconds: float
+    model: nn.Module, arguments: Sequence[Any], cost: ModelCost, *, training: bool, seconds: float
 ) -> Measured:
     """Times a network as a whole and part by part, one after the other, round after round.
 
     Args:
         model: Network; its modes, buffers and gradients are left as they are.
         arguments: Its positional arguments.
-        layers: What :func:`dwsep.analysis.cost.analyse` found.
+        cost: What :func:`dwsep.analysis.cost.analyse` found.
         training: Whether a training step is timed, or an inference.
         seconds: After which no further round begins; five are made in any case.
 
     Returns:
-        Medians and quartiles.
+        Medians and quartiles of the faster half of the rounds: what else the machine does only ever slows them.
     """
     with training_step(model) if training else evaluating(model), torch.set_grad_enabled(training):
         timeline = Timeline(model, arguments, training)
@@ -61,14 +61,14 @@ def measure_parts(
         timeline.plain()
         load, started = OtherProcesses(), time.perf_counter()
         runs, wholes = [], []
-        while len(runs) < _FEWEST_ROUNDS or (
-            len(runs) < _MOST_ROUNDS and time.perf_counter() - started < seconds
-        ):
+        while len(runs) < _FEWEST_ROUNDS or (len(runs) < _MOST_ROUNDS and time.perf_counter() - started < seconds):
             timeline.timed()  # each timed run follows one like it: caches hold what they would
             runs.append(timeline.timed())
             timeline.plain()
             wholes.append(timeline.plain())
-    units = units_of(layers, runs[0], dict(timeline.parts), timeline.steps)
+    runs = sorted(runs, key=lambda run: run.total)
+    runs, wholes = runs[: -(-len(runs) // 2)], sorted(wholes)[: -(-len(wholes) // 2)]
+    units = units_of(cost, runs[0], dict(timeline.parts), timeline.steps)
     call = _native_call_seconds() if any(unit.step is not None and unit.step.native for unit in units) else 0.0
     times = []
     for unit in units:

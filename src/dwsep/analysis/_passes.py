@@ -13,7 +13,8 @@ from dwsep.analysis import _graph
 from dwsep.analysis._trace import Record, Tracer, bytes_of, key_of, tensors_in
 
 # Accelerated stages do not keep what a batch norm or an activation makes where these alone take it: they compute it
-# again while loading. Networks without a depthwise layer in front of one of the latter are not accelerated.
+# again while loading. Networks without a depthwise layer in front of one of the latter, or a pointwise one behind an
+# activation, are not accelerated.
 _LOADING = {"batch norm", "activation", "depthwise", "pointwise", "pooling", "gate"}
 _GAINING = {"batch norm", "activation", "pointwise"}
 
@@ -34,16 +35,16 @@ def positional(example_inputs: Any) -> tuple[Any, ...]:
     )
 
 
-def trace_inference(model: nn.Module, arguments: Sequence[Any]) -> list[Record]:
+def trace_inference(model: nn.Module, arguments: Sequence[Any]) -> Tracer:
     """Runs the forward once, in evaluation mode and without gradients."""
     tracer = Tracer(model)
     tracer.fields.start(tensors_in(arguments))
     with evaluating(model), torch.no_grad(), tracer.following(model), tracer:
         model(*arguments)
-    return tracer.records
+    return tracer
 
 
-def trace_training(model: nn.Module, arguments: Sequence[Any]) -> list[Record]:
+def trace_training(model: nn.Module, arguments: Sequence[Any]) -> Tracer:
     """Runs a training step once, and notes its backward with the records of the forward."""
     tracer = Tracer(model)
     tracer.fields.start(tensors_in(arguments))
@@ -60,7 +61,7 @@ def trace_training(model: nn.Module, arguments: Sequence[Any]) -> list[Record]:
         tracer.in_backward = True
         with tracer:
             backward(output)
-    return tracer.records
+    return tracer
 
 
 def backward(output: Any) -> None:
@@ -160,7 +161,12 @@ class _Saved:
     def finish(self) -> None:
         """Adds the bytes to the records."""
         records, makers, takers = self.tracer.records, self.tracer.makers, self.tracer.takers
-        gains = any(makers[key].kind == "depthwise" and takers[key] & _GAINING for key in self.kept if key in makers)
+        gains = any(
+            (makers[key].kind == "depthwise" and takers[key] & _GAINING)
+            or (makers[key].kind == "activation" and "pointwise" in takers[key])
+            for key in self.kept
+            if key in makers
+        )
         for key, (tensor, number) in self.kept.items():
             size = tensor.untyped_storage().nbytes() or bytes_of(tensor)
             maker = makers.get(key)

@@ -39,9 +39,18 @@ class Run:
 
     begin: float = 0.0
     end: float = 0.0
-    total: float = 0.0
     marks: list[Mark] = field(default_factory=list)
     gaps: list[float] = field(default_factory=list)
+
+    def spent(self, number: int) -> float:
+        """Seconds of a mark, forward and backward."""
+        mark = self.marks[number]
+        return mark.end - mark.begin + mark.backward
+
+    @property
+    def total(self) -> float:
+        """Seconds of all marks and gaps."""
+        return sum(map(self.spent, range(len(self.marks)))) + sum(map(self.gap, range(len(self.gaps))))
 
     def gap(self, number: int) -> float:
         """Seconds before a mark, or behind the last one, forward and backward."""
@@ -143,7 +152,12 @@ class Timeline:
                 self._watch(output, mark)
 
         handles = module.register_forward_pre_hook(enter), module.register_forward_hook(leave)
-        return lambda: [handle.remove() for handle in handles] and None
+
+        def remove() -> None:
+            for handle in handles:
+                handle.remove()
+
+        return remove
 
     def _replace(self, name: str, module: nn.Module) -> Callable[[], None] | None:
         """Has an accelerated module run its steps one by one; None where it is none."""

@@ -36,6 +36,7 @@ class Record:
         details: What else is worth knowing of a convolution.
         receptive_field: Of its result; None where that is not defined.
         channels_last: Whether its input lies channels last.
+        began: How many calls of modules had begun when it ran.
         backward_macs: Multiply-adds of its backward.
         backward_bytes: Bytes that its backward reads and writes.
         saved: Bytes that its module saved for the backward, by eager PyTorch.
@@ -54,6 +55,7 @@ class Record:
     details: dict[str, Any] = field(default_factory=dict)
     receptive_field: Field | None = None
     channels_last: bool = False
+    began: int = 0
     backward_macs: int = 0
     backward_bytes: int = 0
     saved: int = 0
@@ -147,6 +149,7 @@ class Tracer(TorchDispatchMode):
         self.modules = dict(model.named_modules())
         self.records: list[Record] = []
         self.stack: list[Call] = []
+        self.all_calls: list[Call] = []
         self.count = 0
         self.fields = Fields()
         self.own = {key_of(t): t for t in (*model.parameters(), *model.buffers())}
@@ -197,6 +200,7 @@ class Tracer(TorchDispatchMode):
             output_shape=tuple(made[0].shape),
             details=details,
             receptive_field=self.fields.after(kind, name, args, kwargs, result, details),
+            began=self.count,
             channels_last=source.dim() == 4 and source.is_contiguous(memory_format=torch.channels_last),
         )
         if name == "embedding":
@@ -232,6 +236,7 @@ class Tracer(TorchDispatchMode):
                 self.on_enter((args, kwargs))
             self.count += 1
             self.stack.append((self.names[id(module)], self.count))
+            self.all_calls.append(self.stack[-1])
 
         def leave(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
             if self.on_exit is not None:

@@ -9,7 +9,7 @@ from torch import nn
 
 from dwsep.analysis._accelerated import FusedStep
 from dwsep.analysis._timeline import Mark, Run
-from dwsep.analysis.cost import LayerCost
+from dwsep.analysis.cost import LayerCost, ModelCost
 
 
 @dataclass
@@ -31,23 +31,27 @@ class Unit:
     def seconds(self, run: Run) -> float:
         """Its seconds in a run, forward and backward."""
         if self.mark is not None:
-            mark = run.marks[self.mark]
-            return mark.end - mark.begin + mark.backward
+            return run.spent(self.mark)
         assert self.gap is not None
         return run.gap(self.gap)
 
 
 def units_of(
-    layers: Sequence[LayerCost], run: Run, parts: Mapping[str, nn.Module], steps: Mapping[str, Sequence[FusedStep]]
+    cost: ModelCost, run: Run, parts: Mapping[str, nn.Module], steps: Mapping[str, Sequence[FusedStep]]
 ) -> list[Unit]:
     """Assigns every layer to the mark or gap of a run in which its work was done.
 
     Args:
-        layers: In the order in which they ran, each module by itself.
+        cost: Of the network, counted layer by layer.
         run: A timed run of the same network.
         parts: By name, the modules that were timed.
         steps: By name of a part, the steps of an accelerated one.
+
+    Raises:
+        RuntimeError: The timed run called other modules than the one which counted.
     """
+    layers = cost.layers
+    begins = iter([call for call in cost.calls if call[0] in parts])
     owners = [_owner(layer, parts) for layer in layers]
     units: list[Unit] = []
     place = 0
@@ -59,15 +63,19 @@ def units_of(
             last += 1
         gap = Unit(gap=number)
         units.append(gap)
-        if any(owner is not None and owner[0] == name for owner in owners[place:]):
-            while place < len(layers) and owners[place] is None:
-                gap.layers.append(place)
-                place += 1
+        call = next(begins, None)
+        if call is None or call[0] != name:
+            raise RuntimeError(
+                f"the network's forward takes another way each time: it called {name!r} in place of {call}"
+            )
+        while place < len(layers) and owners[place] is None and layers[place].began < call[1]:
+            gap.layers.append(place)
+            place += 1
         taken = place
-        while taken < len(layers) and owners[taken] is not None and owners[taken] == owners[place]:
+        while taken < len(layers) and owners[taken] == call:
             taken += 1
-        own = list(range(place, taken)) if place < len(layers) and (owners[place] or ("",))[0] == name else []
-        place = taken if own else place
+        own = list(range(place, taken))
+        place = taken
         if run.marks[number].part[1] < 0:
             units.append(Unit(own, mark=number))
         else:

@@ -74,7 +74,7 @@ class Ceilings:
         peaks = [peak for peak in (self.fma_peak, other.fma_peak) if peak is not None]
         return Ceilings(
             fma_peak=max(peaks, default=None),
-            matmul={**other.matmul, **{name: max(rate, other.matmul.get(name, 0.0)) for name, rate in self.matmul.items()}},
+            matmul={name: max(rate, other.matmul.get(name, 0.0)) for name, rate in self.matmul.items()},
             copy={size: max(rate, other.copy.get(size, 0.0)) for size, rate in self.copy.items()},
             isa=self.isa,
         )

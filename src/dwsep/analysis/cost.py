@@ -1,9 +1,9 @@
 """What a network costs, layer by layer: multiply-adds, parameters, bytes, by closed formulas from the shapes alone.
 
 A convolution does one multiply-add per weight and output position, a transposed one per weight and input position, a
-linear layer one per weight and row. Every operator reads its operands once and writes its result once. Nothing is timed:
-a pass over the network only finds out the shapes, so that tensors on the "meta" device, which hold no data, do as well
-as real ones.
+linear layer one per weight and row. Every operator reads its operands once and writes its result once. Nothing is
+timed: a pass over the network only finds out the shapes, so that tensors on the "meta" device, which hold no data, do
+as well as real ones.
 """
 
 from __future__ import annotations
@@ -83,6 +83,7 @@ class LayerCost:
             an accelerated network does.
         dense_twin: Of a depthwise layer with its pointwise partner.
         calls: The modules the layer ran in, from outermost to innermost, each with a number of the call.
+        began: How many calls of modules had begun when it ran.
     """
 
     name: str
@@ -106,6 +107,7 @@ class LayerCost:
     saved_bytes_fused: int | None = None
     dense_twin: DenseTwin | None = None
     calls: tuple[Call, ...] = ()
+    began: int = 0
 
     @property
     def bytes(self) -> int:
@@ -130,10 +132,12 @@ class ModelCost:
     Attributes:
         parameters: Elements of all parameters of the model, norms included, each shared one counted once.
         layers: One entry per call of a layer, in the order in which they ran.
+        calls: All calls of modules, in the order in which they began, each with its number.
     """
 
     parameters: int
     layers: tuple[LayerCost, ...]
+    calls: tuple[Call, ...] = ()
 
     @property
     def macs(self) -> int:
@@ -206,12 +210,14 @@ def analyse(model: nn.Module, example_inputs: Any, *, training: bool = False) ->
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
     arguments = positional(example_inputs)
-    records = trace_training(model, arguments) if training else trace_inference(model, arguments)
+    tracer = trace_training(model, arguments) if training else trace_inference(model, arguments)
     modules = dict(model.named_modules())
-    factors = {part for m in modules.values() if isinstance(m, _SEPARABLE) for part in (m.depthwise, m.pointwise)}
-    layers = [_layer(group, modules, factors, training) for group in _grouped(records, modules)]
+    factors: set[nn.Module] = {
+        part for m in modules.values() if isinstance(m, _SEPARABLE) for part in (m.depthwise, m.pointwise)
+    }
+    layers = [_layer(group, modules, factors, training) for group in _grouped(tracer.records, modules)]
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    return ModelCost(parameters=parameters, layers=_mark_spatial(layers))
+    return ModelCost(parameters=parameters, layers=_mark_spatial(layers), calls=tuple(tracer.all_calls))
 
 
 def _grouped(records: Iterable[Record], modules: Mapping[str, nn.Module]) -> list[list[Record]]:
@@ -236,7 +242,7 @@ def _layer(group: list[Record], modules: Mapping[str, nn.Module], factors: set[n
     moved = sum(record.read + record.written for record in group)
     depthwise = isinstance(module, _DEPTHWISE) and main.kind in _CONVOLUTIONS
     return LayerCost(
-        name=name if whole else f"{name}:{main.op.strip('_')}".lstrip(":"),
+        name=name if whole else f"{name}:{main.op.strip('_').removeprefix('native_')}".lstrip(":"),
         kind="depthwise" if depthwise else main.kind,
         macs=macs,
         parameters=_own_parameters(module) if whole else sum(record.parameters for record in group),
@@ -256,6 +262,7 @@ def _layer(group: list[Record], modules: Mapping[str, nn.Module], factors: set[n
         saved_bytes=sum(record.saved for record in group) if training else None,
         saved_bytes_fused=sum(record.saved_fused for record in group) if training else None,
         calls=main.calls,
+        began=group[0].began,
     )
 
 
