@@ -155,6 +155,8 @@ def _kind(unit: Unit, counted: Sequence[LayerCost]) -> str:
     if unit.step is not None and unit.step.label:
         return unit.step.label
     kinds = [layer.kind for layer in counted]
+    if unit.mark is not None and sorted(kinds) == ["depthwise", "pointwise"]:
+        return "separable"
     return kinds[0] if len(set(kinds)) == 1 else " + ".join(dict.fromkeys(kinds))
 
 
