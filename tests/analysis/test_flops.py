@@ -8,7 +8,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import dwsep
-import dwsep.analysis.flops  # noqa: F401
+import dwsep.analysis.flops
 from dwsep.analysis import count
 
 # fvcore has no formula for scaled_dot_product_attention: its networks have none.
