@@ -101,7 +101,7 @@ Tensors training_program(const Tensors& inputs, const Tensors& parameters, const
       case Kind::kNorm:
         STD_TORCH_CHECK(source.is_plain(), "a norm step takes a plain value");
         target.raw = raw;
-        if (step.statistics != Statistics::kRunning) sums = stage_sums(raw);
+        if (step.has_norm() && step.statistics != Statistics::kRunning) sums = stage_sums(raw);
         break;
       case Kind::kOutput: {
         std::optional<Tensor> residual;

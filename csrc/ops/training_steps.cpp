@@ -36,7 +36,6 @@ std::vector<Step> read_steps(const std::vector<int64_t>& table, std::size_t inpu
     STD_TORCH_CHECK(kind != Kind::kConv || row[4] >= 0, "a convolution needs a weight");
     STD_TORCH_CHECK(within(row[8], norms.size() / 3), "a step's norm does not exist");
     STD_TORCH_CHECK(row[8] == -1 || kind == Kind::kConv || kind == Kind::kNorm, "only convolutions have norms");
-    STD_TORCH_CHECK(kind != Kind::kNorm || row[8] >= 0, "a norm step needs a norm");
     Step step = {kind,
                  static_cast<std::size_t>(row[1]),
                  static_cast<std::size_t>(row[2]),

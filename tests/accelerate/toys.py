@@ -161,5 +161,5 @@ def check_step(model, x, call=lambda model: model, both_layouts=False):
             continue  # lost in eager as well: a scale that the norm behind it takes out again, as RepVit's 1x1 branch
         shares[name] = distance(ours[name], expected) / (2 * eager + 1e-6)
     beyond = sorted(((share, name) for name, share in shares.items() if share > 1), reverse=True)
-    assert len(beyond) <= (len(shares) // 50 if both_layouts else 0), beyond
+    assert len(beyond) <= (max(2, len(shares) // 50) if both_layouts else 0), beyond
     assert not beyond or beyond[0][0] <= 5, beyond

@@ -50,8 +50,10 @@ def _block(
         _row(Kind.OUTPUT, 1, 12),
         _row(Kind.OUTPUT, 11, 13, operand=12),
         _row(Kind.OUTPUT, 13, 14, operand=0),
+        _row(Kind.NORM, 14, 15),
+        _row(Kind.OUTPUT, 15, 16, operand=14),
     ]
-    names = ["none", "relu6", "gelu", "hardswish", "none", "silu", *["none"] * 9]
+    names = ["none", "relu6", "gelu", "hardswish", "none", "silu", *["none"] * 9, "relu", "none"]
     running = [part for n in (6, 20, 20, 6) for part in (torch.randn(n), torch.rand(n) + 0.5)]
     norms = [value for _ in range(4) for value in (float(statistics), 1e-5, 0.1)]
     return (
@@ -82,7 +84,7 @@ def test_native_equals_the_reference(statistics, hard):
 
     kept = needed(rows, activations, norms, 1)
     spared = [tensor if need else torch.empty(0) for tensor, need in zip(made, kept[1], strict=True)]
-    outputs = [14, 9, 4]
+    outputs = [16, 9, 4]
     grads = [torch.randn(2, 6, 5, 7), torch.randn(2, 20, 5, 7), torch.randn(2, 20, 1, 1)]
     rng = random.Random(0)
     for trial in range(12):
@@ -109,7 +111,7 @@ def test_opcheck():
     )
     inputs, parameters, _, *table = arguments
     made = ops.training_program(*arguments)
-    rest = (inputs, parameters, made, *table, [14], [True] * 14)
+    rest = (inputs, parameters, made, *table, [16], [True] * 14)
     opcheck(ops.training_program_backward, ([torch.randn(2, 6, 5, 7)], *rest))
 
 
@@ -117,7 +119,7 @@ def test_opcheck():
     ("column", "value", "message"),
     [
         ("kind", 9, "kind is unknown"),
-        ("source", 14, "does not exist yet"),
+        ("source", 16, "does not exist yet"),
         ("target", 0, "must be a new value"),
         ("operand", 99, "operand does not exist"),
         ("weight", 13, "parameter does not exist"),

@@ -44,7 +44,7 @@ class Kind(IntEnum):
     """What a step does."""
 
     CONV = 0  # a depthwise or pointwise convolution, and the norm behind it if there is one
-    NORM = 1  # the norm of a plain value: the raw tensor stays
+    NORM = 1  # the norm of a plain value, or an activation alone: the raw tensor stays
     OUTPUT = 2  # the values themselves, plus the operand's if there is one
     POOL = 3  # means over the pixels, (N, C), or, with option 1, (N, C, 1, 1)
     GATE = 4  # sigmoid, or, with option 1, hard sigmoid
@@ -167,7 +167,7 @@ def _forward(
             target.raw, sums = op(*source.load, weight, bias, *step.geometry)
         elif step.kind is Kind.NORM:
             target.raw = raw
-            if step.statistics is not Statistics.RUNNING:
+            if step.norm >= 0 and step.statistics is not Statistics.RUNNING:
                 sums = ops.stage_sums(raw)
         elif step.kind is Kind.OUTPUT:
             residual = values[step.operand].raw if step.operand >= 0 else None
