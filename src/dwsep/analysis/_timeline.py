@@ -119,6 +119,7 @@ class Timeline:
             if self.training:
                 self._watch_gap(output)
                 self._step(output)
+        self.nodes = _graph.Nodes()  # the graph is freed before the next run
         self.run.gaps += [0.0] * (len(self.run.marks) + 1 - len(self.run.gaps))
         return self.run
 
