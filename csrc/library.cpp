@@ -19,6 +19,8 @@ STABLE_TORCH_LIBRARY_IMPL(dwsep, CPU, library) {
   library.impl("depthwise_stage", TORCH_BOX(&dwsep::depthwise_stage));
   library.impl("depthwise_stage_backward", TORCH_BOX(&dwsep::depthwise_stage_backward));
   library.impl("inference_program", TORCH_BOX(&dwsep::inference_program));
+  library.impl("mixed_stage", TORCH_BOX(&dwsep::mixed_stage));
+  library.impl("mixed_stage_backward", TORCH_BOX(&dwsep::mixed_stage_backward));
   library.impl("pack_depthwise_weights", TORCH_BOX(&dwsep::pack_depthwise_weights));
   library.impl("pack_pointwise_weights", TORCH_BOX(&dwsep::pack_pointwise_weights));
   library.impl("pack_separable_weights", TORCH_BOX(&dwsep::pack_separable_weights));

@@ -55,6 +55,12 @@ void run(PlanePlan& plan, const WeightSources& weights, Activation activation, c
   const int64_t pixels = problem.batch * problem.input[0] * problem.input[1] * problem.input[2];
   const bool stream = stage == nullptr && streams_from_planes(problem.element_type, tensors.x_gradient,
                                                               tensors.x_gradient_strides, pixels, problem.channels);
+  // What is in a cache comes by itself, and where the taps are few, what is asked for pushes planes out of it.
+  constexpr int64_t kManyTaps = 25;
+  const int64_t outputs = problem.batch * problem.output[0] * problem.output[1] * problem.output[2];
+  const int64_t elements = 2 * pixels * problem.channels + outputs * problem.inner_channels;
+  const bool ask =
+      elements * plan.element_size > kCachedBytes && plan.taps > kManyTaps && plan.axes[kDepth].kernel == 1;
   parallel_for(groups * parts, 1, [&](int64_t begin, int64_t end) {
     float* panel = scratch(Scratch::kPanel, static_cast<std::size_t>(BackwardTile::floats(plan)));
     for (int64_t unit = begin; unit < end; ++unit) {
@@ -64,7 +70,7 @@ void run(PlanePlan& plan, const WeightSources& weights, Activation activation, c
       if (stream) tile.set_stream();
       const int64_t stop = items * (part + 1) / parts;
       for (int64_t item = items * part / parts; item < stop; ++item) {
-        const bool more = item + 1 < stop || unit + 1 < end;
+        const bool more = ask && (item + 1 < stop || unit + 1 < end);
         const TilePlace next = item + 1 < stop ? place(item + 1, group) : first_of(unit + 1);
         tile.run(place(item, group), more ? &next : nullptr);
       }
@@ -73,7 +79,9 @@ void run(PlanePlan& plan, const WeightSources& weights, Activation activation, c
   });
   if (tensors.weight_gradient != nullptr || tensors.bias_gradient != nullptr)
     write_weight_gradients(problem, plan.lanes, tensors, sums, parts);
-  if (affine) add_moments(affine_sums, parts, padded, problem.channels, stage->affine_gradient);
+  if (affine) {
+    add_moments(affine_sums, parts, padded, problem.channels, stage->affine_gradient, stage->row_length);
+  }
 }
 
 }  // namespace
@@ -96,6 +104,7 @@ void depthwise_conv_backward(const ConvProblem& problem, const WeightSources& we
 void depthwise_stage_backward(const ConvProblem& problem, const WeightSources& weights, const StageBackward& stage,
                               const DepthwiseBackwardTensors& tensors) {
   RowsPlan rows(kernels(), problem, true);
+  rows.pixel_stride = stage.row_length;
   if (rows.group > 0) {
     depthwise_rows_backward(rows, weights, stage, tensors);
     return;

@@ -18,7 +18,8 @@ struct DepthwiseBackwardTensors {
   void* bias_gradient;    // (C * M)
 };
 
-// What a stage of training adds: tensors are channels-last floats, the multiplier is 1.
+// What a stage of training adds: tensors are channels-last floats, the multiplier is 1. The channels may be some of
+// those of larger tensors, at which all pointers point; rows of pairs per channel are then as long as those' pixels.
 struct StageBackward {
   const float* scale;  // of x, (C), or null
   const float* shift;
@@ -26,6 +27,7 @@ struct StageBackward {
   const float* y;           // the raw output, read with a correction alone
   const float* correction;  // (2, C), or null
   double* affine_gradient;  // (2, C), or null
+  int64_t row_length;       // from the first of two values per channel to the second, and from a pixel to the next
 };
 
 void depthwise_stage_backward(const ConvProblem& problem, const WeightSources& weights, const StageBackward& stage,

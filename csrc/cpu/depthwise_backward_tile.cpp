@@ -45,7 +45,7 @@ void BackwardTile::set_stage(const StageBackward& stage, double* affine_sums) {
   staged_ = true;
   x_load_ = {nullptr, stage.scale, stage.shift, stage.activation};
   if (stage.correction != nullptr) {
-    gradient_load_ = {stage.y, stage.correction, stage.correction + plan_.problem.channels, Activation::kNone};
+    gradient_load_ = {stage.y, stage.correction, stage.correction + stage.row_length, Activation::kNone};
   }
   affine_sums_ = affine_sums;
 }

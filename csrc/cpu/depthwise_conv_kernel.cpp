@@ -24,16 +24,12 @@ class ForwardTile : PlaneTile {
   ForwardTile(const PlanePlan& plan, float* memory)
       : PlaneTile(plan, memory), rows_(memory + plan.group * plan.x_plane) {}
 
-  void run(const TilePlace& place, const TilePlace* next, Activation activation, const void* x,
-           const Strides& x_strides, void* out, const Strides& strides, bool stream) {
+  void run(const TilePlace& place, Activation activation, const void* x, const Strides& x_strides, void* out,
+           const Strides& strides, bool stream) {
     move_to(place.image, place.tile, place.first_block);
     gather_x(x, x_strides);
     const Range &rd = part_[kDepth]->output, &rh = part_[kHeight]->output, &rw = part_[kWidth]->output;
     const int64_t multiplier = plan_.problem.multiplier;
-    if (next != nullptr) {
-      expect(*next, x, x_strides, 1, &AxisTile::x, plan_.axes[kWidth].input);
-      begin_asking(rd.size() * rh.size() * rw.size() * group_ * multiplier);
-    }
     const RowCopy copy = {plan_.problem.element_type,
                           strides.axis[kWidth],
                           strides.channel * multiplier,
@@ -57,7 +53,6 @@ class ForwardTile : PlaneTile {
           job.stream = direct && stream;
           const float* source = job.source;
           in_stretches(rw.size(), [&](int64_t from, int64_t pixels) {
-            ask_for(pixels);
             job.source = source + from * job.step;
             job.out = direct ? static_cast<float*>(target) + from * job.out_stride : rows_;
             job.pixels = pixels;
@@ -69,7 +64,6 @@ class ForwardTile : PlaneTile {
         });
       }
     }
-    stop_asking();
   }
 
  private:
@@ -77,14 +71,15 @@ class ForwardTile : PlaneTile {
 };
 
 // Whether planes are the faster way for a channels-last input, too: where many taps read what was copied once, and
-// where the output is so large that it is better stored past the caches.
+// where the output is so large that it is better stored past the caches. A dilated kernel's taps share few operands, so
+// that copying them pays later.
 bool planes_pay(const ConvProblem& problem) {
   if (problem.element_type != ElementType::kFloat32 || problem.multiplier != 1 || problem.stride[2] != 1) return false;
   constexpr int64_t kManyTaps = 9;
   const int64_t taps = problem.kernel[0] * problem.kernel[1] * problem.kernel[2];
   const int64_t pixels = problem.batch * problem.output[0] * problem.output[1] * problem.output[2];
-  const auto size = static_cast<int64_t>(sizeof(float));
-  return taps > kManyTaps || pixels * problem.channels * size >= 2 * kStreamBytes;
+  const int64_t bytes = pixels * problem.channels * static_cast<int64_t>(sizeof(float));
+  return taps > kManyTaps || bytes >= (problem.dilation[2] == 1 ? kStreamBytes : 2 * kStreamBytes);
 }
 
 }  // namespace
@@ -102,8 +97,7 @@ void depthwise_conv_forward_on_planes(const ConvProblem& problem, const WeightSo
   parallel_for(groups * problem.batch * tiles, 1, [&](int64_t begin, int64_t end) {
     ForwardTile tile(plan, scratch(Scratch::kPanel, static_cast<std::size_t>(ForwardTile::floats(plan))));
     for (int64_t unit = begin; unit < end; ++unit) {
-      const TilePlace next = place(unit + 1);
-      tile.run(place(unit), unit + 1 < end ? &next : nullptr, activation, x, x_strides, out, out_strides, stream);
+      tile.run(place(unit), activation, x, x_strides, out, out_strides, stream);
     }
     plan.table.finish_streams();
   });

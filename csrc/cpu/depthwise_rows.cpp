@@ -31,7 +31,8 @@ RowsPlan::RowsPlan(const KernelTable& kernels, const ConvProblem& of, bool backw
       height(conv_axis(of, 1)),
       width(conv_axis(of, 2)),
       lanes(kernels.lanes),
-      blocks(ceil_div(of.channels, kernels.lanes)) {
+      blocks(ceil_div(of.channels, kernels.lanes)),
+      pixel_stride(of.channels) {
   const bool flat = of.input[0] == 1 && of.output[0] == 1 && of.kernel[0] == 1 && of.pad_low[0] == 0;
   if (!flat || of.multiplier != 1 || of.element_type != ElementType::kFloat32) return;
   const int64_t reach = (height.kernel - 1) * height.dilation;
@@ -61,8 +62,9 @@ bool RowsPlan::pays(bool backward) const {
   const bool neighbours = height.dilation == 1 && width.dilation == 1;
   if (group == 0 || height.stride != 1 || width.stride != 1 || height.input == 1 || !(neighbours || backward))
     return false;
-  const int64_t pixels = problem.batch * height.input * width.input;
-  const bool large = pixels * problem.channels * static_cast<int64_t>(sizeof(float)) >= kStreamBytes;
+  const int64_t pixels =
+      problem.batch * (height.input * width.input * (backward ? 2 : 1) + height.output * width.output);
+  const bool large = pixels * problem.channels * static_cast<int64_t>(sizeof(float)) > kCachedBytes;
   return large && (taps() <= 9 || (taps() <= 25 && group == blocks));
 }
 
@@ -87,7 +89,7 @@ void RowsGroup::fetch(const RowRing& ring, const float* tensor, const StageLoad&
                             nullptr,
                             nullptr,
                             Activation::kNone,
-                            plan_.problem.channels,
+                            plan_.pixel_stride,
                             columns,
                             channels(),
                             ring.row(row, 0),

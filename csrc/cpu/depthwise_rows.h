@@ -51,6 +51,7 @@ struct RowsPlan {
   int64_t lanes, blocks;
   int64_t group = 0;  // channel blocks together; 0 where not even the rows of one fit into the cache
   int64_t bands = 1;
+  int64_t pixel_stride;  // floats from a pixel of either tensor to the next: its channels, or more where these are some
   int64_t together = 1;  // output rows whose share of the weight's gradient is computed at once
   RowRing inputs, gradients;
   const float* weights = nullptr;  // [block][tap][lane]
@@ -58,8 +59,8 @@ struct RowsPlan {
 
   RowsPlan(const KernelTable& kernels, const ConvProblem& of, bool backward);
 
-  // Whether rows are the faster way without a stage, too, for channels-last tensors, measured: they read whole pixels,
-  // where planes read 64 channels of a pixel, but prepare the taps of every row anew.
+  // Whether rows are the faster way without a stage, too, for channels-last tensors, measured: from memory they read
+  // whole pixels, where planes read 64 channels of a pixel, but they prepare the taps of every row anew.
   bool pays(bool backward) const;
 
   int64_t groups() const { return ceil_div(blocks, group); }
@@ -95,15 +96,16 @@ class RowsGroup {
   // Asks for what `fetch` of the row at `place` will read.
   void expect(RowsAhead& ahead, const float* place, int64_t width) const {
     const auto size = static_cast<int64_t>(sizeof(float));
-    ahead.add(place, width, plan_.problem.channels * size, channels() * size);
+    ahead.add(place, width, plan_.pixel_stride * size, channels() * size);
   }
   // The same row's place in the tensor.
   int64_t at(int64_t image, int64_t rows, int64_t width, int64_t row) const {
-    return ((image * rows + row) * width) * plan_.problem.channels + channel();
+    return ((image * rows + row) * width) * plan_.pixel_stride + channel();
   }
 };
 
-// `plan.group` must not be 0. `activation` of y; `sums` (2, C) of y and of its squares, or null for none.
+// `plan.group` must not be 0. `activation` of y; `sums` of y and of its squares, two rows
+// that are pixel_stride long, or null for none.
 void depthwise_rows_forward(RowsPlan& plan, const WeightSources& weights, const StageLoad& load, Activation activation,
                             const float* x, float* y, double* sums);
 

@@ -27,7 +27,7 @@ class BackwardRows : RowsGroup {
         inputs_(plan.inputs),
         gradients_(plan.gradients) {
     if (stage.correction != nullptr) {
-      gradient_load_ = {stage.y, stage.correction, stage.correction + plan.problem.channels, Activation::kNone};
+      gradient_load_ = {stage.y, stage.correction, stage.correction + plan.pixel_stride, Activation::kNone};
     }
     inputs_.place(memory, group_);
     float* behind = memory + inputs_.floats(plan.group);
@@ -189,7 +189,7 @@ class BackwardRows : RowsGroup {
       float* target = static_cast<float*>(tensors_.x_gradient) + to + block * lanes;
       const bool direct = plain && valid == lanes;
       float* out = direct ? target : row_;
-      const int64_t pixel = direct ? plan_.problem.channels : lanes;
+      const int64_t pixel = direct ? plan_.pixel_stride : lanes;
       for (int64_t residue = 0; residue < residues; ++residue) {
         const auto index = static_cast<std::size_t>(residue);
         CorrelateRow job = {};
@@ -209,9 +209,9 @@ class BackwardRows : RowsGroup {
       if (direct) continue;
       const bool affine = stage_.scale != nullptr;
       plan_.table.stage_gradient_row({row_, lanes, 0, x() + to + block * lanes, affine ? stage_.scale + first : nullptr,
-                                      affine ? stage_.shift + first : nullptr, stage_.activation,
-                                      plan_.problem.channels, width.input, valid, target, stream_,
-                                      affine ? affine_sums_ + first : nullptr, plan_.padded()});
+                                      affine ? stage_.shift + first : nullptr, stage_.activation, plan_.pixel_stride,
+                                      width.input, valid, target, stream_, affine ? affine_sums_ + first : nullptr,
+                                      plan_.padded()});
     }
   }
 };
@@ -235,8 +235,8 @@ void depthwise_rows_backward(RowsPlan& plan, const WeightSources& weights, const
   auto* affine_sums = reinterpret_cast<double*>(memory + affine_at);
   if (affine) std::fill_n(affine_sums, parts * 2 * plan.padded(), 0.0);
   const auto* x_gradient = static_cast<const float*>(tensors.x_gradient);
-  const bool stream = x_gradient != nullptr &&
-                      streams(x_gradient, problem.batch * problem.input[1] * problem.input[2], problem.channels);
+  const int64_t pixels = problem.batch * problem.input[1] * problem.input[2];
+  const bool stream = x_gradient != nullptr && streams(x_gradient, pixels, problem.channels, plan.pixel_stride);
   parallel_for(groups * parts, 1, [&](int64_t begin, int64_t end) {
     float* panel = scratch(Scratch::kPanel, static_cast<std::size_t>(BackwardRows::floats(plan)));
     for (int64_t unit = begin; unit < end; ++unit) {
@@ -251,7 +251,9 @@ void depthwise_rows_backward(RowsPlan& plan, const WeightSources& weights, const
   if (tensors.weight_gradient != nullptr || tensors.bias_gradient != nullptr) {
     write_weight_gradients(problem, plan.lanes, tensors, sums, parts);
   }
-  if (affine) add_moments(affine_sums, parts, plan.padded(), problem.channels, stage.affine_gradient);
+  if (affine) {
+    add_moments(affine_sums, parts, plan.padded(), problem.channels, stage.affine_gradient, plan.pixel_stride);
+  }
 }
 
 }  // namespace dwsep

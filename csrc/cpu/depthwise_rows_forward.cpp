@@ -97,18 +97,17 @@ class ForwardRows : RowsGroup {
       float* target = y_ + to + block * lanes;
       const bool direct = sums_ == nullptr && valid == lanes;
       job.out = direct ? target : row_;
-      job.out_stride = direct ? plan_.problem.channels : lanes;
+      job.out_stride = direct ? plan_.pixel_stride : lanes;
       job.stream = direct && stream_;
       ahead_.ask(share);
       plan_.table.correlate_row(job);
       if (direct) continue;
       if (sums_ == nullptr) {
-        plan_.table.scatter_row({ElementType::kFloat32, plan_.problem.channels, 1, width.output, valid, 0}, row_,
-                                target);
+        plan_.table.scatter_row({ElementType::kFloat32, plan_.pixel_stride, 1, width.output, valid, 0}, row_, target);
         continue;
       }
       plan_.table.finish_row(
-          {row_, width.output, valid, target, plan_.problem.channels, stream_, sums_ + first, plan_.padded()});
+          {row_, width.output, valid, target, plan_.pixel_stride, stream_, sums_ + first, plan_.padded()});
     }
   }
 };
@@ -127,7 +126,8 @@ void depthwise_rows_forward(RowsPlan& plan, const WeightSources& weights, const 
   plan.pack(weights, memory + packed_at);
   auto* part_sums = reinterpret_cast<double*>(memory + sums_at);
   std::fill_n(part_sums, parts * sums_size, 0.0);
-  const bool stream = streams(y, problem.batch * problem.output[1] * problem.output[2], problem.channels);
+  const int64_t pixels = problem.batch * problem.output[1] * problem.output[2];
+  const bool stream = streams(y, pixels, problem.channels, plan.pixel_stride);
   parallel_for(groups * parts, 1, [&](int64_t begin, int64_t end) {
     float* panel = scratch(Scratch::kPanel, static_cast<std::size_t>(ForwardRows::floats(plan)));
     for (int64_t unit = begin; unit < end; ++unit) {
@@ -139,7 +139,7 @@ void depthwise_rows_forward(RowsPlan& plan, const WeightSources& weights, const 
     }
     plan.table.finish_streams();
   });
-  if (sums != nullptr) add_moments(part_sums, parts, plan.padded(), problem.channels, sums);
+  if (sums != nullptr) add_moments(part_sums, parts, plan.padded(), problem.channels, sums, plan.pixel_stride);
 }
 
 }  // namespace dwsep

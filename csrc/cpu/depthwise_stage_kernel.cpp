@@ -55,7 +55,9 @@ class StageTile : PlaneTile {
 void depthwise_stage_forward(const ConvProblem& problem, const WeightSources& weights, const StageLoad& load,
                              const float* x, const Strides& x_strides, float* y, const Strides& y_strides,
                              double* sums) {
+  const int64_t row_length = y_strides.axis[kWidth];
   RowsPlan rows(kernels(), problem, false);
+  rows.pixel_stride = row_length;
   if (rows.group > 0) {
     depthwise_rows_forward(rows, weights, load, Activation::kNone, x, y, sums);
     return;
@@ -82,7 +84,7 @@ void depthwise_stage_forward(const ConvProblem& problem, const WeightSources& we
       }
     }
   });
-  add_moments(part_sums, parts, padded, problem.channels, sums);
+  add_moments(part_sums, parts, padded, problem.channels, sums, row_length);
 }
 
 }  // namespace dwsep

@@ -5,13 +5,15 @@
 
 namespace dwsep {
 
-// totals[row][channel] = the sum over parts of sums[part][row][channel], two rows each, padded in `sums`.
-inline void add_moments(const double* sums, int64_t parts, int64_t padded, int64_t channels, double* totals) {
+// totals[row][channel] = the sum over parts of sums[part][row][channel], two rows each, `padded` channels long in
+// `sums` and `row_length` in the totals.
+inline void add_moments(const double* sums, int64_t parts, int64_t padded, int64_t channels, double* totals,
+                        int64_t row_length) {
   for (int64_t row = 0; row < 2; ++row) {
     for (int64_t channel = 0; channel < channels; ++channel) {
       double sum = 0.0;
       for (int64_t part = 0; part < parts; ++part) sum += sums[(2 * part + row) * padded + channel];
-      totals[row * channels + channel] = sum;
+      totals[row * row_length + channel] = sum;
     }
   }
 }

@@ -174,7 +174,7 @@ struct FinishRow {
   int64_t sums_stride;
 };
 
-// A panel [inner block][pixel][lane] times packed weights [K block][inner][column], into consecutive pixels.
+// A panel [inner block][pixel][lane] times packed weights [K block][inner][column], into pixels of a tensor.
 struct PointwiseStageTile {
   const float* panel;
   int64_t inner;  // channels in the inner blocks
@@ -183,6 +183,7 @@ struct PointwiseStageTile {
   const float* weights;
   const float* bias;
   float* out;
+  int64_t out_stride;  // floats from a pixel to the next
   double* sums;  // of the outputs per channel in whole K blocks, and sums_stride further of their squares: added to
   int64_t sums_stride;
   bool stream;  // store past the caches: `out` and the channels are whole cache lines

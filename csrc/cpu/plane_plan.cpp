@@ -57,9 +57,11 @@ void PlanePlan::measure() {
   }
 }
 
-// As few tiles as keep a tile's planes within half of the L2 cache, cutting where the taps reach least in proportion.
+// As few tiles as keep a tile's planes within a part of the L2 cache, cutting where the taps reach least in proportion.
 void PlanePlan::cut(TilePurpose purpose, bool together) {
-  const int64_t budget = l2_cache_bytes() / 2 / static_cast<int64_t>(sizeof(float));
+  // Between the tiles of a backward on planes of whole images, what those planes are made of passes through the cache.
+  const int64_t part = purpose == TilePurpose::kBackwardWhole ? 4 : 2;
+  const int64_t budget = l2_cache_bytes() / part / static_cast<int64_t>(sizeof(float));
   std::array<int64_t, 3> counts = {1, 1, 1};
   const auto make = [&](Axis axis) { tiles[axis] = axis_tiles(axes[axis], counts[axis], axis != kWidth, purpose); };
   for (const Axis axis : {kDepth, kHeight, kWidth}) make(axis);

@@ -2,8 +2,6 @@
 
 #include <algorithm>
 
-#include "cpu/streaming.h"
-
 namespace dwsep {
 
 std::array<const AxisTile*, 3> PlaneTile::parts_of(int64_t tile) const {
@@ -26,9 +24,6 @@ void PlaneTile::expect(const TilePlace& next, const void* source, const Strides&
                        Range AxisTile::* range, int64_t width) {
   // A short row of a contiguous tensor continues in the next, which the processor sees for itself.
   constexpr int64_t kShortRow = 256;
-  const ConvProblem& problem = plan_.problem;
-  const int64_t elements = problem.batch * problem.channels * problem.input[0] * problem.input[1] * problem.input[2];
-  if (elements * plan_.element_size < kStreamBytes) return;
   const auto parts = parts_of(next.tile);
   const Range &rd = parts[kDepth]->*range, &rh = parts[kHeight]->*range, &rw = parts[kWidth]->*range;
   const int64_t begin = std::clamp<int64_t>(0, rw.begin, rw.end), pixels = std::clamp(width, begin, rw.end) - begin;

@@ -34,9 +34,10 @@ struct Pixels {
   }
 };
 
-// The rows [begin, end) of a matrix.
-MemoryRange rows(const float* matrix, int64_t columns, int64_t begin, int64_t end) {
-  return {matrix + begin * columns, (end - begin) * columns * kFloatBytes};
+// The pixels [begin, end) of a tensor, if these are all of its channels.
+MemoryRange rows(const float* tensor, int64_t channels, int64_t pixel_stride, int64_t begin, int64_t end) {
+  if (pixel_stride != channels) end = begin;
+  return {tensor + begin * pixel_stride, (end - begin) * pixel_stride * kFloatBytes};
 }
 
 // The weight as [column block of inputs][output, padded][column]: the way back from outputs to inputs.
@@ -57,12 +58,12 @@ void pack_transposed(const KernelTable& table, const PointwiseStage& stage, int6
 }
 
 StageRow load_of(const PointwiseStage& stage, int64_t first, int64_t pixels, int64_t lanes, float* panel) {
-  return {stage.x + first * stage.channels,
+  return {stage.x + first * stage.x_stride,
           nullptr,
           stage.scale,
           stage.shift,
           stage.activation,
-          stage.channels,
+          stage.x_stride,
           pixels,
           stage.channels,
           panel,
@@ -111,10 +112,10 @@ class Backward {
   void run_tile(int64_t part, int64_t first, int64_t end, int64_t next_end, float* memory, bool is_first) const;
   // What the pixels [begin, end) are read from.
   Prefetch next_rows(int64_t begin, int64_t end) const {
-    const int64_t outputs = stage_.out_channels;
-    return {{rows(gradients_.gradient, outputs, begin, end),
-             rows(gradients_.y, outputs, begin, gradients_.correction != nullptr ? end : begin),
-             rows(stage_.x, stage_.channels, begin, end)}};
+    const int64_t outputs = stage_.out_channels, stride = stage_.y_stride;
+    return {{rows(gradients_.gradient, outputs, stride, begin, end),
+             rows(gradients_.y, outputs, stride, begin, gradients_.correction != nullptr ? end : begin),
+             rows(stage_.x, stage_.channels, stage_.x_stride, begin, end)}};
   }
   void write_weight_gradient() const;
 };
@@ -126,14 +127,14 @@ void Backward::run_tile(int64_t part, int64_t first, int64_t end, int64_t next_e
   float* gradient = memory;
   float* input = gradient + k_blocks_ * pixels * lanes_;
   float* product = input + inner_blocks_ * pixels * lanes_;
-  const int64_t outputs = stage_.out_channels, at = first * outputs;
+  const int64_t outputs = stage_.out_channels, at = first * stage_.y_stride;
   if (gradients_.correction != nullptr) {
     table_.corrected_row({gradients_.gradient + at, gradients_.y + at, gradients_.correction,
-                          gradients_.correction + outputs, Activation::kNone, outputs, pixels, outputs, gradient,
-                          pixels * lanes_});
+                          gradients_.correction + stage_.y_stride, Activation::kNone, stage_.y_stride, pixels, outputs,
+                          gradient, pixels * lanes_});
   } else {
-    table_.stage_row({gradients_.gradient + at, nullptr, nullptr, nullptr, Activation::kNone, outputs, pixels, outputs,
-                      gradient, pixels * lanes_});
+    table_.stage_row({gradients_.gradient + at, nullptr, nullptr, nullptr, Activation::kNone, stage_.y_stride, pixels,
+                      outputs, gradient, pixels * lanes_});
   }
   if (gradients_.bias_gradient != nullptr) {
     for (int64_t block = 0; block < k_blocks_; ++block) {
@@ -146,7 +147,7 @@ void Backward::run_tile(int64_t part, int64_t first, int64_t end, int64_t next_e
   if (gradients_.weight_gradient != nullptr) table_.stage_row(load_of(stage_, first, pixels, lanes_, input));
   if (gradients_.x_gradient != nullptr) {
     const bool affine = stage_.scale != nullptr;
-    const bool stream = streams(gradients_.x_gradient, stage_.pixels, stage_.channels);
+    const bool stream = streams(gradients_.x_gradient, stage_.pixels, stage_.channels, stage_.x_stride);
     PanelProduct job = {gradient, k_blocks_, pixels, transposed_, product, outputs, 0, {}};
     for (int64_t block = 0; block < column_blocks_; ++block) {
       const int64_t channel = block * table_.tile_columns;
@@ -155,9 +156,9 @@ void Backward::run_tile(int64_t part, int64_t first, int64_t end, int64_t next_e
       job.prefetch = next_rows(end + ahead * block / shares, end + ahead * (block + 1) / shares);
       table_.multiply_panel(job, block);
       table_.stage_gradient_row(
-          {product, lanes_, pixels * lanes_, stage_.x + first * stage_.channels + channel,
+          {product, lanes_, pixels * lanes_, stage_.x + first * stage_.x_stride + channel,
            affine ? stage_.scale + channel : nullptr, affine ? stage_.shift + channel : nullptr, stage_.activation,
-           stage_.channels, pixels, job.columns, gradients_.x_gradient + first * stage_.channels + channel, stream,
+           stage_.x_stride, pixels, job.columns, gradients_.x_gradient + first * stage_.x_stride + channel, stream,
            affine ? affine_sums_ + 2 * part * inner_padded() + channel : nullptr, inner_padded()});
     }
   }
@@ -221,7 +222,8 @@ void Backward::run() {
     gradients_.bias_gradient[k] = sum;
   }
   if (gradients_.affine_gradient != nullptr) {
-    add_moments(affine_sums_, pixels_.parts, inner_padded(), stage_.channels, gradients_.affine_gradient);
+    add_moments(affine_sums_, pixels_.parts, inner_padded(), stage_.channels, gradients_.affine_gradient,
+                stage_.x_stride);
   }
 }
 
@@ -250,7 +252,7 @@ void pointwise_stage_forward(const PointwiseStage& stage, const float* bias, flo
   float* packed_bias = memory + bias_at;
   std::fill_n(packed_bias, k_padded, 0.0f);
   if (bias != nullptr) std::copy_n(bias, stage.out_channels, packed_bias);
-  const bool stream = streams(y, stage.pixels, stage.out_channels);
+  const bool stream = streams(y, stage.pixels, stage.out_channels, stage.y_stride);
   auto* part_sums = reinterpret_cast<double*>(memory + sums_at);
   std::fill_n(part_sums, pixels.parts * 2 * k_padded, 0.0);
   parallel_for(pixels.parts, 1, [&](int64_t begin, int64_t end) {
@@ -267,16 +269,17 @@ void pointwise_stage_forward(const PointwiseStage& stage, const float* bias, flo
                                     stage.out_channels,
                                     memory + weights_at,
                                     packed_bias,
-                                    y + first * stage.out_channels,
+                                    y + first * stage.y_stride,
+                                    stage.y_stride,
                                     own,
                                     k_padded,
                                     stream,
-                                    {{rows(stage.x, stage.channels, next, next_end)}}});
+                                    {{rows(stage.x, stage.channels, stage.x_stride, next, next_end)}}});
       });
     }
     table.finish_streams();
   });
-  add_moments(part_sums, pixels.parts, k_padded, stage.out_channels, sums);
+  add_moments(part_sums, pixels.parts, k_padded, stage.out_channels, sums, stage.y_stride);
 }
 
 void pointwise_stage_backward(const PointwiseStage& stage, const PointwiseStageGradients& gradients) {

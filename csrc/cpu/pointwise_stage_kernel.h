@@ -7,7 +7,8 @@
 
 namespace dwsep {
 
-// Channels-last floats: x (pixels, channels), y (pixels, out_channels).
+// Channels-last floats: x (pixels, channels), y (pixels, out_channels), both of which may be some of the channels of
+// larger tensors, at which all pointers then point. Two rows per channel are as far apart as two pixels.
 struct PointwiseStage {
   int64_t pixels;
   int64_t channels;
@@ -17,6 +18,8 @@ struct PointwiseStage {
   const float* shift;
   Activation activation;
   const float* weight;  // (out_channels, channels)
+  int64_t x_stride;     // floats from a pixel to the next
+  int64_t y_stride;
 };
 
 // `sums` (2, out_channels): of y and of its squares.

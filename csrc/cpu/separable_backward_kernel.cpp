@@ -11,6 +11,7 @@
 #include "cpu/parallel.h"
 #include "cpu/plane_plan.h"
 #include "cpu/scratch.h"
+#include "cpu/streaming.h"
 #include "cpu/tiling.h"
 
 namespace dwsep {
@@ -40,6 +41,13 @@ class SeparableBackward {
     const int64_t bytes_of_pixel = (k_blocks_ + inner_blocks_) * lanes * static_cast<int64_t>(sizeof(float));
     const int64_t fit = l2_cache_bytes() / 2 / bytes_of_pixel;
     tile_pixels_ = std::clamp<int64_t>(fit, 2 * plan_.table.tile_pixels, 14 * plan_.table.tile_pixels);
+    const int64_t x_pixels = problem.batch * problem.input[0] * problem.input[1] * problem.input[2];
+    stream_ = problem.multiplier == 1 &&
+              streams_from_planes(problem.element_type, tensors.x_gradient, depthwise_tensors_.x_gradient_strides,
+                                  x_pixels, problem.channels);
+    const int64_t elements = 2 * x_pixels * problem.channels +
+                             problem.batch * rows_per_image_ * problem.output[kWidth] * problem.out_channels;
+    ask_ = elements * plan_.element_size > kCachedBytes;
     // Of small images several, so that the pointwise gradient's sums are not read and written for a few pixels.
     const int64_t pixels = std::max<int64_t>(1, rows_per_image_ * problem.output[kWidth]);
     images_together_ = std::max<int64_t>(1, tile_pixels_ / pixels);
@@ -60,6 +68,8 @@ class SeparableBackward {
   int64_t vectors_;        // of a column block
   int64_t tile_pixels_;    // at most
   int64_t images_together_;
+  bool stream_;                           // store the gradient of x past the caches
+  bool ask_;                              // for what comes next: it is not in a cache
   const float* transposed_ = nullptr;     // the pointwise weight [column block][k][column]
   const float* panel_weights_ = nullptr;  // the depthwise weight [m][input block][tap][lane], then its bias
 
@@ -86,9 +96,12 @@ class SeparableBackward {
   int64_t panel_floats() const { return tile_pixels_ * plan_.lanes * (k_blocks_ + inner_blocks_ + vectors_); }
   void run_rows(int64_t row_begin, int64_t row_end, float* panels, float* planes, float* sums, bool first) const;
   void run_tile(const Tile& tile, int64_t first_image, float* panels, float* planes, float* sums, bool first) const;
+  Prefetch next_pixels(const Tile& tile, int64_t begin, int64_t end, int64_t parts) const;
   void copy_to_plane(const Tile& tile, const float* source, float* plane, int64_t first_image) const;
   void run_by_image(int64_t parts, float* sums, float* depthwise_sums) const;
-  void run_below(BackwardTile& tile, int64_t image, const float* planes, int64_t block_begin, int64_t block_end) const;
+  int64_t rows_before(int64_t tile) const;
+  void run_below(BackwardTile& tile, int64_t image, int64_t of_image, const float* planes, int64_t block_begin,
+                 int64_t block_end) const;
   void run_by_phase(int64_t parts, float* sums, float* depthwise_sums) const;
   void clear_margins(float* planes) const;
   void write_pointwise_gradients(const float* sums, int64_t parts) const;
@@ -168,6 +181,9 @@ void SeparableBackward::run_tile(const Tile& tile, int64_t first_image, float* p
       plan_.table.sum_row(gradient + block * pixels * lanes, pixels, bias_sums + block * lanes);
     }
   }
+  // Both products take about the same time, and each asks for its share of what the next tile reads.
+  const int64_t multiplied = wants_below() ? column_blocks_ : 0;
+  const int64_t shares = tensors_.pointwise_gradient == nullptr ? multiplied : std::max<int64_t>(1, 2 * multiplied);
   const bool activated = activation_ != Activation::kNone;
   if (tensors_.pointwise_gradient != nullptr || (activated && wants_below())) {
     ConvProblem one = problem_;
@@ -181,9 +197,10 @@ void SeparableBackward::run_tile(const Tile& tile, int64_t first_image, float* p
     }
   }
   if (wants_below()) {
-    const PanelProduct job = {
+    PanelProduct job = {
         gradient, k_blocks_, pixels, transposed_, product, problem_.out_channels, plan_.table.tile_columns, {}};
     for (int64_t block = 0; block < column_blocks_; ++block) {
+      job.prefetch = next_pixels(tile, block, block + 1, shares);
       plan_.table.multiply_panel(job, block);
       const int64_t stop = std::min(vectors_, inner_blocks_ - block * vectors_);
       for (int64_t vector = 0; vector < stop; ++vector) {
@@ -199,9 +216,36 @@ void SeparableBackward::run_tile(const Tile& tile, int64_t first_image, float* p
   }
   if (tensors_.pointwise_gradient != nullptr) {
     if (activated) plan_.table.activate_row(activation_, depthwise, inner_blocks_ * pixels);
-    plan_.table.outer_product(
-        {gradient, k_padded(), depthwise, inner_blocks_, pixels, sums, k_padded() * lanes, first, {}});
+    plan_.table.outer_product({gradient, k_padded(), depthwise, inner_blocks_, pixels, sums, k_padded() * lanes, first,
+                               next_pixels(tile, multiplied, shares, shares)});
   }
+}
+
+// Of what the tile behind `tile` reads, shares [begin, end) of `shares`: as many pixels more of the output's gradient
+// and, behind whole rows, the input rows that only they meet.
+Prefetch SeparableBackward::next_pixels(const Tile& tile, int64_t begin, int64_t end, int64_t shares) const {
+  if (!ask_) return {};
+  const auto share = [&](const void* tensor, int64_t first, int64_t count, int64_t size) {
+    const int64_t from = first + count * begin / shares, to = std::min(first + count * end / shares, size);
+    const void* at = advanced(tensor, from * plan_.element_size);
+    return MemoryRange{at, std::max<int64_t>(0, to - from) * plan_.element_size};
+  };
+  const int64_t columns = problem_.output[kWidth], rows = tile.row_end - tile.row_begin;
+  const int64_t pixels = rows * (tile.column_end - tile.column_begin), outputs = problem_.out_channels;
+  const bool whole = tile.column_end == columns;
+  const int64_t next = whole ? tile.row_end * columns : tile.row_begin * columns + tile.column_end;
+  Prefetch ahead = {
+      {share(tensors_.gradient, next * outputs, pixels * outputs, problem_.batch * rows_per_image_ * columns * outputs),
+       {},
+       {}}};
+  if (whole && problem_.input[kDepth] == 1) {
+    const ConvAxis& height = plan_.axes[kHeight];
+    const int64_t last = tile.row_end - 1, line = problem_.input[kWidth] * problem_.channels;
+    const int64_t met = height.position(last % height.output, height.kernel - 1) + 1;
+    const int64_t row = last / height.output * height.input + std::clamp<int64_t>(met, 0, height.input);
+    ahead.ranges[1] = share(tensors_.x, row * line, rows * height.stride * line, problem_.batch * height.input * line);
+  }
+  return ahead;
 }
 
 // A tile's pixels into the plane of their image, whose rows are longer; `plane` is that of the first image.
@@ -249,26 +293,53 @@ void SeparableBackward::run_by_image(int64_t parts, float* sums, float* depthwis
     for (int64_t part = begin; part < end; ++part) {
       BackwardTile tile(plan_, depthwise_tensors_, Activation::kNone, memory + tile_at,
                         depthwise_sums + part * depthwise_part);
+      if (stream_) tile.set_stream();
       const int64_t first = problem_.batch * part / parts, stop = problem_.batch * (part + 1) / parts;
       for (int64_t image = first; image < stop; image += images_together_) {
         const int64_t next = std::min(image + images_together_, stop);
-        run_rows(image * rows_per_image_, next * rows_per_image_, memory + panels_at, planes,
-                 sums + part * part_floats(), image == first);
+        const int64_t begin = image * rows_per_image_, end = next * rows_per_image_;
+        int64_t done = begin;
+        const auto run_until = [&](int64_t row) {
+          if (row <= done) return;
+          run_rows(done, row, memory + panels_at, planes, sums + part * part_floats(), done == first * rows_per_image_);
+          done = row;
+        };
+        if (next - image > 1 || !wants_below()) run_until(end);
         for (int64_t i = image; wants_below() && i < next; ++i) {
-          run_below(tile, i, planes + (i - image) * planes_of_image(), 0, plan_.blocks);
+          const float* own = planes + (i - image) * planes_of_image();
+          // A tile as soon as the rows that it takes are there: the input's are still in the cache, too.
+          for (int64_t t = 0; t < plan_.tile_count(); ++t) {
+            run_until(begin + rows_before(t));
+            run_below(tile, i, t, own, 0, plan_.blocks);
+          }
         }
+        run_until(end);
       }
     }
+    plan_.table.finish_streams();
   });
 }
 
-// The depthwise gradients of one image, for the groups of channel blocks that begin in [block_begin, block_end).
-void SeparableBackward::run_below(BackwardTile& tile, int64_t image, const float* planes, int64_t block_begin,
-                                  int64_t block_end) const {
+// Output rows of an image that the gradients of one of its tiles take.
+int64_t SeparableBackward::rows_before(int64_t tile) const {
+  const auto widths = static_cast<int64_t>(plan_.tiles[kWidth].size());
+  const auto heights = static_cast<int64_t>(plan_.tiles[kHeight].size());
+  const auto stop = [&](Axis axis, int64_t index) {
+    const AxisTile& part = plan_.tiles[axis][static_cast<std::size_t>(index)];
+    const ConvAxis& a = plan_.axes[axis];
+    const int64_t reached = floor_div(part.input.end - 1 + a.pad_low, a.stride) + 1;
+    return std::max(part.output.end, std::clamp<int64_t>(reached, 0, a.output));
+  };
+  const int64_t depth = stop(kDepth, tile / widths / heights), height = stop(kHeight, tile / widths % heights);
+  return std::max<int64_t>(0, (depth - 1) * problem_.output[kHeight] + height);
+}
+
+// The depthwise gradients of one tile of an image, for the groups of channel blocks that begin in [block_begin,
+// block_end).
+void SeparableBackward::run_below(BackwardTile& tile, int64_t image, int64_t of_image, const float* planes,
+                                  int64_t block_begin, int64_t block_end) const {
   for (int64_t block = block_begin; block < block_end; block += plan_.group) {
-    for (int64_t i = 0; i < plan_.tile_count(); ++i) {
-      tile.run_on(image, i, block, planes + block * problem_.multiplier * plan_.g_plane);
-    }
+    tile.run_on(image, of_image, block, planes + block * problem_.multiplier * plan_.g_plane);
   }
 }
 
@@ -291,11 +362,15 @@ void SeparableBackward::run_by_phase(int64_t parts, float* sums, float* depthwis
   parallel_for(plan_.groups(), 1, [&](int64_t begin, int64_t end) {
     const std::size_t floats = static_cast<std::size_t>(BackwardTile::floats_without_gradient(plan_));
     BackwardTile tile(plan_, depthwise_tensors_, Activation::kNone, scratch(Scratch::kPanel, floats), depthwise_sums);
+    if (stream_) tile.set_stream();
     for (int64_t group = begin; group < end; ++group) {
       for (int64_t image = 0; image < problem_.batch; ++image) {
-        run_below(tile, image, planes + image * planes_of_image(), group * plan_.group, (group + 1) * plan_.group);
+        for (int64_t t = 0; t < plan_.tile_count(); ++t) {
+          run_below(tile, image, t, planes + image * planes_of_image(), group * plan_.group, (group + 1) * plan_.group);
+        }
       }
     }
+    plan_.table.finish_streams();
   });
 }
 

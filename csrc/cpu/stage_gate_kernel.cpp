@@ -96,7 +96,7 @@ void stage_gated_backward(const PendingImages& input, const float* gradient, con
                               mean_gradient == nullptr ? nullptr : mean_gradient + values,
                               1.0f / static_cast<float>(input.pixels), parts.tile});
   });
-  if (affine_gradient != nullptr) add_moments(sums, parts.count, parts.padded, channels, affine_gradient);
+  if (affine_gradient != nullptr) add_moments(sums, parts.count, parts.padded, channels, affine_gradient, channels);
 }
 
 }  // namespace dwsep

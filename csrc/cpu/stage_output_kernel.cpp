@@ -35,7 +35,7 @@ void stage_sums(const float* x, int64_t pixels, int64_t channels, double* sums) 
       table.moments(x + first * channels, stop - first, channels, own + part * 2 * padded, padded);
     }
   });
-  add_moments(own, parts, padded, channels, sums);
+  add_moments(own, parts, padded, channels, sums, channels);
 }
 
 void stage_corrected(const float* gradient, const float* y, const float* correction, int64_t pixels, int64_t channels,

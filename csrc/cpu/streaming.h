@@ -10,11 +10,17 @@ namespace dwsep {
 // From this size in bytes on.
 constexpr int64_t kStreamBytes = int64_t{4} << 20;
 
-// Whether to store a channels-last tensor that way. Its pixels must be whole cache lines.
-inline bool streams(const float* tensor, int64_t pixels, int64_t channels) {
+// What the tensors of a pass may take together and still be in the last cache from one pass to the next, in bytes.
+// Measured where each complex of cores has 32 MB of it: the system's own answer is of the whole machine's caches.
+constexpr int64_t kCachedBytes = int64_t{24} << 20;
+
+// Whether to store channels of a channels-last tensor that way, whose pixels have `pixel_stride` of them. They must be
+// whole cache lines.
+inline bool streams(const float* tensor, int64_t pixels, int64_t channels, int64_t pixel_stride) {
   constexpr int64_t kLineFloats = 16;
   const auto size = static_cast<int64_t>(sizeof(float));
-  return pixels * channels * size >= kStreamBytes && channels % kLineFloats == 0 &&
+  return pixels * pixel_stride * size >= kStreamBytes && channels % kLineFloats == 0 &&
+         pixel_stride % kLineFloats == 0 &&
          reinterpret_cast<std::uintptr_t>(tensor) % (kLineFloats * sizeof(float)) == 0;
 }
 
@@ -23,7 +29,7 @@ inline bool streams(const float* tensor, int64_t pixels, int64_t channels) {
 inline bool streams_from_planes(ElementType type, const void* tensor, const Strides& strides, int64_t pixels,
                                 int64_t channels) {
   if (tensor == nullptr || type != ElementType::kFloat32) return false;
-  if (strides.channel == 1) return streams(static_cast<const float*>(tensor), pixels, channels);
+  if (strides.channel == 1) return streams(static_cast<const float*>(tensor), pixels, channels, strides.axis[2]);
   constexpr int64_t kLineFloats = 16;
   const bool lines = strides.axis[1] % kLineFloats == 0 && strides.channel % kLineFloats == 0;
   return lines && pixels * channels * static_cast<int64_t>(sizeof(float)) >= kStreamBytes;

@@ -80,7 +80,8 @@ StageGradientResult depthwise_stage_backward(const Tensor& grad, const Tensor& y
                                input.activation,
                                floats(raw),
                                static_cast<const float*>(data_or_null(correction)),
-                               wants_affine ? static_cast<double*>(affine.mutable_data_ptr()) : nullptr};
+                               wants_affine ? static_cast<double*>(affine.mutable_data_ptr()) : nullptr,
+                               channels};
   depthwise_stage_backward(problem, {dense.const_data_ptr(), nullptr, nullptr, nullptr}, stage, tensors);
   return {x_gradient, affine, weight_gradient, bias_gradient};
 }

@@ -17,8 +17,8 @@ Tensor check_weight(const Tensor& weight, const Tensor& x) {
 }
 
 PointwiseStage make_stage(const StageInput& input, const Tensor& weight) {
-  return {input.pixels(),        input.channels(),      weight.size(0),   input.data(),
-          input.scale_or_null(), input.shift_or_null(), input.activation, floats(weight)};
+  return {input.pixels(),        input.channels(), weight.size(0), input.data(),     input.scale_or_null(),
+          input.shift_or_null(), input.activation, floats(weight), input.channels(), weight.size(0)};
 }
 
 }  // namespace

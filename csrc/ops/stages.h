@@ -43,6 +43,24 @@ StageGradientResult depthwise_stage_backward(const torch::stable::Tensor& grad, 
                                              const std::vector<int64_t>& padding, const std::vector<int64_t>& dilation,
                                              const std::vector<bool>& output_mask);
 
+// Convolutions of the channels of x in turn, each with some of its own; all depthwise, with a geometry of so many
+// entries a weight, or all 1x1, with none.
+StageResult mixed_stage(const torch::stable::Tensor& x, const std::optional<torch::stable::Tensor>& scale,
+                        const std::optional<torch::stable::Tensor>& shift, const std::string& activation,
+                        const std::vector<torch::stable::Tensor>& weights,
+                        const std::optional<torch::stable::Tensor>& bias, const std::vector<int64_t>& stride,
+                        const std::vector<int64_t>& padding, const std::vector<int64_t>& dilation);
+
+using MixedStageGradientResult =
+    std::tuple<torch::stable::Tensor, torch::stable::Tensor, std::vector<torch::stable::Tensor>, torch::stable::Tensor>;
+MixedStageGradientResult mixed_stage_backward(
+    const torch::stable::Tensor& grad, const torch::stable::Tensor& y,
+    const std::optional<torch::stable::Tensor>& correction, const torch::stable::Tensor& x,
+    const std::optional<torch::stable::Tensor>& scale, const std::optional<torch::stable::Tensor>& shift,
+    const std::string& activation, const std::vector<torch::stable::Tensor>& weights, bool has_bias,
+    const std::vector<int64_t>& stride, const std::vector<int64_t>& padding, const std::vector<int64_t>& dilation,
+    const std::vector<bool>& output_mask);
+
 torch::stable::Tensor stage_output(const torch::stable::Tensor& x, const std::optional<torch::stable::Tensor>& scale,
                                    const std::optional<torch::stable::Tensor>& shift, const std::string& activation,
                                    const std::optional<torch::stable::Tensor>& residual);

@@ -88,6 +88,14 @@ Tensors training_program(const Tensors& inputs, const Tensors& parameters, const
     std::optional<Tensor> sums;
     switch (step.kind) {
       case Kind::kConv: {
+        if (!step.parts.empty()) {
+          const training::Mixed mixed = training::mixed_of(step, parameters);
+          auto [y, found] = mixed_stage(raw, source.scale, source.shift, source.activation, mixed.weights, mixed.bias,
+                                        mixed.stride, mixed.padding, mixed.dilation);
+          target.raw = y;
+          sums = found;
+          break;
+        }
         const auto weight = *training::at(parameters, step.weight);
         const auto bias = training::at(parameters, step.bias);
         auto [y, found] = step.depthwise
@@ -127,6 +135,8 @@ Tensors training_program(const Tensors& inputs, const Tensors& parameters, const
         target.raw = stage_gate(raw, source.scale, source.shift, source.activation, training::per_image(gate));
         break;
       }
+      case Kind::kPart:
+        break;
     }
     if (step.own_tensors() > 0) made.push_back(*target.raw);
     if (step.has_norm()) {

@@ -1,5 +1,6 @@
 #include <torch/csrc/stable/ops.h>
 
+#include <algorithm>
 #include <map>
 #include <utility>
 
@@ -134,14 +135,18 @@ class Backward {
 
   bool wants_parameter(int64_t index) const { return index >= 0 && wants_[inputs_ + static_cast<std::size_t>(index)]; }
 
+  bool wants_convolution(const Step& step) const {
+    const auto wanted = [&](const auto& part) { return wants_parameter(part.weight) || wants_parameter(part.bias); };
+    return wanted(step) || std::any_of(step.parts.begin(), step.parts.end(), wanted);
+  }
+
   void find_required() {
     requires_.assign(values_.size(), false);
     for (std::size_t i = 0; i < inputs_; ++i) requires_[i] = wants_[i];
     for (const Step& step : steps_) {
       const bool operand = step.operand >= 0 && requires_[static_cast<std::size_t>(step.operand)];
-      requires_[step.target] = requires_[step.source] || operand || wants_parameter(step.weight) ||
-                               wants_parameter(step.bias) || wants_parameter(step.norm_weight) ||
-                               wants_parameter(step.norm_bias);
+      requires_[step.target] = requires_[step.source] || operand || wants_convolution(step) ||
+                               wants_parameter(step.norm_weight) || wants_parameter(step.norm_bias);
     }
   }
 
@@ -227,15 +232,17 @@ class Backward {
       case Kind::kGated:
         return run_gated(step, source, grad);
       case Kind::kPool:
+      case Kind::kPart:
         return;
     }
   }
 
   void run_conv(const Step& step, const Value& source, const Tensor& grad, const std::optional<Tensor>& correction) {
-    const std::vector<bool> mask = {requires_[step.source], wants_parameter(step.weight) || wants_parameter(step.bias)};
+    const std::vector<bool> mask = {requires_[step.source], wants_convolution(step)};
     if (!mask[0] && !mask[1]) return;
     const Tensor& y = correction.has_value() ? training::raw_of(values_[step.target]) : grad;
     const Tensor& x = training::raw_of(source);
+    if (!step.parts.empty()) return run_mixed(step, source, grad, y, correction, mask);
     const Tensor& weight = parameters_[static_cast<std::size_t>(step.weight)];
     const bool has_bias = step.bias >= 0;
     const auto [of_x, of_affine, of_weight, of_bias] =
@@ -247,6 +254,27 @@ class Backward {
     affine_[step.source].add(of_affine, true);
     give_parameter(step.weight, of_weight);
     give_parameter(step.bias, of_bias);
+  }
+
+  void run_mixed(const Step& step, const Value& source, const Tensor& grad, const Tensor& y,
+                 const std::optional<Tensor>& correction, const std::vector<bool>& mask) {
+    const training::Mixed mixed = training::mixed_of(step, parameters_);
+    const auto [of_x, of_affine, of_weights, of_bias] = mixed_stage_backward(
+        grad, y, correction, training::raw_of(source), source.scale, source.shift, source.activation, mixed.weights,
+        mixed.bias.has_value(), mixed.stride, mixed.padding, mixed.dilation, mask);
+    raw_[step.source].add(of_x, true);
+    affine_[step.source].add(of_affine, true);
+    int64_t first = 0;
+    for (std::size_t i = 0; i < of_weights.size(); ++i) {
+      give_parameter(i == 0 ? step.weight : step.parts[i - 1].weight, of_weights[i]);
+      const int64_t bias = i == 0 ? step.bias : step.parts[i - 1].bias, count = mixed.weights[i].size(0);
+      if (wants_parameter(bias)) {
+        const Tensor own = empty_float({count});
+        std::copy_n(floats(of_bias) + first, count, mutable_floats(own));
+        give_parameter(bias, own);
+      }
+      first += count;
+    }
   }
 
   void run_gate(const Step& step, const Value& source, const Tensor& grad) {

@@ -2,6 +2,8 @@
 
 #include <torch/csrc/stable/ops.h>
 
+#include <algorithm>
+
 namespace dwsep::training {
 namespace {
 
@@ -21,11 +23,23 @@ std::vector<Step> read_steps(const std::vector<int64_t>& table, std::size_t inpu
   steps.reserve(table.size() / kColumns);
   for (std::size_t i = 0; i < table.size(); i += kColumns) {
     const int64_t* row = table.data() + i;
-    STD_TORCH_CHECK(row[0] >= 0 && row[0] <= static_cast<int64_t>(Kind::kGated), "a step's kind is unknown");
+    STD_TORCH_CHECK(row[0] >= 0 && row[0] <= static_cast<int64_t>(Kind::kPart), "a step's kind is unknown");
     const auto kind = static_cast<Kind>(row[0]);
     const auto known = [&](int64_t value) {
       return value >= 0 && within(value, values) && exists[static_cast<std::size_t>(value)];
     };
+    if (kind == Kind::kPart) {
+      STD_TORCH_CHECK(!steps.empty() && steps.back().kind == Kind::kConv, "a part belongs to no convolution");
+      Step& whole = steps.back();
+      STD_TORCH_CHECK(static_cast<int64_t>(whole.source) == row[1] && static_cast<int64_t>(whole.target) == row[2] &&
+                          whole.depthwise == (row[9] != 0),
+                      "a part is not like the convolution that it belongs to");
+      STD_TORCH_CHECK(row[4] >= 0 && within(row[4], parameters) && within(row[5], parameters),
+                      "a step's parameter does not exist");
+      whole.parts.push_back(
+          {row[4], row[5], {row[10], row[11]}, {row[14], row[15], row[16], row[17]}, {row[12], row[13]}});
+      continue;
+    }
     STD_TORCH_CHECK(known(row[1]), "a step takes a value that does not exist yet");
     STD_TORCH_CHECK(row[2] >= 0 && within(row[2], values) && !known(row[2]), "a step's target must be a new value");
     STD_TORCH_CHECK(row[3] == -1 || known(row[3]), "a step's operand does not exist yet");
@@ -52,7 +66,8 @@ std::vector<Step> read_steps(const std::vector<int64_t>& table, std::size_t inpu
                  row[18] > 0,
                  Statistics::kBatch,
                  0.0,
-                 0.0};
+                 0.0,
+                 {}};
     if (step.has_norm()) {
       const double* numbers = norms.data() + 3 * row[8];
       STD_TORCH_CHECK(numbers[0] == 0.0 || numbers[0] == 1.0 || numbers[0] == 2.0, "a norm's statistics are unknown");
@@ -75,6 +90,37 @@ std::vector<Value> make_values(const std::vector<Tensor>& inputs, const std::vec
     if (i < inputs.size()) values[i].raw = inputs[i];
   }
   return values;
+}
+
+Mixed mixed_of(const Step& step, const std::vector<Tensor>& parameters) {
+  std::vector<Part> parts = {{step.weight, step.bias, step.stride, step.padding, step.dilation}};
+  parts.insert(parts.end(), step.parts.begin(), step.parts.end());
+  Mixed mixed;
+  int64_t channels = 0;
+  bool has_bias = false;
+  for (const Part& part : parts) {
+    mixed.weights.push_back(parameters[static_cast<std::size_t>(part.weight)]);
+    STD_TORCH_CHECK(mixed.weights.back().dim() == 4, "a weight must have 4 dimensions");
+    channels += mixed.weights.back().size(0);
+    has_bias = has_bias || part.bias >= 0;
+    if (!step.depthwise) continue;
+    mixed.stride.insert(mixed.stride.end(), part.stride.begin(), part.stride.end());
+    mixed.padding.insert(mixed.padding.end(), part.padding.begin(), part.padding.end());
+    mixed.dilation.insert(mixed.dilation.end(), part.dilation.begin(), part.dilation.end());
+  }
+  if (!has_bias) return mixed;
+  mixed.bias = torch::stable::fill_(empty_float({channels}), 0.0);
+  int64_t first = 0;
+  for (std::size_t i = 0; i < parts.size(); ++i) {
+    const int64_t count = mixed.weights[i].size(0);
+    if (parts[i].bias >= 0) {
+      const Tensor& bias = parameters[static_cast<std::size_t>(parts[i].bias)];
+      const Tensor dense = *check_vector("bias", bias, mixed.weights[i], count);
+      std::copy_n(floats(dense), count, mutable_floats(*mixed.bias) + first);
+    }
+    first += count;
+  }
+  return mixed;
 }
 
 const Tensor& raw_of(const Value& value) {

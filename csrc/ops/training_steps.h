@@ -11,8 +11,14 @@
 
 namespace dwsep::training {
 
-enum class Kind { kConv, kNorm, kOutput, kPool, kGate, kGated };
+enum class Kind { kConv, kNorm, kOutput, kPool, kGate, kGated, kPart };
 enum class Statistics { kBatchAndUpdate, kBatch, kRunning };
+
+// One more convolution of a mixed one.
+struct Part {
+  int64_t weight, bias;
+  std::vector<int64_t> stride, padding, dilation;
+};
 
 struct Step {
   Kind kind;
@@ -24,6 +30,7 @@ struct Step {
   bool option;
   Statistics statistics;
   double eps, momentum;
+  std::vector<Part> parts;  // behind the first, which is the step's own
 
   bool has_norm() const { return norm >= 0; }
   std::size_t own_tensors() const { return kind == Kind::kNorm ? 0 : 1; }
@@ -49,6 +56,14 @@ inline std::optional<Tensor> at(const std::vector<Tensor>& tensors, int64_t inde
   if (index < 0) return std::nullopt;
   return tensors[static_cast<std::size_t>(index)];
 }
+
+// A mixed convolution as its operator takes it.
+struct Mixed {
+  std::vector<Tensor> weights;
+  std::optional<Tensor> bias;
+  std::vector<int64_t> stride, padding, dilation;
+};
+Mixed mixed_of(const Step& step, const std::vector<Tensor>& parameters);
 
 const Tensor& raw_of(const Value& value);
 int64_t pixels_of(const Tensor& x);

@@ -75,22 +75,23 @@ def check_recorded_exact(chosen: list[problems.Problem]) -> None:
 
 
 def check_large_exact() -> None:
-    """Tensors of 4 MB and more, which are read ahead, by rows, and stored past the caches: forward and backward."""
+    """Tensors of 4 MB, which are stored past the caches, and of 24 MB together, asked for and read by rows."""
 
-    def problem(channels: int, spatial: tuple[int, ...], size: int, dilation: int = 1, stride: int = 1):
+    def problem(channels: int, spatial: tuple[int, ...], size: int, dilation: int = 1, stride: int = 1, batch: int = 2):
         ndim = len(spatial)
         padding = (dilation * (size - 1) // 2,) * (2 * ndim)
         return problems.Problem(
-            "large", 2, channels, 1, 1, spatial, (size,) * ndim, (stride,) * ndim, (dilation,) * ndim, padding
+            "large", batch, channels, 1, 1, spatial, (size,) * ndim, (stride,) * ndim, (dilation,) * ndim, padding
         )
 
     chosen = [
         problem(256, (46, 46), 3),
-        problem(250, (47, 47), 3),
-        problem(256, (46, 46), 3, dilation=2),
+        problem(250, (47, 47), 3, batch=4),
+        problem(256, (46, 46), 3, dilation=2, batch=4),
         problem(256, (46, 46), 3, stride=2),
         problem(128, (65, 65), 5),
-        problem(256, (46, 46), 7),
+        problem(128, (65, 65), 5, batch=4),
+        problem(256, (46, 46), 7, batch=4),
         problem(300, (2048,), 9),
         problem(520, (1024,), 31),
         problem(64, (8, 33, 33), 3),
@@ -111,9 +112,26 @@ def check_large_exact() -> None:
                     assert problems.exact(got, value), f"{channels_last=}, {threads} threads: {large}"
 
 
+def check_large_separable_exact() -> None:
+    """Images that take several tiles, whose input gradient is stored past the caches, and 24 MB of tensors together."""
+
+    def problem(batch: int, out_channels: int, height: int, width: int, stride: int = 1, dilation: int = 1):
+        shape = (batch, 64, 1, out_channels, (height, width))
+        return problems.Problem("large", *shape, (3, 3), (stride,) * 2, (dilation,) * 2, (dilation,) * 4)
+
+    generator = torch.Generator().manual_seed(8)
+    for threads in (1, 3):
+        with problems.threads(threads):
+            _check_separable(problem(5, 40, 96, 87), generator, True, ("relu", "none"))
+            _check_separable(problem(4, 72, 101, 100, stride=2), generator, True, ("none", "none"))
+    _check_separable(problem(4, 64, 70, 70, dilation=5), generator, True, ("none", "none"))
+    _check_separable(problem(2, 40, 90, 130), generator, True, ("none", "none"))
+
+
 @pytest.mark.parametrize("isa", isas.SUPPORTED)
-def test_large_tensors_exact_on_integers(isa):
-    isas.run_on(isa, "from tests.kernels import test_native_backward as t; t.check_large_exact()")
+@pytest.mark.parametrize("check", ["check_large_exact", "check_large_separable_exact"])
+def test_large_tensors_exact_on_integers(isa, check):
+    isas.run_on(isa, f"from tests.kernels import test_native_backward as t; t.{check}()")
 
 
 @pytest.mark.parametrize("isa", isas.SUPPORTED)

@@ -103,6 +103,61 @@ def test_native_equals_the_reference(statistics, hard):
         assert len(set(pointers)) == len(pointers)
 
 
+def _mixed(
+    statistics: Statistics, depthwise: int
+) -> tuple[list[Tensor], list[Tensor], list[Tensor], list[int], list[int], list[float]]:
+    """Convolutions of several kernel sizes, or of 1x1, each of some of the channels, between two of all of them."""
+    x = torch.randn(2, 6, 5, 7).contiguous(memory_format=torch.channels_last)
+    parts = [(9, 1, 3, 3), (11, 1, 5, 5)] if depthwise else [(13, 9, 1, 1), (7, 11, 1, 1)]
+    shapes = [(20, 6, 1, 1), (20,), (20,), *parts, (parts[1][0],), (20,), (20,), (4, 20, 1, 1)]
+    parameters = [torch.randn(shape) for shape in shapes]
+    pads = [{f"pad_{side}": n for side in ("top", "bottom", "left", "right")} for n in (1, 2)]
+    rows = [
+        _row(Kind.CONV, 0, 1, weight=0, norm=0, norm_weight=1, norm_bias=2),
+        _row(Kind.CONV, 1, 2, weight=3, norm=1, norm_weight=6, norm_bias=7, depthwise=depthwise, **pads[0]),
+        _row(Kind.PART, 1, 2, weight=4, bias=5, depthwise=depthwise, **pads[1]),
+        _row(Kind.CONV, 2, 3, weight=8),
+    ]
+    running = [part for _ in range(2) for part in (torch.randn(20), torch.rand(20) + 0.5)]
+    norms = [value for _ in range(2) for value in (float(statistics), 1e-5, 0.1)]
+    names = [ACTIVATIONS.index(name) for name in ("none", "silu", "hardswish", "none")]
+    return [x], parameters, running, [number for row in rows for number in row], names, norms
+
+
+@pytest.mark.parametrize("statistics", [Statistics.BATCH_AND_UPDATE, Statistics.RUNNING])
+@pytest.mark.parametrize("depthwise", [0, 1])
+def test_native_equals_the_reference_for_mixed_convolutions(statistics, depthwise):
+    inputs, parameters, running, rows, activations, norms = _mixed(statistics, depthwise)
+    native_running, own_running = _clones(running), _clones(running)
+    made = ops.training_program(inputs, parameters, native_running, rows, activations, norms)
+    wanted = training_program._forward(inputs, parameters, own_running, rows, activations, norms)
+    for one, other in zip([*made, *native_running], [*wanted, *own_running], strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
+    kept = needed(rows, activations, norms, 1)
+    spared = [tensor if need else torch.empty(0) for tensor, need in zip(made, kept[1], strict=True)]
+    for wants in ([True] * 10, [False] * 4 + [True, False] * 3, [False] * 6 + [True] + [False] * 3):
+        rest = (inputs, parameters, spared, rows, activations, norms, [3], wants)
+        grad = torch.randn(2, 4, 5, 7)
+        found = ops.training_program_backward([grad], *rest)
+        expected = training_program._backward([grad], *rest)
+        for one, other, want in zip(found, expected, wants, strict=True):
+            assert (one.numel() > 0) == want
+            torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+
+
+def test_parts_must_be_like_their_convolution():
+    inputs, parameters, running, rows, *rest = _mixed(Statistics.BATCH, 1)
+    part = 2 * len(COLUMNS)
+    for column, value in (("source", 0), ("target", 3), ("depthwise", 0)):
+        changed = list(rows)
+        changed[part + COLUMNS.index(column)] = value
+        with pytest.raises(RuntimeError, match="part is not like the convolution"):
+            ops.training_program(inputs, parameters, running, changed, *rest)
+    alone = rows[part : part + len(COLUMNS)]
+    with pytest.raises(RuntimeError, match="part belongs to no convolution"):
+        ops.training_program(inputs, parameters, running, alone, *rest)
+
+
 def test_opcheck():
     arguments = _block(Statistics.BATCH_AND_UPDATE, 0)
     # No compiler may take a list of tensors that is written to; accelerated networks leave compilers their own forward.

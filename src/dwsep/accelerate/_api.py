@@ -148,9 +148,9 @@ def _lines(program: Program, names: dict[int, str]) -> list[Line]:
     lines = []
     for step in program.steps:
         if isinstance(step, Stage):
-            first = step.conv if step.conv is not None else step.norm
+            first = step.convs[0] if step.convs else step.norm
             alone = step.norm is None and step.activation == "none" and step.residual is None
-            depthwise = step.conv is not None and _modules.is_depthwise(step.conv)
+            depthwise = bool(step.convs) and _modules.is_depthwise(step.convs[0])
             if first is not None and (depthwise or not alone):
                 lines.append(Line(names[id(first)], describe(step), "fused"))
         elif isinstance(step, Call) and step.kind == "module":
@@ -177,11 +177,13 @@ def _reason(module: nn.Module) -> str | None:
 def describe(stage: Stage) -> str:
     """A chain in words."""
     parts = []
-    if stage.conv is not None:
-        size = "x".join(map(str, stage.conv.kernel_size))
-        groups = stage.conv.groups
-        kind = " depthwise" if _modules.is_depthwise(stage.conv) else f" in {groups} groups" if groups > 1 else ""
-        parts.append(size + kind)
+    if stage.convs:
+        sizes = ["x".join(map(str, conv.kernel_size)) for conv in stage.convs]
+        groups = stage.convs[0].groups
+        kind = " depthwise" if _modules.is_depthwise(stage.convs[0]) else f" in {groups} groups" if groups > 1 else ""
+        if len(sizes) > 1 and len(set(sizes)) == 1:
+            sizes, kind = sizes[:1], f"{kind} in {len(stage.convs)} parts"
+        parts.append(", ".join(sizes) + kind)
     parts += ["batch norm"] if stage.norm is not None else []
     parts += [stage.activation] if stage.activation != "none" else []
     parts += ["sum"] if stage.residual is not None else []

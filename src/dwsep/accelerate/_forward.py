@@ -92,8 +92,8 @@ class Reading:
         self.state = _State(root, self.program)
         self.parameters = list(root.parameters())
         self.norms = [stage.norm for stage in self.program.stages() if stage.norm is not None]
-        convs = [stage.conv for stage in self.program.stages() if stage.conv is not None and stage.input == 0]
-        self.channels = {conv.in_channels for conv in convs}
+        first = [stage.convs for stage in self.program.stages() if stage.convs and stage.input == 0]
+        self.channels = {sum(conv.in_channels for conv in convs) for convs in first}
         self.gains = gains(self.program)
         self.plan: _inference.Plan | None = None
         self.training = _segments.plan(self.program)
@@ -220,15 +220,15 @@ def gains(program: Program) -> bool:
     pointwise ones have an activation between them, as behind ConvNeXt's.
     """
     users = program.users()
-    ends = {s.input for s in program.stages() if s.conv is not None and _modules.is_pointwise(s.conv)}
+    ends = {s.input for s in program.stages() if s.convs and _modules.is_pointwise(s.convs[0])}
     for stage in program.stages():
-        if stage.conv is None:
+        if not stage.convs:
             continue
         alone = stage.norm is None and stage.activation == "none"
-        if _modules.is_depthwise(stage.conv):
+        if _modules.is_depthwise(stage.convs[0]):
             if not alone or (stage.output in ends and users[stage.output] == 1):
                 return True
-        elif _modules.is_pointwise(stage.conv) and not alone and stage.output in ends:
+        elif _modules.is_pointwise(stage.convs[0]) and not alone and stage.output in ends:
             return True
     return False
 

@@ -11,8 +11,10 @@ from torch.utils import _pytree as pytree
 from dwsep import functional
 from dwsep.accelerate import _folding, _modules
 from dwsep.accelerate._inference_steps import (
+    Channels,
     Dense,
     Depthwise,
+    Joined,
     Multiplication,
     Other,
     Pointwise,
@@ -48,7 +50,7 @@ def _separable_ends(program: Program) -> dict[int, Stage]:
 
 def _product(program: Program, index: int, product: Product) -> Multiplication:
     """The product with what is gated on the left."""
-    fresh = {step.output for step in program.steps if isinstance(step, Stage) and step.conv is not None}
+    fresh = {step.output for step in program.steps if isinstance(step, Stage) and step.convs}
     last = {value for value in (product.left, product.right) if program.last_use.get(value) == index}
     if product.right in fresh and product.left not in fresh:
         product = Product(product.right, product.left, product.output)
@@ -75,18 +77,19 @@ class Plan:
     """
 
     def __init__(self, program: Program) -> None:
-        modules: list[Any] = [m for stage in program.stages() for m in (stage.conv, stage.norm) if m is not None]
+        modules: list[Any] = [m for stage in program.stages() for m in (*stage.convs, stage.norm) if m is not None]
         calls = [step for step in program.steps if isinstance(step, Call)]
         self.sources = _folding.Sources(modules + [call.linear for call in calls if call.linear is not None])
         self.norms = self.sources.norms
         if any(tensor.dtype is not torch.float32 or not tensor.is_cpu for tensor in self.sources.tensors):
             raise NotImplementedError("a parameter is not of float32 or not on the CPU")
-        self.outputs, self.spec, self.count = program.outputs, program.output_spec, program.values
-        convs = [stage.conv for stage in program.stages() if stage.conv is not None]
+        self.outputs, self.spec = program.outputs, program.output_spec
+        convs = [conv for stage in program.stages() for conv in stage.convs]
         self.channels_last = any(is_channels_last(conv.weight) for conv in convs)
         native = bool(convs) and functional.packs(convs[0].weight)
         self.kept = set(values_in(program.outputs))
-        self.steps = _released(_planned(program, native), self.kept)
+        planned, self.count = _planned(program, native)
+        self.steps = _released(planned, self.kept)
         self.weights = _gathered([step.run for step in self.steps]) if native else None
         self.lowered: dict[tuple[int, ...], list[Planned | NativeSegment]] = {}
 
@@ -127,11 +130,14 @@ class Plan:
         self.lowered[shape] = lowering.result
 
 
-def _planned(program: Program, native: bool) -> list[Planned]:
-    """The program's steps with their weights prepared, depthwise and pointwise stages together where they may be."""
+def _planned(program: Program, native: bool) -> tuple[list[Planned], int]:
+    """The program's steps with their weights prepared, depthwise and pointwise stages together where they may be, and
+    how many values there are.
+    """
     pairs = _separable_ends(program)
     merged = {id(stage) for stage in pairs.values()}
     steps: list[Planned] = []
+    count = program.values
     for index, step in enumerate(program.steps):
         if isinstance(step, Call):
             steps.append(Planned(Other(step, native), step.output, inputs_of(step)))
@@ -142,9 +148,35 @@ def _planned(program: Program, native: bool) -> list[Planned]:
             assert isinstance(depthwise, Stage)
             taken = [depthwise.input] + ([] if step.residual is None else [step.residual])
             steps.append(Planned(Separable(depthwise, step), step.output, taken))
+        elif step.mixed:
+            parts = _parts(step, native, count)
+            steps += parts
+            count += len(parts) - 1  # a value each, but for the last
         elif index not in pairs:
             steps.append(Planned(_single(step, native), step.output, inputs_of(step)))
-    return steps
+    return steps, count
+
+
+def _parts(stage: Stage, native: bool, first: int) -> list[Planned]:
+    """A mixed stage as steps for the convolutions on their own, with new values from ``first`` on."""
+    steps: list[Planned] = []
+    foldable = _folding.folds(stage.norm)
+    inputs = outputs = 0
+    for number, conv in enumerate(stage.mixed):
+        source, made = first + 2 * number, first + 2 * number + 1
+        channels = outputs, outputs + conv.out_channels
+        part = Stage(stage.name, source, made, conv, norm_channels=channels)
+        if foldable:
+            part.norm, part.activation = stage.norm, stage.activation
+        taken = Channels(stage.input, slice(inputs, inputs + conv.in_channels))
+        steps += [Planned(taken, source, [stage.input]), Planned(_single(part, native), made, [source])]
+        inputs, outputs = inputs + conv.in_channels, channels[1]
+    made = [step.output for step in steps[1::2]]
+    rest = Stage(stage.name, -1, residual=stage.residual)
+    if not foldable:
+        rest.norm, rest.activation = stage.norm, stage.activation
+    taken = made if stage.residual is None else [*made, stage.residual]
+    return [*steps, Planned(Joined(made, rest), stage.output, taken)]
 
 
 def _released(steps: list[Planned], kept: set[int]) -> list[Planned]:

@@ -90,7 +90,7 @@ class Pointwise(Step):
             stage.activation,
             stage.output,
         )
-        weight, bias = _folding.fold(stage.conv, stage.norm)
+        weight, bias = _folding.fold(stage.conv, stage.norm, stage.norm_channels)
         self.channels = weight.shape[0]
         self.packed = torch.ops.dwsep.pack_pointwise_weights(weight, bias)
 
@@ -120,7 +120,7 @@ class Dense(Step):
         assert conv is not None
         self.x, self.residual = stage.input, stage.residual
         self.activation = stage.activation
-        weight, self.bias = _folding.fold(conv, stage.norm)
+        weight, self.bias = _folding.fold(conv, stage.norm, stage.norm_channels)
         self.weight = weight.contiguous(memory_format=torch.channels_last)
         self.geometry = _modules.geometry_of(conv)
         self.groups = conv.groups
@@ -157,7 +157,7 @@ class Depthwise(Step):
             stage.activation,
             stage.output,
         )
-        self.weight, self.bias = _folding.fold(stage.conv, stage.norm)
+        self.weight, self.bias = _folding.fold(stage.conv, stage.norm, stage.norm_channels)
         self.geometry = _modules.geometry_of(stage.conv)
         self.pads = None if self.geometry.padding is None else _pads(self.geometry, ())
         if native:
@@ -272,6 +272,29 @@ class Unfolded(Step):
         if self.conv is not None or self.norm is not None or x is None:
             return None
         return _with_sum(Native(Kind.ACTIVATION, self.x, x), self.residual, self.activation, shapes)
+
+
+class Channels(Step):
+    """Some of the channels of a value."""
+
+    def __init__(self, x: int, channels: slice) -> None:
+        self.x, self.channels = x, channels
+
+    def __call__(self, values: list[Any]) -> Tensor:
+        return values[self.x][:, self.channels]
+
+
+class Joined(Step):
+    """Values one behind the other along the channels, and what the stage they belong to does with them."""
+
+    def __init__(self, parts: Sequence[int], rest: Stage) -> None:
+        self.parts, self.residual = parts, rest.residual
+        self.norm, self.activation = rest.norm, rest.activation
+
+    def __call__(self, values: list[Any]) -> Tensor:
+        x = torch.cat([values[part] for part in self.parts], 1)
+        x = FORWARD[self.activation](x if self.norm is None else plain_norm(self.norm, x))
+        return x if self.residual is None else _add(x, values[self.residual])
 
 
 class Other(Step):

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import operator
+from collections.abc import Collection
 from typing import Any
 
+import torch
 from torch import fx, nn
 
 from dwsep.accelerate import _modules
@@ -67,6 +70,10 @@ class _Matcher:
         return argument
 
     def _step(self, node: fx.Node) -> None:
+        mixed = self._mixed(node)
+        if mixed is not None:
+            self._mixed_stage(node, *mixed)
+            return
         source = self._source(node)
         module = self.modules.get(node)
         if source is not None and module is not None and not _modules.is_replaced(module):
@@ -111,14 +118,55 @@ class _Matcher:
         user = next(iter(tail.users))
         return user if self._source(user) is tail else None
 
+    def _mixed(self, node: fx.Node) -> tuple[list[fx.Node], fx.Node] | None:
+        """Of a split the convolutions that take a part each, all depthwise or all 1x1, and what joins their outputs."""
+        sizes = _split_sizes(node)
+        if sizes is None or any(user.target is not operator.getitem for user in node.users):
+            return None
+        taken = {user.args[1]: user for user in node.users if isinstance(user.args[1], int)}
+        if len(node.users) != len(sizes) or set(taken) != set(range(len(sizes))):
+            return None
+        takers = [taken[index] for index in range(len(sizes))]
+        convs = [self._next(taker) for taker in takers]
+        modules = [self.modules.get(conv) if conv is not None else None for conv in convs]
+        if any(m is None or _modules.is_replaced(m) or not _modules.is_conv(m) for m in modules):
+            return None
+        known: Any = modules
+        depthwise = all(_modules.is_depthwise(m) and m.out_channels == m.in_channels for m in known)
+        alike = depthwise or all(map(_modules.is_pointwise, known))
+        if not alike or [module.in_channels for module in known] != sizes:
+            return None
+        joins = {user for conv in convs if conv is not None for user in conv.users}
+        join = joins.pop() if joins else None
+        inside = {*takers, *convs}
+        if joins or join is None or _joined(join) != convs or self._written_between(node, join, inside):
+            return None
+        self.done |= {node for node in (*takers, *convs, join) if node is not None}
+        return [conv for conv in convs if conv is not None], join
+
+    def _mixed_stage(self, split: fx.Node, convs: list[fx.Node], join: fx.Node) -> None:
+        source = split.args[0]
+        assert isinstance(source, fx.Node)
+        stage = Stage(str(convs[0].target), self.values[source])
+        modules: Any = [self.modules[conv] for conv in convs]
+        stage.mixed = tuple(modules)
+        self.parts += modules
+        self._after_conv(stage, split, join)
+
     def _stage(self, node: fx.Node, source: fx.Node) -> None:
         stage = Stage(str(node.target), self.values[source])
-        module, tail = self.modules[node], node
-        unknown: nn.Module | None = None
+        module = self.modules[node]
         self.parts.append(module)
         if isinstance(module, (nn.Conv2d, DepthwiseConv2d)):
             conv: Any = module  # of the package's own, what a stage reads of it is named alike
             stage.conv = conv
+        self._after_conv(stage, node, node)
+
+    def _after_conv(self, stage: Stage, node: fx.Node, tail: fx.Node) -> None:
+        """Add what follows a stage's convolution at ``tail``, or its norm; the stage begins at ``node``."""
+        module = self.modules.get(tail)
+        unknown: nn.Module | None = None
+        if stage.convs:
             tail = self._skip(tail)
             user = self._next(tail)
             norm = self.modules.get(user) if user is not None else None
@@ -191,10 +239,13 @@ class _Matcher:
             return None  # the sum is written into the shortcut, which others may see
         return right if left is tail else left
 
-    def _written_between(self, first: fx.Node, last: fx.Node) -> bool:
-        """Whether anything between two nodes may write into a tensor, so that a sum must wait for its place."""
+    def _written_between(self, first: fx.Node, last: fx.Node, but: Collection[fx.Node | None] = ()) -> bool:
+        """Whether anything between two nodes, ``but`` for some, may write into a tensor, so that what comes last must
+        wait for its place.
+        """
         between = self.nodes[self.position[first] + 1 : self.position[last]]
-        return any(_writes(node, self.modules.get(node)) for node in between if node not in self.done)
+        between = [node for node in between if node not in self.done and node not in but]
+        return any(_writes(node, self.modules.get(node)) for node in between)
 
     def _call(self, node: fx.Node) -> None:
         if node.op != "call_module" and node.target in _modules.PRODUCTS and not node.kwargs and len(node.args) == 2:
@@ -232,6 +283,26 @@ class _Matcher:
         known = step.linear is not None or step.gate is not None or step.flattens or step.pools is not None
         if module is not None and known:
             self.parts.append(module)  # a hook on it must be seen
+
+
+def _split_sizes(node: fx.Node) -> list[Any] | None:
+    """The channels of each part where a node is a split along the channels into parts of given sizes."""
+    if node.op not in ("call_function", "call_method") or node.target not in (torch.split, "split"):
+        return None
+    named = dict(zip(("self", "sizes", "dim"), node.args, strict=False)) | dict(node.kwargs)
+    sizes = named.get("sizes", named.get("split_size_or_sections", named.get("split_size")))
+    if named.get("dim", 0) != 1 or not isinstance(named.get("self"), fx.Node) or not isinstance(sizes, (list, tuple)):
+        return None
+    return list(sizes) if all(type(size) is int for size in sizes) else None
+
+
+def _joined(node: fx.Node) -> list[Any] | None:
+    """What a node puts one behind the other along the channels, if that is all it does."""
+    if node.op != "call_function" or node.target not in (torch.cat, torch.concat):
+        return None
+    named = dict(zip(("tensors", "dim"), node.args, strict=False)) | dict(node.kwargs)
+    tensors = named.pop("tensors", None)
+    return list(tensors) if named == {"dim": 1} and isinstance(tensors, (list, tuple)) else None
 
 
 def _writes(node: fx.Node, module: nn.Module | None) -> bool:

@@ -229,4 +229,4 @@ def is_transparent(module: nn.Module) -> bool:
 
 def has_work(module: nn.Module) -> bool:
     """Whether a module holds anything that chains are made of, so that looking inside is worth it."""
-    return any(isinstance(inner, (_BatchNorm, nn.Conv2d)) for inner in module.modules())
+    return any(isinstance(inner, (_BatchNorm, nn.Conv2d)) or _layers.is_depthwise(inner) for inner in module.modules())

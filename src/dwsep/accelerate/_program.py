@@ -19,6 +19,15 @@ class Stage:
     norm: nn.BatchNorm2d | None = None
     activation: str = "none"
     residual: int | None = None
+    # In place of one convolution several, all depthwise or all 1x1, which take the input's channels in turn.
+    mixed: tuple[nn.Conv2d, ...] = ()
+    # From which to which channel of the norm those of the convolution go, where they are not all of them.
+    norm_channels: tuple[int, int] | None = None
+
+    @property
+    def convs(self) -> tuple[nn.Conv2d, ...]:
+        """The convolutions: none, one, or several side by side."""
+        return self.mixed if self.conv is None else (self.conv,)
 
 
 @dataclass
@@ -74,7 +83,7 @@ class Program:
 
     def stages(self) -> list[Stage]:
         """The fused steps with a convolution or a norm in them."""
-        return [step for step in self.steps if isinstance(step, Stage) and (step.conv or step.norm)]
+        return [step for step in self.steps if isinstance(step, Stage) and (step.convs or step.norm)]
 
     def users(self) -> dict[int, int]:
         """How many steps take each value; what the program returns counts as one more."""

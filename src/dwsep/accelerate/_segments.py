@@ -46,7 +46,7 @@ def _has_stage(conv: nn.Conv2d) -> bool:
 
 def _may_run(step: Step) -> bool:
     if isinstance(step, Stage):
-        return step.conv is None or _has_stage(step.conv)
+        return not step.mixed and (step.conv is None or _has_stage(step.conv))
     return isinstance(step, Product) or step.pools is not None or step.gate is not None
 
 
@@ -170,10 +170,7 @@ class Lowered:
 
     def _row(self, kind: Kind, source: int, shape: Shape, *, activation: str = "none", **fields: Any) -> int:
         target = self._value(shape, activation)
-        geometry = fields.get("geometry") or [1, 1, 1, 1, 0, 0, 0, 0]
-        names = ("weight", "bias", "norm_weight", "norm_bias", "norm", "depthwise")
-        own = [fields.get(name, -1) for name in names]
-        self.rows.append([kind, source, target, fields.get("operand", -1), *own, *geometry, fields.get("option", -1)])
+        self.rows.append(_record(kind, source, target, **fields))
         if kind is not Kind.NORM:
             self._at[target] = self._made
             self._made += 1
@@ -202,26 +199,21 @@ class Lowered:
         return self._plain[value]
 
     def _stage(self, stage: Stage) -> None:
-        conv, norm = stage.conv, stage.norm
-        source = self._tensor(stage.input) if conv is None else self._source(stage.input)
+        convs, norm = stage.convs, stage.norm
+        source = self._source(stage.input) if convs else self._tensor(stage.input)
         shape = self.shapes[source]
         if len(shape) != 4:
             raise NotImplementedError("not a tensor (N, C, H, W)")
         fields: dict[str, Any] = {"activation": stage.activation}
-        if conv is not None:
-            if shape[1] != conv.in_channels:
+        parts: list[dict[str, Any]] = []
+        if convs:
+            if shape[1] != sum(conv.in_channels for conv in convs):
                 raise NotImplementedError("the convolution takes other channels")
-            fields["weight"], fields["bias"] = self._parameter(conv, "weight"), self._parameter(conv, "bias")
-            self.convs.append((conv, _form(conv)))
-            depthwise = not _modules.is_pointwise(conv)
-            fields["depthwise"] = int(depthwise)
-            out: Sequence[int] = shape[2:]
-            if depthwise:
-                geometry = _modules.geometry_of(conv)
-                pads = [side for pair in geometry.pads(shape[2:]) for side in pair]
-                fields["geometry"] = [*geometry.stride, *geometry.dilation, *pads]
-                out = geometry.output_size(shape[2:])
-            shape = (shape[0], conv.out_channels, *out)
+            outs = [self._convolution(conv, shape[2:], parts) for conv in convs]
+            if len(set(outs)) > 1:
+                raise NotImplementedError("the parts of a convolution differ in size")
+            fields |= parts[0]
+            shape = (shape[0], sum(conv.out_channels for conv in convs), *outs[0])
         if norm is not None:
             if shape[1] != norm.num_features:
                 raise NotImplementedError("the norm takes other channels")
@@ -229,7 +221,8 @@ class Lowered:
             fields["norm"] = len(self.norms)
             self.norms.append(norm)
             self.counts.append(shape)
-        target = self._row(Kind.NORM if conv is None else Kind.CONV, source, shape, **fields)
+        target = self._row(Kind.CONV if convs else Kind.NORM, source, shape, **fields)
+        self.rows += [_record(Kind.PART, source, target, **part) for part in parts[1:]]
         self._pending[stage.output] = target
         if stage.residual is not None:
             operand = self._tensor(stage.residual)
@@ -237,6 +230,19 @@ class Lowered:
                 raise NotImplementedError("a sum of tensors of different shapes")
             self._plain[stage.output] = self._row(Kind.OUTPUT, target, shape, operand=operand)
             del self._pending[stage.output]
+
+    def _convolution(self, conv: nn.Conv2d, spatial: Sequence[int], parts: list[dict[str, Any]]) -> Shape:
+        """Add a convolution's fields of the table to ``parts``; its output's size."""
+        fields: dict[str, Any] = {"weight": self._parameter(conv, "weight"), "bias": self._parameter(conv, "bias")}
+        self.convs.append((conv, _form(conv)))
+        parts.append(fields)
+        fields["depthwise"] = int(not _modules.is_pointwise(conv))
+        if not fields["depthwise"]:
+            return tuple(spatial)
+        geometry = _modules.geometry_of(conv)
+        pads = [side for pair in geometry.pads(spatial) for side in pair]
+        fields["geometry"] = [*geometry.stride, *geometry.dilation, *pads]
+        return tuple(geometry.output_size(spatial))
 
     def _product(self, step: Product, pooled: set[int]) -> None:
         for value, gate in ((step.left, step.right), (step.right, step.left)):
@@ -298,6 +304,13 @@ class Lowered:
         results = _Run.apply(self, running, numbers, *inputs, *parameters)
         increment_version(updated)  # what caches their values has to see that they are others
         return results
+
+
+def _record(kind: Kind, source: int, target: int, **fields: Any) -> list[int]:
+    geometry = fields.get("geometry") or [1, 1, 1, 1, 0, 0, 0, 0]
+    names = ("weight", "bias", "norm_weight", "norm_bias", "norm", "depthwise")
+    own = [fields.get(name, -1) for name in names]
+    return [kind, source, target, fields.get("operand", -1), *own, *geometry, fields.get("option", -1)]
 
 
 def _form(conv: nn.Conv2d) -> Any:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from dwsep.accelerate import _gates, _modules, _stages
+from dwsep.accelerate import _gates, _mixed, _modules, _stages
 from dwsep.accelerate._program import Call, Product, Program, Stage, Step, inputs_of, run_call, substitute, values_in
 from dwsep.accelerate._segments import Plan, Segment
 from dwsep.accelerate._stages import Pending
@@ -32,7 +32,7 @@ def is_available() -> bool:
 def admits(program: Program) -> bool:
     """Whether parameters and statistics are what the stages take."""
     for stage in program.stages():
-        for module in (stage.conv, stage.norm):
+        for module in (*stage.convs, stage.norm):
             if module is None:
                 continue
             tensors = [module._parameters.get("weight"), module._parameters.get("bias")]
@@ -46,7 +46,7 @@ def admits(program: Program) -> bool:
 def run(program: Program, plan: Plan, x: Tensor) -> Any:
     """The output of a program for an input (N, C, H, W), differentiable; running statistics follow."""
     values: list[Any] = [None] * plan.values
-    keeps = is_channels_last(x) or any(s.conv is not None and is_channels_last(s.conv.weight) for s in program.stages())
+    keeps = is_channels_last(x) or any(is_channels_last(conv.weight) for s in program.stages() for conv in s.convs)
     values[0] = x.contiguous(memory_format=torch.channels_last)
     for index, item in enumerate(plan.items):
         taken = item.inputs if isinstance(item, Segment) else inputs_of(item)
@@ -131,10 +131,12 @@ def _stage(stage: Stage, values: list[Any]) -> Any:
 def _normalised(stage: Stage, x: Pending) -> Pending:
     """A stage's convolution and norm, each of which may be missing."""
     conv, norm = stage.conv, stage.norm
-    if conv is None:
+    if conv is None and not stage.mixed:
         return x if norm is None else _stages.norm_only(x.tensor(), norm)
     if x.scale is None and x.activation != "none" and x.exists:
         x = Pending(x.tensor())  # kept for backward already: the values before the activation need not be, too
+    if conv is None:
+        return _mixed.conv_norm(x, stage.mixed, norm)
     geometry = _modules.geometry_of(conv)
     if _modules.is_pointwise(conv):
         return _stages.conv_norm(x, conv, norm, (), x.raw.shape[2:])

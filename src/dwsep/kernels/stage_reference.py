@@ -16,6 +16,7 @@ from dwsep.kernels import reference
 from dwsep.kernels.activations import BACKWARD, FORWARD
 
 StageGradients = tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]
+MixedStageGradients = tuple[Tensor | None, Tensor | None, list[Tensor] | None, Tensor | None]
 
 
 def _per_channel(values: Tensor, like: Tensor) -> Tensor:
@@ -108,6 +109,69 @@ def stage_backward(
         )
     grad_x, grad_affine = (None, None) if grad_z is None else through_affine(grad_z, x, scale, shift, activation)
     return grad_x, grad_affine, grad_weight, grad_bias
+
+
+def _parts(values: Tensor | None, sizes: Sequence[int], axis: int) -> Sequence[Tensor | None]:
+    return [None] * len(sizes) if values is None else values.split(list(sizes), axis)
+
+
+def _inputs_of(weights: Sequence[Tensor], geometries: Sequence[Sequence[Sequence[int]]]) -> list[int]:
+    """The channels which the convolutions of a mixed stage take."""
+    return [w.shape[0] if geometry else w.shape[1] for w, geometry in zip(weights, geometries, strict=True)]
+
+
+def mixed_stage(
+    x: Tensor,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    activation: str,
+    weights: Sequence[Tensor],
+    bias: Tensor | None,
+    geometries: Sequence[Sequence[Sequence[int]]],
+) -> tuple[Tensor, Tensor]:
+    """Stages of x's channels in turn, as many as weights: their raw outputs one behind the other, and the sums."""
+    inputs, outputs = _inputs_of(weights, geometries), [weight.shape[0] for weight in weights]
+    pending = zip(x.split(inputs, 1), _parts(scale, inputs, 0), _parts(shift, inputs, 0), strict=True)
+    ys = [
+        _convolve(FORWARD[activation](affine(*values)), weight, part_bias, geometry)
+        for values, weight, part_bias, geometry in zip(
+            pending, weights, _parts(bias, outputs, 0), geometries, strict=True
+        )
+    ]
+    y = torch.cat(ys, 1)
+    return y, sums_of(y)
+
+
+def mixed_stage_backward(
+    grad: Tensor,
+    y: Tensor,
+    correction: Tensor | None,
+    x: Tensor,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    activation: str,
+    weights: Sequence[Tensor],
+    has_bias: bool,
+    geometries: Sequence[Sequence[Sequence[int]]],
+    output_mask: Sequence[bool],
+) -> MixedStageGradients:
+    """Gradients of x, of (scale, shift), of the weights and of the bias."""
+    inputs, outputs = _inputs_of(weights, geometries), [weight.shape[0] for weight in weights]
+    of_outputs = zip(grad.split(outputs, 1), y.split(outputs, 1), _parts(correction, outputs, 1), strict=True)
+    of_inputs = zip(x.split(inputs, 1), _parts(scale, inputs, 0), _parts(shift, inputs, 0), strict=True)
+    found = [
+        stage_backward(*after, *before, activation, weight, has_bias, geometry, output_mask)
+        for after, before, weight, geometry in zip(of_outputs, of_inputs, weights, geometries, strict=True)
+    ]
+    grad_x, grad_affine, grad_weights, grad_bias = (
+        [grad for grad in grads if grad is not None] for grads in zip(*found, strict=True)
+    )
+    return (
+        torch.cat(grad_x, 1) if grad_x else None,
+        torch.cat(grad_affine, 1) if grad_affine else None,
+        grad_weights or None,
+        torch.cat(grad_bias) if grad_bias else None,
+    )
 
 
 def output(x: Tensor, scale: Tensor | None, shift: Tensor | None, activation: str, residual: Tensor | None) -> Tensor:

@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -49,6 +50,7 @@ class Kind(IntEnum):
     POOL = 3  # means over the pixels, (N, C), or, with option 1, (N, C, 1, 1)
     GATE = 4  # sigmoid, or, with option 1, hard sigmoid
     GATED = 5  # the values times the operand's, (N, C, 1, 1); option 1: their means are taken, too
+    PART = 6  # of the convolution in the row before: one more, of the channels behind those it takes
 
 
 class Statistics(IntEnum):
@@ -82,6 +84,7 @@ class _Step:
         self.norm_weight, self.norm_bias, self.norm = fields["norm_weight"], fields["norm_bias"], fields["norm"]
         self.depthwise, self.option = bool(fields["depthwise"]), fields["option"]
         self.geometry = (list(row[10:12]), list(row[14:18]), list(row[12:14])) if self.depthwise else ()
+        self.parts = [self]  # the convolutions of one that is mixed
         if self.norm >= 0:
             self.statistics = Statistics(int(norms[3 * self.norm]))
             self.eps, self.momentum = norms[3 * self.norm + 1 : 3 * self.norm + 3]
@@ -91,10 +94,36 @@ class _Step:
         """How many tensors it makes."""
         return (self.kind is not Kind.NORM) + 4 * (self.norm >= 0)
 
+    @property
+    def own(self) -> list[int]:
+        """Its parameters, -1 where it has none."""
+        return [self.norm_weight, self.norm_bias, *(index for part in self.parts for index in (part.weight, part.bias))]
+
+    def convolution(self, parameters: Sequence[Tensor]) -> tuple[str, list[Any], Sequence[Sequence[int]]]:
+        """The operator's name, its weight or weights with the bias, and its geometry."""
+        if len(self.parts) == 1:
+            kind = "depthwise" if self.depthwise else "pointwise"
+            return f"{kind}_stage", [parameters[self.weight], _at(parameters, self.bias)], self.geometry
+        weights = [parameters[part.weight] for part in self.parts]
+        biases = [_at(parameters, part.bias) for part in self.parts]
+        joined = None
+        if any(bias is not None for bias in biases):
+            pairs = zip(weights, biases, strict=True)
+            joined = torch.cat([weight.new_zeros(weight.shape[0]) if bias is None else bias for weight, bias in pairs])
+        geometry = [[n for part in self.parts if part.depthwise for n in part.geometry[i]] for i in range(3)]
+        return "mixed_stage", [weights, joined], geometry
+
 
 def _steps(table: Sequence[int], norms: Sequence[float]) -> list[_Step]:
     width = len(COLUMNS)
-    return [_Step(table[at : at + width], norms) for at in range(0, len(table), width)]
+    steps: list[_Step] = []
+    for at in range(0, len(table), width):
+        step = _Step(table[at : at + width], norms)
+        if step.kind is Kind.PART:
+            steps[-1].parts.append(step)
+        else:
+            steps.append(step)
+    return steps
 
 
 def _at(tensors: Sequence[Tensor], index: int) -> Tensor | None:
@@ -162,9 +191,8 @@ def _forward(
         assert raw is not None
         sums = None
         if step.kind is Kind.CONV:
-            op = ops.depthwise_stage if step.depthwise else ops.pointwise_stage
-            weight, bias = _at(parameters, step.weight), _at(parameters, step.bias)
-            target.raw, sums = op(*source.load, weight, bias, *step.geometry)
+            name, weights, geometry = step.convolution(parameters)
+            target.raw, sums = getattr(ops, name)(*source.load, *weights, *geometry)
         elif step.kind is Kind.NORM:
             target.raw = raw
             if step.norm >= 0 and step.statistics is not Statistics.RUNNING:
@@ -209,11 +237,10 @@ def _requires(steps: Sequence[_Step], inputs: int, values: int, wants: Sequence[
     """Which values depend on something whose gradient is wanted."""
     requires = [*wants[:inputs], *([False] * (values - inputs))]
     for step in steps:
-        own = (step.weight, step.bias, step.norm_weight, step.norm_bias)
         requires[step.target] = (
             requires[step.source]
             or (step.operand >= 0 and requires[step.operand])
-            or any(index >= 0 and wants[inputs + index] for index in own)
+            or any(index >= 0 and wants[inputs + index] for index in step.own)
         )
     return requires
 
@@ -281,19 +308,22 @@ def _backward(
                 continue
             grad = torch.zeros_like(values[step.target].raw)  # type: ignore[arg-type]
         if step.kind is Kind.CONV:
-            weight_wanted = any(i >= 0 and wants[len(inputs) + i] for i in (step.weight, step.bias))
+            weight_wanted = any(i >= 0 and wants[len(inputs) + i] for i in step.own[2:])
             mask = [requires[step.source], weight_wanted]
             if any(mask):
-                op = ops.depthwise_stage_backward if step.depthwise else ops.pointwise_stage_backward
+                name, (weights, bias), geometry = step.convolution(parameters)
                 y = grad if correction is None else values[step.target].raw
-                of_x, of_affine, of_weight, of_bias = op(
-                    *(grad, y, correction, *source.load, parameters[step.weight], step.bias >= 0),
-                    *step.geometry,
-                    mask,
+                of_x, of_affine, of_weights, of_bias = getattr(ops, f"{name}_backward")(
+                    grad, y, correction, *source.load, weights, bias is not None, *geometry, mask
                 )
                 found.add(step.source, of_x, of_affine)
-                give(step.weight, of_weight)
-                give(step.bias, of_bias)
+                if weight_wanted:
+                    each = of_weights if len(step.parts) > 1 else [of_weights]
+                    sizes = [weight.shape[0] for weight in each]
+                    biases = [None] * len(sizes) if bias is None else of_bias.split(sizes)
+                    for part, of_weight, of_part in zip(step.parts, each, biases, strict=True):
+                        give(part.weight, of_weight)
+                        give(part.bias, of_part)
         elif step.kind is Kind.NORM:
             if requires[step.source]:
                 found.add(
