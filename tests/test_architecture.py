@@ -23,7 +23,7 @@ BELOW = {
     "accelerate": {"tables", "nn", "functional", "dispatch", "ops", "kernels", "geometry", "errors"},
     "networks": {"nn", "functional", "geometry", "errors"},
     "weights": {"networks", "nn", "functional", "geometry", "errors"},
-    "analysis": {"nn", "geometry", "errors"},
+    "analysis": {"accelerate", "nn", "functional", "dispatch", "ops", "kernels", "geometry", "errors"},
     # A budget of macs or of latency counts and times as analysis does, and files are written as networks' are.
     "convert": {"analysis", "networks", "tables", "nn", "functional", "geometry", "errors"},
     "bench": {"accelerate", "analysis", "nn", "functional", "dispatch", "ops", "kernels", "geometry", "errors"},

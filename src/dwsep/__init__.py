@@ -4,6 +4,8 @@ from importlib.metadata import PackageNotFoundError, version
 
 from dwsep import convert, functional, networks, nn, ops, weights
 from dwsep.accelerate import AccelerationReport, accelerate_, revert_
+from dwsep.analysis.api import analyze
+from dwsep.analysis.cost_report import CostReport
 from dwsep.convert import SeparateConfig, SeparationReport, merge_, separate_
 from dwsep.dispatch import backends
 from dwsep.errors import ArgumentError
@@ -17,10 +19,12 @@ except PackageNotFoundError:  # a source folder on the path, not installed
 __all__ = [
     "AccelerationReport",
     "ArgumentError",
+    "CostReport",
     "SeparateConfig",
     "SeparationReport",
     "__version__",
     "accelerate_",
+    "analyze",
     "backends",
     "convert",
     "functional",

@@ -23,7 +23,7 @@ def only(cost):
         (nn.Conv2d(8, 16, 1, groups=2), (1, 8, 5, 5), "grouped", 25 * 4 * 16, 4 * 16 + 16),
         (nn.Conv2d(1, 4, 3), (1, 1, 5, 5), "dense", 9 * 4 * 9, 4 * 9 + 4),
         (nn.Conv2d(3, 4, 3), (3, 5, 5), "dense", 9 * 4 * 3 * 9, 4 * 3 * 9 + 4),
-        (nn.ConvTranspose2d(4, 6, 2, stride=2), (1, 4, 5, 5), "dense", 25 * 4 * 6 * 4, 4 * 6 * 4 + 6),
+        (nn.ConvTranspose2d(4, 6, 2, stride=2), (1, 4, 5, 5), "transposed", 25 * 4 * 6 * 4, 4 * 6 * 4 + 6),
         (nn.Linear(10, 7), (2, 3, 10), "linear", 6 * 70, 77),
         (dwsep.nn.DepthwiseConv1d(4, 5, padding="causal"), (1, 4, 10), "depthwise", 10 * 4 * 5, 4 * 5 + 4),
         (dwsep.nn.DepthwiseConv2d(4, 3, depth_multiplier=2), (1, 4, 5, 5), "depthwise", 9 * 8 * 9, 8 * 9 + 8),
@@ -166,8 +166,8 @@ def test_count_passes_several_inputs():
     ("model", "example", "message"),
     [
         (len, torch.ones(1), "model must be a torch.nn.Module, got builtin_function_or_method"),
-        (nn.Identity(), (1, 3, 8, 8).__iter__(), "example_input must be a tensor, or a tuple or list"),
-        (nn.Identity(), None, "example_input must be a tensor, or a tuple or list .* got NoneType"),
+        (nn.Identity(), (1, 3, 8, 8).__iter__(), "example_inputs must be a tensor, or a tuple or list"),
+        (nn.Identity(), None, "example_inputs must be a tensor, or a tuple or list .* got NoneType"),
     ],
 )
 def test_count_rejects_bad_arguments(model, example, message):

@@ -1,6 +1,6 @@
 """Tasks so small that measuring one takes no time, and records that nothing measured."""
 
-from dwsep.bench.ceilings import Ceilings
+from dwsep.analysis.ceilings import Ceilings
 from dwsep.bench.measuring import Settings
 from dwsep.bench.networks import NetworkCase, NetworkTask
 from dwsep.bench.registry import Case, Task

@@ -12,15 +12,15 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 # matplotlib writes fixed colours; these stand for CSS values and are replaced in the finished SVG.
-_TEXT = "#010203"
-_GRID = "#040506"
-_SERIES = ("#0a0b01", "#0a0b02", "#0a0b03", "#0a0b04")
-_PROMISE = "#0a0b05"
+TEXT = "#010203"
+GRID = "#040506"
+SERIES = ("#0a0b01", "#0a0b02", "#0a0b03", "#0a0b04")
+PROMISE = "#0a0b05"
 _CSS = {
-    _TEXT: "currentColor",
-    _GRID: "var(--grid)",
-    _PROMISE: "var(--promise)",
-    **{colour: f"var(--series-{index + 1})" for index, colour in enumerate(_SERIES)},
+    TEXT: "currentColor",
+    GRID: "var(--grid)",
+    PROMISE: "var(--promise)",
+    **{colour: f"var(--series-{index + 1})" for index, colour in enumerate(SERIES)},
 }
 _SIZE = (4.8, 3.5)  # inches; small, so that text stays readable when a phone scales the chart to its width
 
@@ -34,7 +34,7 @@ def accuracy_chart(rows: Sequence[Mapping[str, Any]]) -> str:
     Returns:
         An ``<svg>`` element.
     """
-    figure, axes = _figure("accuracy")
+    figure, axes = make_figure("accuracy")
     styles = ("-", "--", "-.", ":")
     last_epoch = 1
     for index, row in enumerate(rows):
@@ -44,7 +44,7 @@ def accuracy_chart(rows: Sequence[Mapping[str, Any]]) -> str:
         axes.plot(
             epochs,
             percent,
-            color=_SERIES[index % len(_SERIES)],
+            color=SERIES[index % len(SERIES)],
             linestyle=styles[index % len(styles)],
             marker="o",
             markersize=3,
@@ -54,8 +54,8 @@ def accuracy_chart(rows: Sequence[Mapping[str, Any]]) -> str:
     axes.set_xlabel("epoch")
     axes.set_ylabel("test accuracy in %")
     axes.set_xticks(range(1, last_epoch + 1, max(1, last_epoch // 8)))
-    _legend(axes, columns=1 if len(rows) < 3 else 2)
-    return _svg(figure, "accuracy")
+    draw_legend(axes, columns=1 if len(rows) < 3 else 2)
+    return to_svg(figure, "accuracy")
 
 
 def speedup_chart(promise: Mapping[str, Any]) -> str:
@@ -67,15 +67,15 @@ def speedup_chart(promise: Mapping[str, Any]) -> str:
     Returns:
         An ``<svg>`` element.
     """
-    figure, axes = _figure("speedup")
+    figure, axes = make_figure("speedup")
     groups = {"training": "training\nepoch", "batch_1": "inference\nbatch 1", "batch_64": "inference\nbatch 64"}
     promised_everywhere: dict[str, Any] = dict.fromkeys(groups, promise["macs_ratio"])
-    series: list[tuple[str, str, Mapping[str, Any]]] = [("promised by macs", _PROMISE, promised_everywhere)]
-    for entry, colour in zip(promise["speedups"], (_SERIES[2], _SERIES[3]), strict=True):
+    series: list[tuple[str, str, Mapping[str, Any]]] = [("promised by macs", PROMISE, promised_everywhere)]
+    for entry, colour in zip(promise["speedups"], (SERIES[2], SERIES[3]), strict=True):
         series.append((entry["label"], colour, entry))
     width = 0.8 / len(series)
     for index, (label, colour, values) in enumerate(series):
-        promised = colour == _PROMISE
+        promised = colour == PROMISE
         bars = axes.bar(
             [group + (index - (len(series) - 1) / 2) * width for group in range(len(groups))],
             [values[group] for group in groups],
@@ -86,45 +86,48 @@ def speedup_chart(promise: Mapping[str, Any]) -> str:
             linewidth=1.2,
             hatch="///" if promised else None,
         )
-        axes.bar_label(bars, fmt=_times, padding=2, fontsize=8.5, color=_TEXT)
-    axes.axhline(1, color=_TEXT, linewidth=0.9, linestyle=":")
+        axes.bar_label(bars, fmt=_times, padding=2, fontsize=8.5, color=TEXT)
+    axes.axhline(1, color=TEXT, linewidth=0.9, linestyle=":")
     axes.set_xticks(range(len(groups)), list(groups.values()))
     axes.tick_params(axis="x", length=0)
     axes.set_ylabel("times faster than dense")
     axes.margins(y=0.12)
-    _legend(axes, columns=2)
-    return _svg(figure, "speedup")
+    draw_legend(axes, columns=2)
+    return to_svg(figure, "speedup")
 
 
 def _times(factor: float) -> str:
     return f"{factor:.{1 if factor >= 1 else 2}f}\N{MULTIPLICATION SIGN}"
 
 
-def _figure(salt: str) -> tuple[Figure, Axes]:
+def make_figure(salt: str, size: tuple[float, float] = _SIZE) -> tuple[Figure, Axes]:
+    """Makes a figure with one pair of axes in the page's colours; ``size`` is in inches."""
     # The object interface alone: no pyplot, thus no display and no state shared with the caller's own figures.
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=_SIZE, layout="constrained")
+    figure = Figure(figsize=size, layout="constrained")
     axes = figure.add_subplot()
     axes.spines[["top", "right"]].set_visible(False)
     for spine in axes.spines.values():
-        spine.set_color(_GRID)
-    axes.tick_params(colors=_TEXT, color=_GRID, labelsize=9.5)
-    axes.xaxis.label.set_color(_TEXT)
-    axes.yaxis.label.set_color(_TEXT)
-    axes.grid(axis="y", color=_GRID, linewidth=0.7)
+        spine.set_color(GRID)
+    axes.tick_params(colors=TEXT, color=GRID, labelsize=9.5)
+    axes.xaxis.label.set_color(TEXT)
+    axes.yaxis.label.set_color(TEXT)
+    axes.grid(axis="y", color=GRID, linewidth=0.7)
     axes.set_axisbelow(True)
     axes.set_gid(f"axes-{salt}")
     return figure, axes
 
 
-def _legend(axes: Axes, columns: int) -> None:
+def draw_legend(axes: Axes, columns: int) -> None:
+    """Draws a legend above the axes."""
     axes.legend(
-        loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=columns, frameon=False, labelcolor=_TEXT, fontsize=8.5
+        loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=columns, frameon=False, labelcolor=TEXT, fontsize=8.5
     )
 
 
-def _svg(figure: Figure, salt: str) -> str:
+def to_svg(figure: Figure, salt: str) -> str:
+    """Turns a figure into an ``<svg>`` element; ``salt`` tells its ids from those of other charts of the page."""
     import matplotlib
 
     buffer = io.StringIO()

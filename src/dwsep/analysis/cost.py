@@ -1,21 +1,23 @@
-"""Multiply-adds and parameters of a network by closed formulas, layer by layer.
+"""What a network costs, layer by layer: multiply-adds, parameters, bytes, by closed formulas from the shapes alone.
 
 A convolution does one multiply-add per weight and output position, a transposed one per weight and input position, a
-linear layer one per weight and row. Nothing is timed: one forward pass only finds out the shapes, so that tensors on
-the "meta" device, which hold no data, do as well as real ones.
+linear layer one per weight and row. Every operator reads its operands once and writes its result once. Nothing is
+timed: a pass over the network only finds out the shapes, so that tensors on the "meta" device, which hold no data, do
+as well as real ones.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
+from dwsep.analysis._passes import positional, trace_inference, trace_training
+from dwsep.analysis._receptive import Field
+from dwsep.analysis._trace import Call, Record
 from dwsep.nn import (
     DepthwiseConv1d,
     DepthwiseConv2d,
@@ -25,25 +27,63 @@ from dwsep.nn import (
     DepthwiseSeparableConv3d,
 )
 
-_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, *_TRANSPOSED)
 _DEPTHWISE = (DepthwiseConv1d, DepthwiseConv2d, DepthwiseConv3d)
 _SEPARABLE = (DepthwiseSeparableConv1d, DepthwiseSeparableConv2d, DepthwiseSeparableConv3d)
+_CONVOLUTIONS = ("dense", "grouped", "depthwise", "pointwise", "transposed", "separable")
+# By how telling they are of a layer that runs several operators.
+_KINDS = ("attention", *_CONVOLUTIONS, "linear", "matmul", "norm", "pooling", "activation", "gate", "resampling")
+
+
+@dataclass(frozen=True)
+class DenseTwin:
+    """The dense convolution that a depthwise layer and the pointwise one behind it stand in for.
+
+    Attributes:
+        pointwise: Name of the pointwise layer.
+        macs: Multiply-adds of the dense convolution: C * K * taps per output position.
+        parameters: Its weights, C * K * taps, without a bias.
+        reduction: Its multiply-adds over those of the two layers.
+    """
+
+    pointwise: str
+    macs: int
+    parameters: int
+    reduction: float
 
 
 @dataclass(frozen=True)
 class LayerCost:
-    """Cost of one call of one layer.
+    """Cost of one call of one layer: a module without parts, or an operator that a module with parts calls itself.
 
     Attributes:
-        name: Qualified name of the module, as ``model.named_modules()`` gives it.
-        kind: "dense", "pointwise" (1x1, one group), "depthwise" (one group per input channel), "grouped" or "linear".
-        macs: Multiply-adds of the call, for the whole batch.
+        name: Qualified name of the module, as ``model.named_modules()`` gives it, with ":operator" behind it where the
+            module has parts.
+        kind: "dense", "pointwise" (1x1, one group), "depthwise" (one group per input channel), "grouped", "transposed",
+            "separable" (both factors in one operator), "linear", "matmul", "attention", "norm", "activation",
+            "pooling", "gate" (squeeze and excite's product), "elementwise", "resampling", "copy" or "other".
+        macs: Multiply-adds of the call, for the whole batch; norms, activations and pooling count none.
         parameters: Weights and biases of the module.
         output_shape: Shape of the result.
-        kernel_size: Extent of the kernel per spatial axis; empty for a linear layer.
+        kernel_size: Extent of the kernel per spatial axis; empty where there is none.
         spatial: Whether the layer is, or stands in for, a convolution with a kernel larger than one; see
             :attr:`ModelCost.macs_spatial`.
+        input_shape: Shape of the first input.
+        stride: Of a convolution, per spatial axis.
+        dilation: Of a convolution, per spatial axis.
+        groups: Of a convolution.
+        bytes_read: Bytes of inputs and parameters, each read once.
+        bytes_written: Bytes of the results.
+        receptive_field: Elements of the network's input per spatial axis that an element of the result depends on; None
+            in place of an axis of which it sees all, and None where that is not defined.
+        channels_last: Whether the input lies channels last.
+        training_macs: Multiply-adds of forward and backward; None where no training step was looked at.
+        training_bytes: Bytes that forward and backward read and write in eager PyTorch; None likewise.
+        saved_bytes: Bytes that eager PyTorch saves of this layer's result or for its backward; None likewise.
+        saved_bytes_fused: The same where the results of norms and activations are computed again in the backward, as
+            an accelerated network does.
+        dense_twin: Of a depthwise layer with its pointwise partner.
+        calls: The modules the layer ran in, from outermost to innermost, each with a number of the call.
+        began: How many calls of modules had begun when it ran.
     """
 
     name: str
@@ -53,6 +93,36 @@ class LayerCost:
     output_shape: tuple[int, ...]
     kernel_size: tuple[int, ...] = ()
     spatial: bool = False
+    input_shape: tuple[int, ...] = ()
+    stride: tuple[int, ...] = ()
+    dilation: tuple[int, ...] = ()
+    groups: int = 1
+    bytes_read: int = 0
+    bytes_written: int = 0
+    receptive_field: Field | None = None
+    channels_last: bool = False
+    training_macs: int | None = None
+    training_bytes: int | None = None
+    saved_bytes: int | None = None
+    saved_bytes_fused: int | None = None
+    dense_twin: DenseTwin | None = None
+    calls: tuple[Call, ...] = ()
+    began: int = 0
+
+    @property
+    def bytes(self) -> int:
+        """Bytes read and written."""
+        return self.bytes_read + self.bytes_written
+
+    @property
+    def intensity(self) -> float:
+        """Floating-point operations per byte, two to a multiply-add."""
+        return 2 * self.macs / self.bytes if self.bytes else 0.0
+
+    @property
+    def is_convolution(self) -> bool:
+        """Whether it is a convolution of any kind."""
+        return self.kind in _CONVOLUTIONS
 
 
 @dataclass(frozen=True)
@@ -61,15 +131,17 @@ class ModelCost:
 
     Attributes:
         parameters: Elements of all parameters of the model, norms included, each shared one counted once.
-        layers: One entry per call of a convolution or linear layer, in the order in which they ran.
+        layers: One entry per call of a layer, in the order in which they ran.
+        calls: All calls of modules, in the order in which they began, each with its number.
     """
 
     parameters: int
     layers: tuple[LayerCost, ...]
+    calls: tuple[Call, ...] = ()
 
     @property
     def macs(self) -> int:
-        """Multiply-adds of all convolutions and linear layers; norms, activations and pooling are not counted."""
+        """Multiply-adds of all convolutions and matrix products; norms, activations and pooling count none."""
         return sum(layer.macs for layer in self.layers)
 
     @property
@@ -93,22 +165,21 @@ class ModelCost:
         return totals
 
 
-def count(model: nn.Module, example_input: Tensor | Sequence[Any]) -> ModelCost:
-    """Counts multiply-adds and parameters of every convolution and linear layer that a forward pass calls.
+def count(model: nn.Module, example_inputs: Any) -> ModelCost:
+    """Counts multiply-adds and parameters of every convolution and matrix product that a forward pass runs.
 
-    Layers are found by forward hooks, so work done by bare functional calls (attention products, for one) is not seen.
     The model runs once, in evaluation mode and without gradients; its training flags are put back afterwards.
 
     Args:
         model: Network to count, on any device.
-        example_input: Input of the network, (N, C, H, W) for an image network, or the sequence of its positional
+        example_inputs: Input of the network, (N, C, H, W) for an image network, or the sequence of its positional
             arguments, on the device of the model. The counts are for this batch: pass N = 1 for the usual figure.
 
     Returns:
-        The cost, with one entry per layer call.
+        The cost, with one entry per layer call; layers without multiply-adds are left out.
 
     Raises:
-        TypeError: ``model`` is no ``torch.nn.Module``, or ``example_input`` neither a tensor nor a tuple or list.
+        TypeError: ``model`` is no ``torch.nn.Module``, or ``example_inputs`` neither a tensor nor a tuple or list.
 
     Example:
         >>> import torch
@@ -117,113 +188,82 @@ def count(model: nn.Module, example_input: Tensor | Sequence[Any]) -> ModelCost:
         >>> cost.macs == 8 * 3 * 3 * 3 * 10 * 10, cost.parameters
         (True, 224)
     """
+    cost = analyse(model, example_inputs)
+    return replace(cost, layers=tuple(layer for layer in cost.layers if layer.macs))
+
+
+def analyse(model: nn.Module, example_inputs: Any, *, training: bool = False) -> ModelCost:
+    """Finds the cost of every layer, with or without multiply-adds.
+
+    Args:
+        model: Network, on any device; its modes, buffers and gradients are left as they are.
+        example_inputs: As :func:`count` takes it.
+        training: Whether to run a training step, too, and count its backward and what is saved for it. Layers and
+            figures are then those of training: a norm in training mode is one.
+
+    Returns:
+        The cost, with one entry per layer call.
+
+    Raises:
+        TypeError: As :func:`count`.
+    """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
-    if isinstance(example_input, Tensor):
-        arguments: tuple[Any, ...] = (example_input,)
-    elif isinstance(example_input, (tuple, list)):
-        arguments = tuple(example_input)
-    else:
-        raise TypeError(
-            f"example_input must be a tensor, or a tuple or list of positional arguments, got "
-            f"{type(example_input).__name__}"
-        )
-
-    layers: list[LayerCost] = []
-    handles = []
-
-    def add_hook(module: nn.Module, describe: Callable[[Tensor, Tensor], list[LayerCost]]) -> None:
-        def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
-            source = args[0] if args else next(iter(kwargs.values()))
-            layers.extend(describe(source, output))
-
-        handles.append(module.register_forward_hook(hook, with_kwargs=True))
-
-    try:
-        _add_hooks(model, add_hook)
-        with _evaluating(model), torch.no_grad():
-            model(*arguments)
-    finally:
-        for handle in handles:
-            handle.remove()
+    arguments = positional(example_inputs)
+    tracer = trace_training(model, arguments) if training else trace_inference(model, arguments)
+    modules = dict(model.named_modules())
+    factors: set[nn.Module] = {
+        part for m in modules.values() if isinstance(m, _SEPARABLE) for part in (m.depthwise, m.pointwise)
+    }
+    layers = [_layer(group, modules, factors, training) for group in _grouped(tracer.records, modules)]
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    return ModelCost(parameters=parameters, layers=_mark_spatial(layers))
+    return ModelCost(parameters=parameters, layers=_mark_spatial(layers), calls=tuple(tracer.all_calls))
 
 
-def _add_hooks(
-    model: nn.Module, add_hook: Callable[[nn.Module, Callable[[Tensor, Tensor], list[LayerCost]]], None]
-) -> None:
-    # A separable layer may run fused, without calling its factors, or unfused: it is counted from its own hook either
-    # way, and the factors get none, so that nothing is missed or counted twice.
-    factors: set[nn.Module] = set()
-    for module in model.modules():
-        if isinstance(module, _SEPARABLE):
-            factors.update((module.depthwise, module.pointwise))
-    for name, module in model.named_modules():
-        if isinstance(module, _SEPARABLE):
-            add_hook(module, lambda x, y, name=name, module=module: _separable_costs(name, module, x, y))
-        elif module in factors:
-            continue
-        elif isinstance(module, (*_CONVOLUTIONS, *_DEPTHWISE)):
-            add_hook(module, lambda x, y, name=name, module=module: [_convolution_cost(name, module, x, y)])
-        elif isinstance(module, nn.Linear):
-            add_hook(module, lambda _, y, name=name, module=module: [_linear_cost(name, module, y)])
+def _grouped(records: Iterable[Record], modules: Mapping[str, nn.Module]) -> list[list[Record]]:
+    """The records of each call of a module without parts together, all others one by one."""
+    groups: list[list[Record]] = []
+    for record in records:
+        alone = not record.calls or any(True for _ in modules[record.calls[-1][0]].children())
+        if groups and not alone and groups[-1][-1].calls == record.calls:
+            groups[-1].append(record)
+        else:
+            groups.append([record])
+    return groups
 
 
-def _convolution_cost(name: str, module: Any, source: Tensor, output: Tensor) -> LayerCost:
-    kernel_size = tuple(module.weight.shape[2:])
-    positions = source.shape if isinstance(module, _TRANSPOSED) else output.shape
+def _layer(group: list[Record], modules: Mapping[str, nn.Module], factors: set[nn.Module], training: bool) -> LayerCost:
+    main = min(group, key=lambda r: (-r.macs, _KINDS.index(r.kind) if r.kind in _KINDS else len(_KINDS)))
+    name = main.calls[-1][0] if main.calls else ""
+    module = modules[name]
+    whole = not any(True for _ in module.children())
+    macs = sum(record.macs for record in group)
+    backward = sum(record.backward_macs for record in group)
+    moved = sum(record.read + record.written for record in group)
+    depthwise = isinstance(module, _DEPTHWISE) and main.kind in _CONVOLUTIONS
     return LayerCost(
-        name=name,
-        kind=_kind(module),
-        macs=module.weight.numel() * _batched_positions(positions, len(kernel_size)),
-        parameters=_own_parameters(module),
-        output_shape=tuple(output.shape),
-        kernel_size=kernel_size,
+        name=name if whole else f"{name}:{main.op.strip('_').removeprefix('native_')}".lstrip(":"),
+        kind="depthwise" if depthwise else main.kind,
+        macs=macs,
+        parameters=_own_parameters(module) if whole else sum(record.parameters for record in group),
+        output_shape=group[-1].output_shape,
+        kernel_size=main.details.get("kernel_size", ()),
+        spatial=module in factors,
+        input_shape=group[0].input_shape,
+        stride=main.details.get("stride", ()),
+        dilation=main.details.get("dilation", ()),
+        groups=main.details.get("groups", 1),
+        bytes_read=sum(record.read for record in group),
+        bytes_written=sum(record.written for record in group),
+        receptive_field=group[-1].receptive_field,
+        channels_last=group[0].channels_last,
+        training_macs=macs + backward if training else None,
+        training_bytes=moved + sum(record.backward_bytes for record in group) if training else None,
+        saved_bytes=sum(record.saved for record in group) if training else None,
+        saved_bytes_fused=sum(record.saved_fused for record in group) if training else None,
+        calls=main.calls,
+        began=group[0].began,
     )
-
-
-def _separable_costs(name: str, module: Any, source: Tensor, output: Tensor) -> list[LayerCost]:
-    prefix = f"{name}." if name else ""
-    num_axes = module.depthwise.weight.dim() - 2
-    leading = tuple(output.shape[: -num_axes - 1])
-    out_spatial, in_spatial = tuple(output.shape[-num_axes:]), tuple(source.shape[-num_axes:])
-
-    def cost(factor: str, kind: str, spatial: tuple[int, ...]) -> LayerCost:
-        convolution = getattr(module, factor)
-        shape = (*leading, convolution.weight.shape[0], *spatial)
-        return LayerCost(
-            name=prefix + factor,
-            kind=kind,
-            macs=convolution.weight.numel() * _batched_positions(shape, num_axes),
-            parameters=_own_parameters(convolution),
-            output_shape=shape,
-            kernel_size=tuple(convolution.weight.shape[2:]),
-            spatial=True,
-        )
-
-    depthwise = cost("depthwise", "depthwise", out_spatial)
-    if module.order == "pointwise_first":
-        return [cost("pointwise", "pointwise", in_spatial), depthwise]
-    return [depthwise, cost("pointwise", "pointwise", out_spatial)]
-
-
-def _linear_cost(name: str, module: nn.Linear, output: Tensor) -> LayerCost:
-    rows = math.prod(output.shape[:-1])
-    return LayerCost(name, "linear", module.weight.numel() * rows, _own_parameters(module), tuple(output.shape))
-
-
-def _kind(module: Any) -> str:
-    if isinstance(module, _DEPTHWISE) or module.groups == module.in_channels > 1:
-        return "depthwise"
-    if module.groups > 1:
-        return "grouped"
-    return "pointwise" if math.prod(module.weight.shape[2:]) == 1 else "dense"
-
-
-def _batched_positions(shape: Sequence[int], num_axes: int) -> int:
-    """Spatial positions times batch, of a (N, C, *spatial) or an unbatched (C, *spatial) tensor."""
-    return math.prod(shape[-num_axes:]) * math.prod(shape[: -num_axes - 1])
 
 
 def _own_parameters(module: nn.Module) -> int:
@@ -231,31 +271,51 @@ def _own_parameters(module: nn.Module) -> int:
 
 
 def _mark_spatial(layers: Sequence[LayerCost]) -> tuple[LayerCost, ...]:
-    """Marks what :attr:`ModelCost.macs_spatial` counts in plain layers; separable layers are marked already."""
+    """Pairs depthwise and pointwise layers, and marks what :attr:`ModelCost.macs_spatial` counts."""
     marked: list[LayerCost] = []
-    waiting: LayerCost | None = None  # a depthwise layer whose pointwise partner has not run yet
+    waiting: int | None = None  # a depthwise layer whose pointwise partner has not run yet
     stem_seen = False
     for layer in layers:
-        spatial = layer.spatial
-        if layer.kind == "pointwise" and not spatial:
+        spatial, partner = layer.spatial, None
+        if layer.kind == "pointwise":
             # at another resolution it belongs to something in between, such as squeeze and excitation
-            if waiting is not None and layer.output_shape[2:] == waiting.output_shape[2:]:
-                spatial, waiting = True, None
-        elif layer.kind in ("dense", "grouped", "depthwise") and not spatial:
+            if waiting is not None and layer.output_shape[2:] == marked[waiting].output_shape[2:]:
+                spatial, partner, waiting = True, waiting, None
+        elif layer.kind in ("dense", "grouped", "depthwise", "transposed"):
             is_stem = not stem_seen and layer.kind == "dense"
-            spatial = math.prod(layer.kernel_size) > 1 and not is_stem
-            waiting = layer if layer.kind == "depthwise" else None
-        stem_seen = stem_seen or layer.kind != "linear"
+            spatial = spatial or (math.prod(layer.kernel_size) > 1 and not is_stem)
+            waiting = len(marked) if layer.kind == "depthwise" else None
+        stem_seen = stem_seen or layer.is_convolution
         marked.append(replace(layer, spatial=spatial))
+        if partner is not None:
+            marked[partner] = _with_twin(marked[partner], marked[-1], first="depthwise")
+        elif _completes(marked):
+            marked[-1], waiting = _with_twin(marked[-1], _factor_before(marked), first="pointwise"), None
     return tuple(marked)
 
 
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training  # not module.train(): that would reset the children, which may differ
+def _factor_before(layers: Sequence[LayerCost]) -> LayerCost:
+    return next(layer for layer in reversed(layers[:-1]) if layer.is_convolution)
+
+
+def _completes(layers: Sequence[LayerCost]) -> bool:
+    """Whether the last layer is the depthwise factor of a separable one whose pointwise factor came first."""
+    last = layers[-1]
+    if last.kind != "depthwise" or not any(layer.is_convolution for layer in layers[:-1]):
+        return False
+    before = _factor_before(layers)
+    return before.kind == "pointwise" and before.spatial and before.calls[:-1] == last.calls[:-1] != ()
+
+
+def _with_twin(depthwise: LayerCost, pointwise: LayerCost, first: str) -> LayerCost:
+    """The depthwise layer with the figures of the dense convolution that it and the pointwise one stand in for."""
+    taps = math.prod(depthwise.kernel_size)
+    source, target = (depthwise, pointwise) if first == "depthwise" else (pointwise, depthwise)
+    channels = source.input_shape[1] if len(source.input_shape) > 1 else source.groups
+    outputs = target.output_shape[1] if len(target.output_shape) > 1 else channels
+    weights = channels * outputs * taps
+    ndim = len(depthwise.kernel_size)
+    positions = math.prod(depthwise.output_shape[-ndim:]) * math.prod(depthwise.output_shape[: -ndim - 1])
+    macs = weights * positions
+    reduction = macs / (depthwise.macs + pointwise.macs)
+    return replace(depthwise, dense_twin=DenseTwin(pointwise.name, macs, weights, reduction))

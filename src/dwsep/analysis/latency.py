@@ -95,7 +95,7 @@ def measure(
             samples[name].append(_turn(cases[name], calls[name], settle_seconds, timer))
         if on_round is not None:
             on_round(done + 1, rounds)
-    return {name: _summarise(samples[name], calls[name]) for name in names}
+    return {name: summarise(samples[name], calls[name]) for name in names}
 
 
 def _warm_up(case: Callable[[], object], min_seconds: float, warmup_seconds: float, timer: Callable[[], float]) -> int:
@@ -126,7 +126,8 @@ def _turn(case: Callable[[], object], calls: int, settle_seconds: float, timer: 
     return (timer() - started) / calls
 
 
-def _summarise(samples: list[float], calls: int) -> Latency:
+def summarise(samples: list[float], calls: int) -> Latency:
+    """Median and quartiles of seconds per call, of rounds of so many calls."""
     if len(samples) == 1:
         lower = upper = samples[0]
     else:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 
-from dwsep.bench.ceilings import Ceilings
+from dwsep.analysis.ceilings import Ceilings
 from dwsep.bench.registry import Task
 
 ELEMENT_BYTES = {"float32": 4, "bfloat16": 2}
@@ -79,5 +79,4 @@ def intensity(task: Task) -> float:
 
 def floor_seconds(task: Task, ceilings: Ceilings) -> float:
     """The larger of the time that the arithmetic and the time that the memory takes, in seconds."""
-    moved = bytes_moved(task)
-    return max(2 * macs(task) / ceilings.peak(task.dtype), moved / ceilings.bandwidth(moved))
+    return ceilings.floor_seconds(macs(task), bytes_moved(task), task.dtype)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from dwsep.analysis._load import describe_disturbance
-from dwsep.bench.ceilings import Ceilings
+from dwsep.analysis.ceilings import Ceilings
 from dwsep.bench.peers import OURS
 from dwsep.bench.results import notes
 from dwsep.bench.tables import Table, result_tables, summary_table

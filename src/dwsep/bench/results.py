@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from dwsep.analysis._files import write_text_atomically
+from dwsep.analysis.ceilings import Ceilings
 from dwsep.bench import costs
-from dwsep.bench.ceilings import Ceilings
 from dwsep.bench.networks import NETWORKS, NetworkTask, task_from_json
 from dwsep.bench.peers import OURS
 from dwsep.bench.registry import DEPTHWISE, SEPARABLE

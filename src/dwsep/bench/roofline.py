@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dwsep.analysis.ceilings import Ceilings
 from dwsep.bench import costs
-from dwsep.bench.ceilings import Ceilings
 from dwsep.bench.peers import OURS, PEERS
 from dwsep.bench.registry import Task
 from dwsep.bench.results import group, group_title

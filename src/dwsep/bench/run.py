@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dwsep.analysis.ceilings import Ceilings
 from dwsep.analysis.machine import describe_machine, describe_versions
 from dwsep.bench import results as files
 from dwsep.bench._process import WorkerDied, WorkerProcess
-from dwsep.bench.ceilings import Ceilings
 from dwsep.bench.measuring import OnPhase, Settings
 from dwsep.bench.networks import AnyTask
 from dwsep.bench.peers import PEERS

@@ -19,7 +19,7 @@ def main(source: TextIO, target: TextIO) -> None:
     """Answers the requests of ``source`` on ``target``."""
     import torch
 
-    from dwsep.bench.ceilings import measure_ceilings
+    from dwsep.analysis.ceilings import measure_ceilings
     from dwsep.bench.measuring import Settings, compare
     from dwsep.bench.networks import task_from_json
 

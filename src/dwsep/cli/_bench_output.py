@@ -18,7 +18,7 @@ def print_results(results: Mapping[str, Any], console: Console) -> None:
     """Prints the tables, the summary, what was not timed and why, and what the machine can do."""
     from rich.markup import escape
 
-    from dwsep.bench.ceilings import Ceilings
+    from dwsep.analysis.ceilings import Ceilings
     from dwsep.bench.markdown import describe_ceilings, disturbance
     from dwsep.bench.results import notes
     from dwsep.bench.tables import result_tables, summary_table

@@ -18,6 +18,7 @@ except ImportError as error:
         f"the dwsep command needs typer and rich ({error}); install them with: pip install typer rich", name=error.name
     ) from error
 
+from dwsep.cli.analyze import analyze
 from dwsep.cli.bench import bench
 from dwsep.cli.demo import demo
 from dwsep.cli.doctor import doctor
@@ -78,7 +79,7 @@ def _options(
     del version, debug  # the first acts in its callback, the second is read by _Group
 
 
-for _command in (demo, evaluate, predict, separate, doctor):
+for _command in (demo, evaluate, predict, separate, analyze, doctor):
     app.command()(_command)
 app.add_typer(train, name="train")
 app.add_typer(bench, name="bench")

@@ -2,8 +2,8 @@ import json
 
 import pytest
 
-from dwsep.bench import ceilings as module
-from dwsep.bench.ceilings import Ceilings, measure_ceilings
+from dwsep.analysis import ceilings as module
+from dwsep.analysis.ceilings import Ceilings, measure_ceilings
 from dwsep.ops import native_status
 from tests.bench.toys import CEILINGS
 

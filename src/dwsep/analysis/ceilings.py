@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import json
+import os
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 
+from dwsep.analysis._files import write_text_atomically
+from dwsep.analysis.machine import describe_machine
 from dwsep.ops import native_status
 
 _WORKING_SETS = tuple(2**20 * size for size in (1, 2, 4, 8, 16, 32, 64, 512))  # bytes, source and target together
@@ -50,6 +56,18 @@ class Ceilings:
     def memory_bandwidth(self) -> float:
         """Bytes per second of the largest copy measured, which no cache holds."""
         return self.copy[max(self.copy)]
+
+    def floor_seconds(self, macs: int, moved: int, dtype: str = "float32") -> float:
+        """The larger of the times that so many multiply-adds, and so many bytes read and written, take at the least."""
+        return max(self.arithmetic_seconds(macs, dtype), self.memory_seconds(moved))
+
+    def arithmetic_seconds(self, macs: int, dtype: str = "float32") -> float:
+        """Seconds that so many multiply-adds take at the peak."""
+        return 2 * macs / self.peak(dtype)
+
+    def memory_seconds(self, moved: int) -> float:
+        """Seconds that so many bytes, read and written, take at the bandwidth of their number."""
+        return moved / self.bandwidth(moved)
 
     def better_of(self, other: Ceilings) -> Ceilings:
         """The higher of each two figures: other work on the machine only ever makes them too low."""
@@ -128,3 +146,49 @@ def _best(call: Callable[[], object], seconds: float) -> float:
         best = min(best, time.perf_counter() - before)
         calls += 1
     return best
+
+
+def cached_ceilings(dtype: str, *, at_least: Callable[[Ceilings], bool] = lambda ceilings: True) -> Ceilings:
+    """Returns this machine's ceilings from a file, or measures them and writes them there.
+
+    The file is ``ceilings.json`` in ``$XDG_CACHE_HOME/dwsep`` (``~/.cache/dwsep``): measured are processor, cores,
+    threads, instruction set and versions, each combination by itself. Ceilings measured while the machine was busy are
+    too low: they are measured anew where a caller has seen more than they allow, and the higher figures kept.
+
+    Args:
+        dtype: "float32" or "bfloat16".
+        at_least: Whether some ceilings allow what the caller has seen.
+
+    Returns:
+        The ceilings.
+    """
+    path = _cache_folder() / "ceilings.json"
+    known, key = _read_cache(path), _cache_key()
+    entry = known.get(key)
+    ceilings = None if entry is None else Ceilings.from_json(entry)
+    if ceilings is not None and dtype in ceilings.matmul and at_least(ceilings):
+        return ceilings
+    measured = measure_ceilings(dtype, seconds=0.15)
+    ceilings = measured if ceilings is None else measured.better_of(ceilings)
+    # A folder that cannot be written costs the next call three seconds, and nothing else.
+    with contextlib.suppress(OSError):
+        write_text_atomically(path, json.dumps({**known, key: ceilings.to_json()}, indent=1))
+    return ceilings
+
+
+def _cache_folder() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dwsep"
+
+
+def _cache_key() -> str:
+    machine = describe_machine()
+    parts = (machine["cpu"], machine["usable_cores"], machine["torch_threads"], native_status().isa)
+    return ", ".join(map(str, (*parts, torch.__version__, native_status().path)))
+
+
+def _read_cache(path: Path) -> dict[str, Any]:
+    try:
+        known = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return known if isinstance(known, dict) else {}

@@ -1,0 +1,214 @@
+"""A report as a table: in a terminal with rich, in a notebook as HTML."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from dwsep.analysis._rows import Row
+from dwsep.analysis.report import format_count
+from dwsep.errors import ArgumentError, unknown_name
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from dwsep.analysis.cost_report import CostReport
+
+SORTS = ("order", "time", "macs", "bytes")
+
+
+@dataclass(frozen=True)
+class Line:
+    """Rows in one line, with their sums."""
+
+    name: str
+    rows: tuple[Row, ...]
+
+    @property
+    def macs(self) -> int:
+        return sum(row.macs for row in self.rows)
+
+    @property
+    def bytes(self) -> int:
+        return sum(row.bytes for row in self.rows)
+
+    @property
+    def parameters(self) -> int:
+        return sum(row.parameters for row in self.rows)
+
+    @property
+    def seconds(self) -> float:
+        return sum(row.latency.median for row in self.rows if row.latency is not None)
+
+    @property
+    def floor(self) -> float:
+        return sum(row.floor or 0.0 for row in self.rows)
+
+    @property
+    def kind(self) -> str:
+        kinds = list(dict.fromkeys(row.kind for row in self.rows))
+        return kinds[0] if len(kinds) == 1 else f"{len(self.rows)} rows"
+
+    @property
+    def bound(self) -> str:
+        """What bounds most of the time."""
+        shares = {
+            bound: sum(row.latency.median for row in self.rows if row.bound == bound and row.latency)
+            for bound in ("arithmetic", "memory")
+        }
+        return max(shares, key=lambda bound: shares[bound]) if any(shares.values()) else ""
+
+
+def lines_of(report: CostReport, sort: str | None, depth: int | None, most: int | None = None) -> list[Line]:
+    """The lines of a table, sorted and summed up as asked."""
+    from dwsep.analysis.cost_report import MOST_LINES
+
+    for argument, value in (("depth", depth), ("most", most)):
+        if value is not None and value < 0:
+            raise ArgumentError(f"{argument} must not be negative, got {value}")
+    if sort is None:
+        sort = "order" if report.latency is None else "time"
+    if sort not in SORTS:
+        raise unknown_name("sort", sort, SORTS)
+    if depth is None:
+        depth = 0 if len(report.rows) <= MOST_LINES else 2
+    if depth:
+        blocks: dict[str, list[Row]] = {}
+        for row in report.rows:
+            blocks.setdefault(row.block(depth), []).append(row)
+        lines = [Line(name, tuple(rows)) for name, rows in blocks.items()]
+    else:
+        lines = [Line(row.name or report.name, (row,)) for row in report.rows]
+    keys: dict[str, Callable[[Line], float]] = {
+        "time": lambda line: -line.seconds,
+        "macs": lambda line: -line.macs,
+        "bytes": lambda line: -line.bytes,
+    }
+    if sort in keys:
+        lines.sort(key=keys[sort])
+    if most is not None and len(lines) > most:
+        rest = tuple(row for line in lines[most:] for row in line.rows)
+        lines = [*lines[:most], Line(f"{len(lines) - most} more", rest)]
+    return lines
+
+
+def columns_of(report: CostReport) -> list[tuple[str, Callable[[Line], str]]]:
+    """Titles and cells behind the name and the kind."""
+    columns: list[tuple[str, Callable[[Line], str]]] = [
+        ("macs", lambda line: format_count(line.macs) if line.macs else ""),
+        ("params", lambda line: format_count(line.parameters) if line.parameters else ""),
+        ("MB", lambda line: f"{line.bytes / 1e6:.2f}"),
+    ]
+    if any(row.reduction is not None for row in report.rows):
+        columns.append(("dense \N{MULTIPLICATION SIGN}", _reduction))
+    if report.training:
+        columns.append(("saved MB", lambda line: _megabytes(sum(row.saved_bytes or 0 for row in line.rows))))
+        columns.append(("fused", lambda line: _megabytes(sum(row.saved_bytes_fused or 0 for row in line.rows))))
+    if report.latency is not None:
+        columns.append(("ms ± IQR", lambda line: f"{1e3 * line.seconds:.3f}{_spread(line)}"))
+    if report.floor is not None:
+        columns.append(("floor", lambda line: f"{1e3 * line.floor:.3f}"))
+        columns.append(("share", lambda line: f"{100 * line.floor / line.seconds:.0f} %" if line.seconds else ""))
+        columns.append(("bound by", lambda line: line.bound))
+    return columns
+
+
+def _megabytes(value: int) -> str:
+    return f"{value / 1e6:.2f}" if value else ""
+
+
+def _spread(line: Line) -> str:
+    if len(line.rows) != 1 or line.rows[0].latency is None:
+        return ""
+    latency = line.rows[0].latency
+    return f" ±{1e3 * (latency.upper_quartile - latency.lower_quartile):.3f}"
+
+
+def _reduction(line: Line) -> str:
+    pairs = [(row.dense_macs, row.dense_macs / row.reduction) for row in line.rows if row.dense_macs and row.reduction]
+    return f"{sum(dense for dense, _ in pairs) / sum(own for _, own in pairs):.1f}" if pairs else ""
+
+
+def make_table(report: CostReport, sort: str | None, depth: int | None, most: int | None = None) -> Table:
+    """The table for a terminal, totals at its foot."""
+    from rich.table import Table
+
+    columns = columns_of(report)
+    table = Table(title=headline(report), title_justify="left", show_footer=True, box=None, pad_edge=False)
+    table.add_column("layer", "sum of the lines", overflow="fold", min_width=26)
+    table.add_column("kind", "", overflow="fold", min_width=10)
+    everything = Line("", report.rows)
+    for title, cell in columns:
+        foot = "" if title == "bound by" else cell(everything)
+        table.add_column(title, foot, justify="left" if title == "bound by" else "right", no_wrap=True)
+    for line in lines_of(report, sort, depth, most):
+        table.add_row(line.name, line.kind, *(cell(line) for _, cell in columns))
+    return table
+
+
+def headline(report: CostReport) -> str:
+    """The totals in a sentence."""
+    shapes = ", ".join("x".join(map(str, shape)) for shape in report.input_shapes)
+    what = "training step" if report.training else "inference"
+    counts = f"{format_count(report.macs)} macs, {format_count(report.parameters)} parameters"
+    text = f"{report.name}, {what}, {shapes}: {counts}"
+    if report.latency is not None:
+        text += f", {1e3 * report.latency.median:.3f} ms"
+        if report.floor is not None:
+            text += f" (floor {1e3 * report.floor:.3f} ms)"
+    if report.saved_bytes is not None and report.saved_bytes_fused is not None:
+        text += f"; saved for backward {report.saved_bytes / 1e6:.1f} MB, by fused stages "
+        text += f"{report.saved_bytes_fused / 1e6:.1f} MB"
+    return text
+
+
+def notes(report: CostReport) -> list[str]:
+    """What a reader must know beside the figures, and the advice."""
+    lines = []
+    if report.latency is not None and report.seconds is not None:
+        share = report.seconds / report.latency.median
+        lines.append(
+            f"whole network measured apart: {1e3 * report.latency.median:.3f} ms; its parts, each timed by itself, "
+            f"sum to {100 * share:.0f} % of it"
+        )
+    if report.dense_macs is not None:
+        plain = sum(layer.macs for layer in report.layers)
+        lines.append(
+            f"with dense convolutions in place of the separable ones: {format_count(report.dense_macs)} macs, "
+            f"{report.dense_macs / plain:.1f} times as many"
+        )
+    if report.disturbance is not None:
+        lines.append(report.disturbance)
+    lines += [f"{row.name}: {text}" for row in report.rows for text in row.advice]
+    return lines
+
+
+def render_text(report: CostReport, width: int = 120) -> str:
+    """The table and its notes as plain text."""
+    import io
+
+    from rich.console import Console
+
+    console = Console(file=io.StringIO(), width=width, color_system=None)
+    console.print(make_table(report, None, None, None))
+    for line in notes(report):
+        console.print(line, markup=False, highlight=False)
+    return console.file.getvalue().rstrip("\n")  # type: ignore[attr-defined]
+
+
+def render_notebook(report: CostReport) -> str:
+    """The table and its notes as HTML, without style of its own."""
+    columns = columns_of(report)
+    heads = "".join(f"<th>{html.escape(title)}</th>" for title in ("layer", "kind", *(title for title, _ in columns)))
+    lines = lines_of(report, None, None)
+    rows = [_html_row([line.name, line.kind, *(cell(line) for _, cell in columns)]) for line in lines]
+    total = Line("sum of the lines", report.rows)
+    rows.append(_html_row([total.name, "", *(cell(total) for _, cell in columns)]))
+    items = "".join(f"<li>{html.escape(text)}</li>" for text in notes(report))
+    return f"<p>{html.escape(headline(report))}</p><table><tr>{heads}</tr>{''.join(rows)}</table><ul>{items}</ul>"
+
+
+def _html_row(cells: Sequence[Any]) -> str:
+    return "<tr>" + "".join(f"<td>{html.escape(str(cell))}</td>" for cell in cells) + "</tr>"

@@ -1,0 +1,127 @@
+"""``analyze``: what a network's layers cost, promised and paid."""
+
+from __future__ import annotations
+
+import datetime
+from typing import Any
+
+import torch
+from torch import nn
+
+from dwsep.analysis._advice import advise, promises_of
+from dwsep.analysis._load import describe_disturbance
+from dwsep.analysis._measure import Measured, measure_parts
+from dwsep.analysis._passes import positional
+from dwsep.analysis._rows import Row, rows_of, rows_without_times
+from dwsep.analysis._trace import tensors_in
+from dwsep.analysis.ceilings import Ceilings, cached_ceilings
+from dwsep.analysis.cost import analyse
+from dwsep.analysis.cost_report import CostReport
+from dwsep.analysis.machine import describe_machine, describe_versions
+from dwsep.errors import ArgumentError
+
+
+def analyze(
+    model: nn.Module,
+    example_inputs: Any,
+    *,
+    latency: bool = True,
+    training: bool = False,
+    advice: bool = True,
+    seconds: float = 4.0,
+    name: str | None = None,
+) -> CostReport:
+    """Tells for every layer of a network what it computes, what it moves, and how long it takes.
+
+    The network runs as it is: modes, buffers, gradients and random generators are left as they were. An accelerated
+    network is counted layer by layer, and timed stage by stage.
+
+    Args:
+        model: Network on any device. On "meta", where it has no data, only ``latency=False`` is possible.
+        example_inputs: (N, C, H, W) for an image network, or a tuple or list of positional arguments.
+        latency: Whether to time the network and its parts, and measure this machine's peak and bandwidth where they
+            are not known yet.
+        training: Whether to look at a training step, forward and backward, instead of an inference.
+        advice: Whether to look for what is measurably wrong with the slowest layers; only with ``latency`` on a CPU.
+        seconds: How long the network and its parts are timed.
+        name: Title of the report; the model's class by default.
+
+    Returns:
+        The report: prints as a table, shows as one in a notebook, and saves as a page.
+
+    Raises:
+        TypeError: ``model`` is no ``torch.nn.Module``, or ``example_inputs`` neither a tensor nor a tuple or list.
+        ArgumentError: (a ``ValueError`` and a ``RuntimeError``) ``latency`` is asked for of tensors without data, or
+            ``seconds`` is negative.
+
+    Cost: one forward (with ``training`` a step) to count; with ``latency`` some seconds to time and to advise.
+
+    Source: Williams, Waterman and Patterson, "Roofline", CACM 52(4), 2009, for floor and bound.
+
+    Example:
+        >>> import torch, dwsep
+        >>> layer = dwsep.nn.DepthwiseSeparableConv2d(8, 16, bias=False)
+        >>> report = dwsep.analyze(layer, torch.ones(1, 8, 10, 10), latency=False)
+        >>> report.macs == 10 * 10 * 8 * (9 + 16), [row.kind for row in report.rows]
+        (True, ['depthwise', 'pointwise'])
+    """
+    import dwsep.analysis.flops  # noqa: F401  for torch's own counter from now on
+
+    cost = analyse(model, example_inputs, training=training)
+    if not seconds >= 0:
+        raise ArgumentError(f"seconds must not be negative, got {seconds}")
+    arguments = positional(example_inputs)
+    tensors = [*tensors_in(arguments), *model.parameters()]
+    devices = sorted({tensor.device.type for tensor in tensors})
+    if latency and "meta" in devices:
+        raise ArgumentError("latency must be False for tensors on 'meta', which hold no data, got True")
+    dtype = _dtype(tensors)
+    measured: Measured | None = None
+    ceilings: Ceilings | None = None
+    promises = ()
+    if latency:
+        measured = measure_parts(model, arguments, cost, training=training, seconds=seconds)
+        on_cpu = devices == ["cpu"]
+        if on_cpu and dtype is not None:
+            ceilings = _ceilings(measured, dtype, training, cost.layers)
+        rows = rows_of(cost.layers, measured, training, ceilings, dtype or "float32")
+        if advice and on_cpu and dtype == "float32":
+            promises = promises_of(rows, cost.layers, training=training)
+            rows = advise(rows, cost.layers, promises, training)
+    else:
+        rows = rows_without_times(cost.layers, training)
+    machine = describe_machine()
+    other = None if measured is None else measured.other_cores
+    return CostReport(
+        name=name or type(model).__name__,
+        training=training,
+        input_shapes=tuple(tuple(tensor.shape) for tensor in tensors_in(arguments)),
+        parameters=cost.parameters,
+        layers=cost.layers,
+        rows=tuple(rows),
+        latency=None if measured is None else measured.whole,
+        ceilings=ceilings,
+        dtype=dtype or "other",
+        promises=promises,
+        machine=machine,
+        versions=describe_versions(),
+        disturbance=describe_disturbance(other, torch.get_num_threads(), machine["usable_cores"]),
+        created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+    )
+
+
+def _dtype(tensors: list[torch.Tensor]) -> str | None:
+    """The dtype whose peak counts; None where it is not one that can be measured."""
+    names = {str(tensor.dtype).removeprefix("torch.") for tensor in tensors if tensor.is_floating_point()}
+    name = names.pop() if len(names) == 1 else None
+    return name if name in ("float32", "bfloat16") else None
+
+
+def _ceilings(measured: Measured, dtype: str, training: bool, layers: Any) -> Ceilings:
+    """This machine's, measured anew where a large part was faster than those in the file allow."""
+
+    def allows(ceilings: Ceilings) -> bool:
+        rows: list[Row] = rows_of(layers, measured, training, ceilings, dtype)
+        return all(row.share is None or row.share < 1.1 or (row.floor or 0) < 1e-4 for row in rows)
+
+    return cached_ceilings(dtype, at_least=allows)

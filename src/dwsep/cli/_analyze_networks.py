@@ -1,0 +1,155 @@
+"""The networks that ``dwsep analyze`` can be given, by name."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import importlib.util
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dwsep.errors import ArgumentError, unknown_name
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from dwsep.analysis import CostReport
+
+_SIZE = 224
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A network and its input, by the name it was asked for."""
+
+    name: str
+    model: nn.Module
+    x: Tensor
+
+    def report(self, *, latency: bool, training: bool, accelerated: bool, seconds: float) -> CostReport:
+        """Analyses it."""
+        import dwsep
+
+        name = self.name
+        if accelerated:
+            dwsep.accelerate_(self.model)
+            name += ", accelerated"
+        return dwsep.analyze(self.model, self.x, latency=latency, training=training, seconds=seconds, name=name)
+
+
+def load(name: str, shape: str | None, *, meta: bool, training: bool, channels_last: bool) -> Loaded:
+    """Makes a network, and an input for it.
+
+    Args:
+        name: One of dwsep's, "timm:NAME", "torchvision:NAME" or "FILE.py:FUNCTION".
+        shape: Of the input, "1,3,224,224"; None for one image, in training two, of the network's own size.
+        meta: Whether on "meta", without data.
+        training: Whether in training mode.
+        channels_last: Whether weights and input lie channels last.
+
+    Raises:
+        ArgumentError: An unknown network, or what is no shape.
+        ImportError: The library that has it is not installed.
+        TypeError: A function that makes no network.
+    """
+    import torch
+
+    device = torch.device("meta") if meta else nullcontext()
+    with device:
+        model, own = _make(name)
+        sizes = _shape(shape) if shape is not None else (2 if training else 1, *own)
+        x = torch.rand(sizes)
+    model.train(training)
+    if channels_last:
+        model, x = model.to(memory_format=torch.channels_last), x.contiguous(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return Loaded(name, model, x)
+
+
+def _shape(text: str) -> tuple[int, ...]:
+    try:
+        sizes = tuple(int(size) for size in text.replace("x", ",").split(","))
+    except ValueError:
+        sizes = ()
+    if not sizes or min(sizes) < 1:
+        raise ArgumentError(f"--input must be positive sizes separated by commas, such as 1,3,224,224, got {text!r}")
+    return sizes
+
+
+def _make(name: str) -> tuple[nn.Module, tuple[int, ...]]:
+    """A network and the shape of one of its inputs."""
+    library, colon, rest = name.rpartition(":")
+    if colon and library == "timm":
+        timm = _library("timm")
+        if not timm.is_model(rest):
+            raise _unknown("timm", rest, timm.list_models())
+        model = timm.create_model(rest)
+        return model, tuple(model.pretrained_cfg.get("input_size", (3, _SIZE, _SIZE)))
+    if colon and library == "torchvision":
+        models = _library("torchvision.models")
+        if rest not in models.list_models():
+            raise _unknown("torchvision", rest, models.list_models())
+        options = {"weights": None, **({"weights_backbone": None} if _has_backbone(rest) else {})}
+        return models.get_model(rest, **options), (3, _own_size(models, rest), _own_size(models, rest))
+    if colon and library.endswith(".py"):
+        return _from_file(Path(library), rest), (3, _SIZE, _SIZE)
+    from dwsep import networks
+
+    if name not in networks.names():
+        raise unknown_name("network", name, (*networks.names(), "timm:NAME", "torchvision:NAME", "FILE.py:FUNCTION"))
+    return networks.create(name, num_classes=1000), (3, _SIZE, _SIZE)
+
+
+def _unknown(library: str, name: str, names: Sequence[str]) -> ArgumentError:
+    near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+    also = f"; close ones are {', '.join(near)}" if near else ""
+    return ArgumentError(f"network: {library} has no {name!r}{also}")
+
+
+def _has_backbone(name: str) -> bool:
+    return any(part in name for part in ("deeplab", "fcn_", "lraspp", "rcnn", "retinanet", "ssd", "fcos"))
+
+
+def _own_size(models: Any, name: str) -> int:
+    try:
+        weights = models.get_model_weights(name)
+        return int(next(iter(weights)).transforms().crop_size[0])
+    except (AttributeError, StopIteration, ValueError, IndexError):
+        return _SIZE
+
+
+def _library(name: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        package = name.partition(".")[0]
+        raise ImportError(
+            f"networks of {package} need it ({error}); install it with: pip install 'dwsep[bench]'", name=error.name
+        ) from error
+
+
+def _from_file(path: Path, attribute: str) -> nn.Module:
+    """What a function in a Python file returns; a file's own imports are looked up beside it."""
+    from torch import nn
+
+    if not path.is_file():
+        raise FileNotFoundError(2, "No such file", str(path))
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.path.insert(0, str(path.parent))
+    try:
+        spec.loader.exec_module(module)
+        make: Callable[[], Any] | None = getattr(module, attribute, None)
+        if not callable(make):
+            raise ArgumentError(f"network: {path} has no function or class {attribute!r}")
+        model = make()
+    finally:
+        sys.path.remove(str(path.parent))
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"network: {attribute} of {path} must return a torch.nn.Module, got {type(model).__name__}")
+    return model

@@ -1,0 +1,65 @@
+"""``dwsep analyze``: what every layer of a network costs, promised and paid."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def analyze(
+    network: Annotated[
+        str,
+        typer.Argument(
+            help="One of dwsep's networks, timm:NAME, torchvision:NAME or FILE.py:FUNCTION, which makes it."
+        ),
+    ],
+    shape: Annotated[
+        str | None, typer.Option("--input", help="Shape of the input, 1,3,224,224.", show_default="the network's own")
+    ] = None,
+    training: Annotated[bool, typer.Option("--training", help="A training step instead of an inference.")] = False,
+    accelerated: Annotated[bool, typer.Option("--accelerate", help="After dwsep.accelerate_.")] = False,
+    latency: Annotated[bool, typer.Option("--latency/--no-latency", help="Time it, or count alone, on meta.")] = True,
+    channels_last: Annotated[bool, typer.Option("--channels-last", help="Weights and input in NHWC.")] = False,
+    against: Annotated[str | None, typer.Option(help="A second network, shown beside the first.")] = None,
+    sort: Annotated[
+        str | None, typer.Option(help="order, time, macs or bytes.", show_default="time where there is one")
+    ] = None,
+    depth: Annotated[
+        int | None,
+        typer.Option(min=0, help="Lines by so many parts of a name; 0 for every layer.", show_default="2 if many"),
+    ] = None,
+    seconds: Annotated[float, typer.Option(min=0, help="How long it is timed.")] = 4.0,
+    html: Annotated[Path | None, typer.Option(help="The report as a page.")] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="The report as data.")] = None,
+) -> None:
+    """Show what every layer of a network costs: multiply-adds, bytes, time, and the floor of this machine.
+
+    With --against, the totals of two networks side by side; --html and --json then hold the first, and the second in
+    a file of the same name with "-against".
+    """
+    from dwsep.analysis._pages import save
+    from dwsep.analysis.report import require_report_packages
+    from dwsep.cli._analyze_networks import load
+    from dwsep.cli._analyze_output import print_comparison, print_report
+    from dwsep.cli._console import output_console, progress_console
+
+    if html is not None:
+        require_report_packages()
+    progress = progress_console()
+    reports = []
+    for name in [network, *([against] if against else [])]:
+        with progress.status(f"analysing {name}"):
+            made = load(name, shape, meta=not latency, training=training, channels_last=channels_last)
+            reports.append(made.report(latency=latency, training=training, accelerated=accelerated, seconds=seconds))
+    console = output_console()
+    for report in reports:
+        print_report(console, report, sort, depth)
+    if len(reports) == 2:
+        print_comparison(console, *reports)
+    for path in filter(None, (html, json_file)):
+        for number, report in enumerate(reports):
+            target = path.with_stem(f"{path.stem}-against") if number else path
+            save(report, target, "html" if path is html else "json")
+            progress.print(f"wrote {target}")

@@ -1,0 +1,85 @@
+import json
+
+import pytest
+from typer.testing import CliRunner
+
+from dwsep.cli.main import app
+
+FILE = """
+import torch
+def tiny():
+    return torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3, groups=1), torch.nn.ReLU())
+def nothing():
+    return 3
+"""
+
+
+@pytest.fixture
+def network(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    path = tmp_path / "tiny.py"
+    path.write_text(FILE)
+    return f"{path}:tiny"
+
+
+def invoke(*arguments):
+    return CliRunner().invoke(app, ["analyze", *arguments])
+
+
+def test_analyze_counts_on_meta_without_times():
+    finished = invoke("mobilenet_v1", "--no-latency", "--depth", "1")
+    assert finished.exit_code == 0, finished.output
+    assert "569 M macs" in finished.stdout
+    assert "floor" not in finished.stdout
+
+
+def test_analyze_times_a_function_of_a_file_and_writes_page_and_data(network, tmp_path):
+    pytest.importorskip("matplotlib", reason="the extra report is not installed")
+    page, data = tmp_path / "report.html", tmp_path / "report.json"
+    finished = invoke(network, "--input", "1,3,20,20", "--seconds", "0", "--html", str(page), "--json", str(data))
+    assert finished.exit_code == 0, finished.output
+    assert "whole network measured apart" in finished.stdout
+    assert json.loads(data.read_text())["totals"]["macs"] == 18 * 18 * 8 * 27
+    assert "<svg" in page.read_text(encoding="utf-8")
+
+
+def test_analyze_trains(network):
+    finished = invoke(network, "--input", "2,3,20,20", "--training", "--no-latency")
+    assert finished.exit_code == 0, finished.output
+    assert "training step, 2x3x20x20" in " ".join(finished.stdout.split())
+
+
+def test_analyze_against_shows_two_side_by_side(network, tmp_path):
+    data = tmp_path / "both.json"
+    finished = invoke(network, "--against", network, "--no-latency", "--input", "1,3,20,20", "--json", str(data))
+    assert finished.exit_code == 0, finished.output
+    assert "1.00" in finished.stdout
+    assert (tmp_path / "both-against.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["mobilenet_v9", "--no-latency"], "network: unknown name 'mobilenet_v9'"),
+        (["mobilenet_v1", "--input", "1,x"], "--input must be positive sizes"),
+        (["missing.py:f"], "No such file"),
+        (["mobilenet_v1", "--no-latency", "--sort", "size"], "sort: unknown name 'size'"),
+    ],
+)
+def test_analyze_says_what_is_wrong(arguments, message):
+    finished = invoke(*arguments)
+    assert finished.exit_code == 2
+    assert message in finished.output
+
+
+def test_analyze_names_close_names_of_a_library():
+    pytest.importorskip("timm", reason="timm is an extra")
+    finished = invoke("timm:mobilenetv2_10")
+    assert finished.exit_code == 2
+    assert "timm has no 'mobilenetv2_10'; close ones are" in finished.output
+
+
+def test_analyze_refuses_what_is_no_network(network):
+    finished = invoke(network.replace("tiny", "nothing").replace("nothing.py", "tiny.py"))
+    assert finished.exit_code == 2
+    assert "must return a torch.nn.Module, got int" in finished.output
