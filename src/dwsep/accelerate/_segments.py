@@ -46,7 +46,7 @@ def _has_stage(conv: nn.Conv2d) -> bool:
 
 def _may_run(step: Step) -> bool:
     if isinstance(step, Stage):
-        return not step.mixed and (step.conv is None or _has_stage(step.conv))
+        return step.conv is None or _has_stage(step.conv)
     return isinstance(step, Product) or step.pools is not None or step.gate is not None
 
 

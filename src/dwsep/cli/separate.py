@@ -109,13 +109,14 @@ def _calibration(named: Any, data: str, data_dir: Path | None, count: int, memor
     import torch
 
     from dwsep.training.config import TrainConfig
-    from dwsep.training.data import Normalisation
+    from dwsep.training.data import ImageDataset, Normalisation
     from dwsep.training.setup import load_data
 
     config = TrainConfig.model_validate(
         {"data": data, "data_dir": data_dir, "image_size": named.image_size, "in_channels": named.in_channels}
     )
     images = load_data(config, "train")
+    assert isinstance(images, ImageDataset)  # as TrainConfig's data are
     if images.in_channels != named.in_channels:
         raise ValueError(f"the network takes images with {named.in_channels} channels, {images.name} has "
                          f"{images.in_channels}")  # fmt: skip
