@@ -3,12 +3,13 @@
 #include <algorithm>
 #include <cstdint>
 #include <cstdlib>
+#include <cstring>
 #include <iterator>
-#include <limits>
 #include <map>
 #include <mutex>
 #include <new>
 #include <set>
+#include <string>
 #include <unordered_map>
 #include <utility>
 
@@ -25,6 +26,7 @@ namespace {
 constexpr std::size_t kPage = std::size_t{2} << 20;    // a huge one
 constexpr std::size_t kPiece = std::size_t{32} << 20;  // what the system is asked for at least
 constexpr std::size_t kGrain = 4096;
+constexpr std::size_t kLine = 64;
 // A training step makes some hundreds of large tensors, so that this is many steps.
 constexpr uint64_t kIdle = 8192;
 
@@ -149,10 +151,39 @@ Heap& heap() {
 
 }  // namespace
 
-void* take_memory(std::size_t bytes) { return heap().take(bytes); }
+Keeping keeping() {
+#ifdef DWSEP_SANITIZE
+  return Keeping::kOff;  // the sanitizer watches the borders of the C library's blocks
+#else
+  static const Keeping chosen = [] {
+    const char* value = std::getenv("DWSEP_KEEP_MEMORY");
+    const std::string name = value != nullptr ? value : "";
+    return name == "0" ? Keeping::kOff : name == "spoil" ? Keeping::kSpoil : Keeping::kOn;
+  }();
+  return chosen;
+#endif
+}
 
-void give_memory_back(void* memory) { heap().give_back(static_cast<char*>(memory)); }
+void* take_memory(std::size_t bytes) {
+  if (keeping() == Keeping::kOff) {
+    void* memory = std::aligned_alloc(kLine, rounded(bytes, kLine));
+    if (memory == nullptr) throw std::bad_alloc();
+    return memory;
+  }
+  void* memory = heap().take(bytes);
+  // All bits set are a NaN in every type.
+  if (keeping() == Keeping::kSpoil) std::memset(memory, 0xff, bytes);
+  return memory;
+}
 
-std::size_t release_kept_memory() { return heap().release_all(); }
+void give_memory_back(void* memory) {
+  if (keeping() == Keeping::kOff) {
+    std::free(memory);
+  } else {
+    heap().give_back(static_cast<char*>(memory));
+  }
+}
+
+std::size_t release_kept_memory() { return keeping() == Keeping::kOff ? 0 : heap().release_all(); }
 
 }  // namespace dwsep

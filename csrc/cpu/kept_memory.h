@@ -8,6 +8,12 @@
 
 namespace dwsep {
 
+enum class Keeping { kOff, kOn, kSpoil };
+
+// DWSEP_KEEP_MEMORY: with 0 every block is the C library's, and goes back to it; with "spoil" what is taken is filled
+// with NaN, for tests.
+Keeping keeping();
+
 // 64-byte aligned, contents undefined. Throws std::bad_alloc.
 void* take_memory(std::size_t bytes);
 

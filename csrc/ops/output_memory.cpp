@@ -3,10 +3,7 @@
 #include <torch/csrc/stable/ops.h>
 
 #include <algorithm>
-#include <cstdlib>
-#include <limits>
 #include <optional>
-#include <string>
 
 #include "cpu/kept_memory.h"
 
@@ -19,22 +16,6 @@ using torch::stable::Tensor;
 
 // Smaller blocks stay in the C library's heap between calls.
 constexpr int64_t kKeptBytes = int64_t{1} << 20;
-
-enum class Keeping { kOff, kOn, kSpoil };
-
-// DWSEP_KEEP_MEMORY: 0 takes everything from PyTorch's allocator; "spoil" fills what is taken with NaN, for tests.
-Keeping keeping() {
-#ifdef DWSEP_SANITIZE
-  return Keeping::kOff;  // the sanitizer watches the borders of blocks of the C library's
-#else
-  static const Keeping chosen = [] {
-    const char* value = std::getenv("DWSEP_KEEP_MEMORY");
-    const std::string name = value != nullptr ? value : "";
-    return name == "0" ? Keeping::kOff : name == "spoil" ? Keeping::kSpoil : Keeping::kOn;
-  }();
-  return chosen;
-#endif
-}
 
 // Of the axes from the one that changes slowest to the one that changes fastest.
 std::vector<int64_t> strides_of(const std::vector<int64_t>& sizes, MemoryFormat format) {
@@ -62,10 +43,6 @@ Tensor empty_output(const std::vector<int64_t>& sizes, ScalarType dtype, MemoryF
     return torch::stable::empty(sizes, dtype, std::nullopt, std::nullopt, std::nullopt, format);
   }
   void* memory = take_memory(static_cast<std::size_t>(bytes));
-  if (keeping() == Keeping::kSpoil) {
-    // All bits set are a NaN in both types.
-    std::fill_n(static_cast<unsigned char*>(memory), bytes, static_cast<unsigned char>(0xff));
-  }
   return torch::stable::from_blob(memory, sizes, strides_of(sizes, format),
                                   torch::stable::Device(torch::headeronly::DeviceType::CPU), dtype, &give_memory_back);
 }

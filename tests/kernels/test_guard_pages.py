@@ -188,7 +188,8 @@ def _run(script: str, **environment: str) -> subprocess.CompletedProcess:
     script = f"from tests.kernels.test_guard_pages import *\n{script}"
     return subprocess.run(
         [sys.executable, "-X", "faulthandler", "-c", script],
-        env={**os.environ, **environment},
+        # Kept memory would lie in large pieces, without a border around each block.
+        env={**os.environ, "DWSEP_KEEP_MEMORY": "0", **environment},
         capture_output=True,
         text=True,
     )

@@ -14,7 +14,9 @@ from torch import Tensor
 
 import dwsep
 from dwsep.ops.inference_program import Kind
+from dwsep.ops.training_program import Statistics
 from tests import isas, problems
+from tests.ops.test_training_program import _block as draw_program
 from tests.problems import last
 from tests.programs import draw_step
 
@@ -113,6 +115,34 @@ def _programs() -> Iterator[tuple[str, Operation]]:
             yield "inference_program", lambda arguments=arguments: tuple(ops.inference_program(**arguments))
 
 
+def _training() -> Iterator[tuple[str, Operation]]:
+    for statistics in (Statistics.BATCH, Statistics.RUNNING):
+        torch.manual_seed(4)
+        arguments = draw_program(statistics, 0)
+        inputs, parameters, _, *table = arguments
+        yield "training_program", lambda arguments=arguments: tuple(ops.training_program(*arguments))
+        made = ops.training_program(*arguments)
+        last_value = len(table[1]) - 1
+        grad = torch.randn(2, 6, 5, 7)
+        rest = ([grad], inputs, parameters, made, *table, [last_value], [True] * (len(inputs) + len(parameters)))
+        yield "training_program_backward", lambda rest=rest: tuple(ops.training_program_backward(*rest))
+    channels = (16, 7, 33)
+    total = sum(channels)
+    weights = [torch.randn(count, 1, size, size) for count, size in zip(channels, (3, 5, 7), strict=True)]
+    geometry = [1] * 6, [side for size in (1, 2, 3) for side in [size] * 4], [1] * 6
+    x, affine = last(torch.randn(3, total, 15, 9)), (torch.randn(total), torch.randn(total), "silu")
+    mixed = (x, *affine, weights, torch.randn(total), *geometry)
+    yield "mixed_stage", lambda: ops.mixed_stage(*mixed)
+    y, _ = ops.mixed_stage(*mixed)
+    back = (last(torch.randn_like(y)), y, torch.randn(2, total), x, *affine, weights, True, *geometry, [True, True])
+
+    def backward() -> tuple[Tensor, ...]:
+        of_x, of_affine, of_weights, of_bias = ops.mixed_stage_backward(*back)
+        return of_x, of_affine, *of_weights, of_bias
+
+    yield "mixed_stage_backward", backward
+
+
 def _operations() -> Iterator[tuple[str, Operation]]:
     for index, shape in enumerate(SHAPES):
         dtype, channels_last = ((torch.float32, True), (torch.float32, False), (torch.bfloat16, True))[index % 3]
@@ -121,6 +151,7 @@ def _operations() -> Iterator[tuple[str, Operation]]:
             yield from _convolutions(shape, torch.float32, True)
         yield from _stages(shape)
     yield from _programs()
+    yield from _training()
 
 
 def _bits(results: tuple[Tensor, ...]) -> list[Tensor]:

@@ -77,7 +77,7 @@ def test_interrupted_write_leaves_the_model_before(block, tmp_path, monkeypatch)
 
 
 @pytest.mark.parametrize("change, error, message", [
-    ({"name": "Unknown"}, dwsep.ArgumentError, "unknown name 'Unknown'; valid names are 'mobilenet_v1'"),
+    ({"name": "Unknown"}, dwsep.ArgumentError, "unknown name 'Unknown'; valid names are 'deeplab_v3_plus'"),
     ({"arguments": {**BLOCK, "expansion": 3}}, dwsep.ArgumentError, "do not build this model"),
     ({"arguments": {"in_channels": 8}}, TypeError, "out_channels"),
     ({"arguments": {**BLOCK, "norm": torch.nn.BatchNorm2d}}, TypeError, "JSON"),
