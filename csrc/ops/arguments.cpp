@@ -3,6 +3,7 @@
 #include <torch/csrc/stable/ops.h>
 
 #include <algorithm>
+#include <iterator>
 
 #include "ops/output_memory.h"
 
@@ -11,6 +12,9 @@ namespace {
 
 using torch::headeronly::MemoryFormat;
 using torch::headeronly::ScalarType;
+
+// In the order of Activation.
+constexpr const char* kActivations[] = {"none", "relu", "relu6", "silu", "hardswish", "gelu"};
 
 constexpr int64_t kLargest = (int64_t{1} << 31) - 1;
 
@@ -138,11 +142,16 @@ ConvProblem make_problem(const std::vector<int64_t>& sizes, ElementType type, in
 }
 
 Activation parse_activation(const std::string& name) {
-  static constexpr const char* kNames[] = {"none", "relu", "relu6", "silu", "hardswish", "gelu"};
-  for (int32_t i = 0; i < 6; ++i) {
-    if (name == kNames[i]) return static_cast<Activation>(i);
+  for (std::size_t i = 0; i < std::size(kActivations); ++i) {
+    if (name == kActivations[i]) return static_cast<Activation>(i);
   }
   STD_TORCH_CHECK(false, "unknown activation '", name, "'; valid: none, relu, relu6, silu, hardswish, gelu");
+}
+
+const char* activation_name(int64_t number) {
+  STD_TORCH_CHECK(number >= 0 && number < static_cast<int64_t>(std::size(kActivations)),
+                  "a value's activation is unknown");
+  return kActivations[number];
 }
 
 Residual parse_residual(const std::string& name) {

@@ -35,6 +35,7 @@ void check_gradient(const Tensor& grad, const Tensor& x, const ConvProblem& prob
 void check_like(const char* name, const Tensor& value, const Tensor& x);
 
 Activation parse_activation(const std::string& name);
+const char* activation_name(int64_t number);
 Residual parse_residual(const std::string& name);
 
 // Whether the strides of x order its axes as channels last does.

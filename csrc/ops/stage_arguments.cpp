@@ -44,6 +44,13 @@ Tensor check_output_like(const char* name, const Tensor& value, const std::vecto
   return to_channels_last(value);
 }
 
+void check_channels(const char* name, const std::optional<Tensor>& value, int64_t channels) {
+  if (!value.has_value()) return;
+  STD_TORCH_CHECK(value->is_cpu() && value->scalar_type() == ScalarType::Float && value->is_contiguous() &&
+                      value->dim() == 1 && value->size(0) == channels,
+                  name, " must be float32 with shape (", channels, ")");
+}
+
 void check_correction(const std::optional<Tensor>& correction, const Tensor& x, int64_t channels) {
   if (!correction.has_value()) return;
   check_like("correction", *correction, x);

@@ -32,6 +32,8 @@ struct StageInput {
 
 // A tensor that must lie as a stage's output does, channels last and dense.
 Tensor check_output_like(const char* name, const Tensor& value, const std::vector<int64_t>& sizes);
+// A norm's vector, if there is one.
+void check_channels(const char* name, const std::optional<Tensor>& value, int64_t channels);
 void check_correction(const std::optional<Tensor>& correction, const Tensor& x, int64_t channels);
 
 // Uninitialised: (N, channels, *spatial) in channels last whatever its sizes.

@@ -19,13 +19,6 @@ const double* check_sums(const char* name, const Tensor& sums) {
   return static_cast<const double*>(sums.const_data_ptr());
 }
 
-void check_channels(const char* name, const std::optional<Tensor>& value, int64_t channels) {
-  if (!value.has_value()) return;
-  STD_TORCH_CHECK(value->is_cpu() && value->scalar_type() == ScalarType::Float && value->is_contiguous() &&
-                      value->dim() == 1 && value->size(0) == channels,
-                  name, " must be float32 with shape (", channels, ")");
-}
-
 const float* floats_or_null(const std::optional<Tensor>& value) {
   return static_cast<const float*>(data_or_null(value));
 }

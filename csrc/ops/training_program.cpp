@@ -22,15 +22,13 @@ void add_frozen(const Step& step, const Tensors& parameters, const Tensor& mean,
                 Tensors& made) {
   const int64_t channels = mean.numel();
   const auto weight = training::at(parameters, step.norm_weight), bias = training::at(parameters, step.norm_bias);
-  const auto vector = [&](const char* name, const Tensor& value) {
-    STD_TORCH_CHECK(value.is_cpu() && value.scalar_type() == torch::headeronly::ScalarType::Float &&
-                        value.is_contiguous() && value.dim() == 1 && value.size(0) == channels,
-                    name, " must be float32 with shape (", channels, ")");
-    return floats(value);
-  };
-  const float *means = vector("running_mean", mean), *variances = vector("running_var", variance);
-  const float* gamma = weight.has_value() ? vector("weight", *weight) : nullptr;
-  const float* beta = bias.has_value() ? vector("bias", *bias) : nullptr;
+  check_channels("running_mean", mean, channels);
+  check_channels("running_var", variance, channels);
+  check_channels("weight", weight, channels);
+  check_channels("bias", bias, channels);
+  const float *means = floats(mean), *variances = floats(variance);
+  const float *gamma = static_cast<const float*>(data_or_null(weight)),
+              *beta = static_cast<const float*>(data_or_null(bias));
   const Tensor scale = empty_float({channels}), shift = empty_float({channels}), kept = empty_float({channels});
   const Tensor invstd = empty_float({channels});
   for (int64_t c = 0; c < channels; ++c) {
@@ -69,7 +67,7 @@ template <class F>
 Tensor each(const Tensor& x, const F& f) {
   const Tensor dense = torch::stable::contiguous(x);
   const Tensor out = empty_contiguous(dense);
-  for (int64_t i = 0; i < dense.numel(); ++i) mutable_floats(out)[i] = f(floats(dense)[i], i);
+  for (int64_t i = 0; i < dense.numel(); ++i) mutable_floats(out)[i] = f(floats(dense)[i]);
   return out;
 }
 
@@ -125,9 +123,9 @@ Tensors training_program(const Tensors& inputs, const Tensors& parameters, const
       case Kind::kGate:
         STD_TORCH_CHECK(source.is_plain(), "a gate step takes a plain value");
         if (step.option) {
-          target.raw = each(raw, [](float x, int64_t) { return std::fmin(std::fmax(x + 3.0f, 0.0f), 6.0f) / 6.0f; });
+          target.raw = each(raw, [](float x) { return std::fmin(std::fmax(x + 3.0f, 0.0f), 6.0f) / 6.0f; });
         } else {
-          target.raw = each(raw, [](float x, int64_t) { return 1.0f / (1.0f + std::exp(-x)); });
+          target.raw = each(raw, [](float x) { return 1.0f / (1.0f + std::exp(-x)); });
         }
         break;
       case Kind::kGated: {

@@ -8,7 +8,6 @@ namespace dwsep::training {
 namespace {
 
 constexpr std::size_t kColumns = 19;
-constexpr const char* kActivations[] = {"none", "relu", "relu6", "silu", "hardswish", "gelu"};
 
 }  // namespace
 
@@ -85,8 +84,7 @@ std::vector<Value> make_values(const std::vector<Tensor>& inputs, const std::vec
   STD_TORCH_CHECK(inputs.size() <= activations.size(), "activations must have an entry a value");
   std::vector<Value> values(activations.size());
   for (std::size_t i = 0; i < values.size(); ++i) {
-    STD_TORCH_CHECK(activations[i] >= 0 && activations[i] < 6, "a value's activation is unknown");
-    values[i].activation = kActivations[activations[i]];
+    values[i].activation = activation_name(activations[i]);
     if (i < inputs.size()) values[i].raw = inputs[i];
   }
   return values;

@@ -1,11 +1,12 @@
 """Stretches of a program whose training runs as one native call in each direction (``dwsep::training_program``).
 
 The same steps as :mod:`dwsep.accelerate._stages` runs one by one, which a network pays for with a node of autograd,
-two calls and a page of Python each: a quarter of MobileNetV3's step at batch 8.
+two calls and a page of Python each: a tenth of MobileNetV3's step at batch 8.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -17,6 +18,7 @@ from torch.autograd.graph import increment_version
 
 from dwsep.accelerate import _modules
 from dwsep.accelerate._program import Call, Product, Program, Stage, Step, inputs_of, values_in
+from dwsep.accelerate._stages import BatchNorm
 from dwsep.ops.training_program import ACTIVATIONS, Kind, Statistics, needed
 
 Shape = tuple[int, ...]
@@ -149,11 +151,10 @@ class Lowered:
         if len(set(outputs)) != len(outputs):
             raise NotImplementedError("two results are one tensor")
         self.absent = [getattr(module, name) is None for module, name in self.places]
-        self.indices = []
-        for absent in self.absent:
-            self.indices.append(-1 if absent else len(self.indices) - self.indices.count(-1))
+        present = itertools.count()
+        indices = [-1 if absent else next(present) for absent in self.absent]
         for row in self.rows:
-            row[4:8] = [self.indices[place] if place >= 0 else -1 for place in row[4:8]]
+            row[4:8] = [indices[place] if place >= 0 else -1 for place in row[4:8]]
         self.steps = [number for row in self.rows for number in row]
         self.needs: dict[tuple[float, ...], tuple[list[bool], list[bool]]] = {}
 
@@ -250,7 +251,6 @@ class Lowered:
             shape, by = self.shapes[source], self.shapes[operand]
             if len(shape) == 4 and by == (*shape[:2], 1, 1) and by != shape:
                 operand = self._tensor(gate)
-                source = self._source(value)
                 option = int(value in pooled and value in self._pending)
                 target = self._row(Kind.GATED, source, shape, operand=operand, option=option)
                 self._plain[step.output] = target
@@ -277,30 +277,20 @@ class Lowered:
     def run(self, inputs: list[Tensor]) -> tuple[Tensor, ...]:
         """The segment's results, differentiable; running statistics follow."""
         parameters = [p for module, name in self.places if (p := getattr(module, name)) is not None]
+        # All of them are checked before the first batch is counted.
+        norms = [BatchNorm(norm, shape) for norm, shape in zip(self.norms, self.counts, strict=True)]
         numbers: list[float] = []
         running: list[Tensor] = []
-        tracked: list[Tensor] = []
         updated: list[Tensor] = []
-        for norm, shape in zip(self.norms, self.counts, strict=True):
-            of_batch = norm.training or norm.running_mean is None or norm.running_var is None
-            if of_batch and shape[0] * shape[2] * shape[3] == 1:
-                raise ValueError(f"Expected more than 1 value per channel when training, got input size {shape}")
-            mean, var = norm.running_mean, norm.running_var
-            updates = norm.training and norm.track_running_stats
-            momentum = 0.0 if norm.momentum is None else norm.momentum
-            if updates and norm.num_batches_tracked is not None:
-                if norm.momentum is None:
-                    momentum = 1.0 / float(norm.num_batches_tracked + 1)
-                tracked.append(norm.num_batches_tracked)
-            statistics = Statistics.RUNNING if not of_batch else Statistics.BATCH
-            if updates and mean is not None and var is not None:
-                statistics = Statistics.BATCH_AND_UPDATE
-            numbers += [float(statistics), norm.eps, momentum]
+        for norm in norms:
+            mean, var = norm.norm.running_mean, norm.norm.running_var
             kept = [inputs[0].new_empty(0)] * 2 if mean is None or var is None else [mean, var]
+            statistics = Statistics.BATCH if norm.of_batch else Statistics.RUNNING
+            if norm.updates and mean is not None and var is not None:
+                statistics = Statistics.BATCH_AND_UPDATE
+                updated += kept
+            numbers += [float(statistics), norm.norm.eps, norm.count_batch()]
             running += kept
-            updated += kept if statistics is Statistics.BATCH_AND_UPDATE else []
-        for count in tracked:
-            count.add_(1)
         results = _Run.apply(self, running, numbers, *inputs, *parameters)
         increment_version(updated)  # what caches their values has to see that they are others
         return results

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from dwsep.accelerate import _modules
+from dwsep.kernels import stage_reference
 from dwsep.kernels.activations import FORWARD
 
 stage_ops = torch.ops.dwsep
@@ -71,6 +72,21 @@ class BatchNorm:
         if self.of_batch and self.count == 1:
             raise ValueError(f"Expected more than 1 value per channel when training, got input size {x_shape}")
 
+    @property
+    def updates(self) -> bool:
+        """Whether the running statistics follow, where there are any."""
+        return self.norm.training and self.norm.track_running_stats
+
+    def count_batch(self) -> float:
+        """Count the batch where batches are counted; how much of it goes into the running statistics."""
+        norm = self.norm
+        momentum = 0.0 if norm.momentum is None else norm.momentum
+        if self.updates and norm.num_batches_tracked is not None:
+            norm.num_batches_tracked.add_(1)
+            if norm.momentum is None:
+                momentum = 1.0 / float(norm.num_batches_tracked)
+        return momentum
+
     def statistics(self, sums: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Scale, shift, mean and 1 / sqrt(var + eps), (C,); the running statistics and their counter follow."""
         norm = self.norm
@@ -78,18 +94,9 @@ class BatchNorm:
         if not self.of_batch:
             assert norm.running_mean is not None
             assert norm.running_var is not None
-            mean = norm.running_mean.clone()
-            invstd = torch.rsqrt(norm.running_var + norm.eps)
-            scale = invstd.clone() if weight is None else invstd * weight
-            shift = -mean * scale if bias is None else bias - mean * scale
-            return scale, shift, mean, invstd
-        updates = norm.training and norm.track_running_stats
-        momentum = 0.0 if norm.momentum is None else norm.momentum
-        if updates and norm.num_batches_tracked is not None:
-            norm.num_batches_tracked.add_(1)
-            if norm.momentum is None:
-                momentum = 1.0 / float(norm.num_batches_tracked)
-        mean, var = (norm.running_mean, norm.running_var) if updates else (None, None)
+            return stage_reference.running_statistics(norm.running_mean, norm.running_var, weight, bias, norm.eps)
+        momentum = self.count_batch()
+        mean, var = (norm.running_mean, norm.running_var) if self.updates else (None, None)
         return stage_ops.stage_statistics(sums, self.count, weight, bias, norm.eps, momentum, mean, var)
 
 

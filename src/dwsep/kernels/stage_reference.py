@@ -217,6 +217,16 @@ def squeeze_backward(
     return through_affine(grad_z, x, scale, shift, activation)
 
 
+def running_statistics(
+    mean: Tensor, var: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Scale, shift, mean and 1 / sqrt(var + eps) of a norm that keeps to its running statistics."""
+    invstd = torch.rsqrt(var + eps)
+    scale = invstd.clone() if weight is None else invstd * weight
+    shift = -mean * scale if bias is None else bias - mean * scale
+    return scale, shift, mean.clone(), invstd
+
+
 def statistics(
     sums: Tensor,
     count: int,

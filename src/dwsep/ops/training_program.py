@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dwsep.kernels import stage_reference
 from dwsep.ops._library import LIBRARY
 from dwsep.ops._stage import channels_last
 
@@ -158,10 +159,7 @@ def _statistics(
     weight, bias = _at(parameters, step.norm_weight), _at(parameters, step.norm_bias)
     mean, var = running[2 * step.norm], running[2 * step.norm + 1]
     if step.statistics is Statistics.RUNNING:
-        invstd = torch.rsqrt(var + step.eps)
-        scale = invstd.clone() if weight is None else invstd * weight
-        shift = -mean * scale if bias is None else bias - mean * scale
-        return scale, shift, mean.clone(), invstd
+        return stage_reference.running_statistics(mean, var, weight, bias, step.eps)
     updated = (mean, var) if step.statistics is Statistics.BATCH_AND_UPDATE else (None, None)
     assert sums is not None
     return torch.ops.dwsep.stage_statistics(sums, count, weight, bias, step.eps, step.momentum, *updated)
