@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
-from dwsep import dispatch, ops
-from dwsep.errors import ArgumentError, unknown_name
+from dwsep.errors import ArgumentError
+from dwsep.functional._arguments import check_residual as check_residual
+from dwsep.functional._arguments import residual_name
+from dwsep.functional._normalised import depthwise_conv, depthwise_separable_conv
+from dwsep.functional._normalised import packs as packs
+from dwsep.functional._normalised import repeat_channels as repeat_channels
 from dwsep.geometry import ConvGeometry, Padding
 from dwsep.kernels.activations import activation_name
-from dwsep.ops._layout import in_layout_of, is_channels_last
 
 __all__ = [
     "depthwise_conv1d",
@@ -22,194 +24,7 @@ __all__ = [
     "depthwise_separable_conv3d",
 ]
 
-RESIDUALS = ("input", "depthwise")
 IntOrInts = int | Sequence[int]
-
-_FLOATING = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
-
-
-def _check_tensor(argument: str, value: object, x: Tensor, shape: tuple[int | None, ...], autocast: bool) -> None:
-    """Whether a parameter fits the input; ``None`` in ``shape`` takes any positive size."""
-    if not isinstance(value, Tensor):
-        raise TypeError(f"{argument} must be a tensor, got {type(value).__name__}")
-    if value.dim() != len(shape) or any(n != w if w is not None else n < 1 for n, w in zip(value.shape, shape)):
-        wanted = ", ".join("*" if size is None else str(size) for size in shape)
-        raise ArgumentError(f"{argument} must have shape ({wanted}), got {tuple(value.shape)}")
-    if value.dtype != x.dtype and not autocast:
-        raise ArgumentError(f"{argument} must have the dtype of x, {x.dtype}, got {value.dtype}")
-    if value.device != x.device:
-        raise ArgumentError(f"{argument} must be on the device of x, {x.device}, got {value.device}")
-
-
-def _check_input(x: object, weight: object, ndim: int) -> tuple[Tensor, bool, bool]:
-    """The input with a batch axis, whether it had one, and whether autocast is on."""
-    if not isinstance(x, Tensor):
-        raise TypeError(f"x must be a tensor, got {type(x).__name__}")
-    if not isinstance(weight, Tensor):
-        raise TypeError(f"weight must be a tensor, got {type(weight).__name__}")
-    if x.dim() not in (ndim + 1, ndim + 2):
-        raise ArgumentError(
-            f"x must have {ndim + 2} dimensions (N, C, {ndim} spatial), or {ndim + 1} unbatched, "
-            f"got {x.dim()} with shape {tuple(x.shape)}"
-        )
-    if x.dtype not in _FLOATING:
-        raise ArgumentError(f"x must have a floating-point dtype ({', '.join(map(str, _FLOATING))}), got {x.dtype}")
-    batched = x.dim() == ndim + 2
-    if not batched:
-        x = x.unsqueeze(0)
-    if x.shape[1] < 1:
-        raise ArgumentError(f"x must have at least 1 channel, got shape {tuple(x.shape)}")
-    device = x.device.type
-    # Asking for autocast on a device which has none (meta) is an error in torch.
-    known = device in ("cpu", "cuda") or torch.amp.is_autocast_available(device)
-    return x, batched, known and torch.is_autocast_enabled(device)
-
-
-def _check_depthwise_weight(argument: str, weight: Tensor, x: Tensor, ndim: int, autocast: bool) -> None:
-    _check_tensor(argument, weight, x, (None, 1, *(None,) * ndim), autocast)
-    if weight.shape[0] % x.shape[1]:
-        raise ArgumentError(
-            f"{argument} must have a multiple of x's {x.shape[1]} channels as its first size, got {weight.shape[0]}"
-        )
-
-
-def _effective_dtype(x: Tensor, autocast: bool) -> torch.dtype:
-    return torch.get_autocast_dtype(x.device.type) if autocast and x.dtype != torch.float64 else x.dtype
-
-
-def _wants_gradient(*tensors: Tensor | None) -> bool:
-    return torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
-
-
-def _flat(pairs: Sequence[tuple[int, int]]) -> list[int]:
-    return [side for pair in pairs for side in pair]
-
-
-def depthwise_conv(
-    x: Tensor, weight: Tensor, bias: Tensor | None, geometry: ConvGeometry, activation: str, backend: str
-) -> Tensor:
-    """Depthwise convolution with its arguments normalised: what the functions and modules of every rank call."""
-    ndim = geometry.ndim
-    x, batched, autocast = _check_input(x, weight, ndim)
-    _check_depthwise_weight("weight", weight, x, ndim, autocast)
-    if bias is not None:
-        _check_tensor("bias", bias, x, (weight.shape[0],), autocast)
-    spatial = x.shape[2:]
-    geometry.output_size(spatial)
-    channels_last, gradient = is_channels_last(x), _wants_gradient(x, weight, bias)
-    selection = dispatch.select(
-        "depthwise_conv",
-        geometry,
-        _effective_dtype(x, autocast),
-        x.device.type,
-        backend,
-        gradient=gradient,
-        channels_last=channels_last,
-    )
-    if channels_last and selection.backend == "cpu" and weight.shape[0] != x.shape[1] and not gradient:
-        # The kernels read a channel for several outputs slowly in this layout: with a copy for each they take half the
-        # time, measured. Training would keep the copies for backward.
-        x = repeat_channels(x, weight.shape[0] // x.shape[1])
-    out = selection.kernel(
-        x, weight, bias, geometry.stride, _flat(geometry.pads(spatial)), geometry.dilation, activation
-    )
-    return _finished(out, x, selection, batched)
-
-
-def depthwise_separable_conv(
-    x: Tensor,
-    depthwise_weight: Tensor,
-    pointwise_weight: Tensor,
-    depthwise_bias: Tensor | None,
-    pointwise_bias: Tensor | None,
-    geometry: ConvGeometry,
-    inner_activation: str,
-    activation: str,
-    residual: str,
-    backend: str,
-) -> Tensor:
-    """Separable convolution with its arguments normalised: what the functions and modules of every rank call."""
-    ndim = geometry.ndim
-    x, batched, autocast = _check_input(x, depthwise_weight, ndim)
-    _check_depthwise_weight("depthwise_weight", depthwise_weight, x, ndim, autocast)
-    inner_channels = depthwise_weight.shape[0]
-    _check_tensor("pointwise_weight", pointwise_weight, x, (None, inner_channels, *(1,) * ndim), autocast)
-    if depthwise_bias is not None:
-        _check_tensor("depthwise_bias", depthwise_bias, x, (inner_channels,), autocast)
-    if pointwise_bias is not None:
-        _check_tensor("pointwise_bias", pointwise_bias, x, (pointwise_weight.shape[0],), autocast)
-    spatial = x.shape[2:]
-    out_spatial = geometry.output_size(spatial)
-    if residual != "none":
-        check_residual(residual, x, inner_channels, pointwise_weight.shape[0], out_spatial)
-    selection = dispatch.select(
-        "separable_conv",
-        geometry,
-        _effective_dtype(x, autocast),
-        x.device.type,
-        backend,
-        gradient=_wants_gradient(x, depthwise_weight, pointwise_weight, depthwise_bias, pointwise_bias),
-        channels_last=is_channels_last(x),
-    )
-    out = selection.kernel(
-        x,
-        depthwise_weight,
-        pointwise_weight,
-        depthwise_bias,
-        pointwise_bias,
-        geometry.stride,
-        _flat(geometry.pads(spatial)),
-        geometry.dilation,
-        inner_activation,
-        activation,
-        residual,
-    )
-    return _finished(out, x, selection, batched)
-
-
-def _finished(out: Tensor, x: Tensor, selection: dispatch.Selection, batched: bool) -> Tensor:
-    """The output in the memory format of ``x``, which PyTorch's convolutions keep for two axes alone."""
-    if selection.backend == "reference" and x.dim() != 4:
-        out = in_layout_of(x, out)
-    return out if batched else out.squeeze(0)
-
-
-def repeat_channels(x: Tensor, count: int) -> Tensor:
-    """``x`` (N, C, ...) with every channel ``count`` times in a row, in the memory format of ``x``."""
-    if is_channels_last(x):
-        return x.movedim(1, -1).repeat_interleave(count, -1).movedim(-1, 1)
-    return x.repeat_interleave(count, 1)
-
-
-def packs(weight: Tensor) -> bool:
-    """Whether the native kernels take weights like this one packed ahead, and pay."""
-    runs = weight.device.type == "cpu" and weight.dtype in dispatch.CPU_DTYPES and ops.native_status().loaded
-    return runs and not dispatch.stock_reasons("separable_conv", None, weight.dtype, False, True)
-
-
-def check_residual(residual: str, x: Tensor, inner: int, out: int, out_spatial: tuple[int, ...]) -> None:
-    """Raise where what a residual adds does not fit the output."""
-    if residual == "depthwise" and inner != out:
-        raise ArgumentError(
-            f"residual='depthwise' adds the depthwise output, so its channels must equal the output's, got {inner} and "
-            f"{out}"
-        )
-    if residual == "input" and (x.shape[1] != out or tuple(x.shape[2:]) != tuple(out_spatial)):
-        raise ArgumentError(
-            f"residual='input' adds x, so x and the output must have the same channels and spatial size, got "
-            f"{(x.shape[1], *x.shape[2:])} and {(out, *out_spatial)}"
-        )
-
-
-def residual_name(value: str | None) -> str:
-    """``value`` as the operator takes it (``"none"`` for ``None``), or an error listing the valid names."""
-    if value is None:
-        return "none"
-    if value not in RESIDUALS:
-        if not isinstance(value, str):
-            raise TypeError(f"residual must be None or a name, got {value!r} of type {type(value).__name__}")
-        raise unknown_name("residual", value, RESIDUALS)
-    return value
 
 
 def _kernel_size(argument: str, weight: object, ndim: int) -> tuple[int, ...]:

@@ -1,0 +1,127 @@
+"""The operators with their arguments normalised, which functions and modules of every rank call."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from dwsep import dispatch, ops
+from dwsep.functional._arguments import check_depthwise_weight, check_input, check_residual, check_tensor
+from dwsep.geometry import ConvGeometry
+from dwsep.ops._layout import in_layout_of, is_channels_last
+
+
+def _effective_dtype(x: Tensor, autocast: bool) -> torch.dtype:
+    return torch.get_autocast_dtype(x.device.type) if autocast and x.dtype != torch.float64 else x.dtype
+
+
+def _wants_gradient(*tensors: Tensor | None) -> bool:
+    return torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
+
+
+def _flat(pairs: Sequence[tuple[int, int]]) -> list[int]:
+    return [side for pair in pairs for side in pair]
+
+
+def depthwise_conv(
+    x: Tensor, weight: Tensor, bias: Tensor | None, geometry: ConvGeometry, activation: str, backend: str
+) -> Tensor:
+    """Depthwise convolution with its arguments normalised: what the functions and modules of every rank call."""
+    ndim = geometry.ndim
+    x, batched, autocast = check_input(x, weight, ndim)
+    check_depthwise_weight("weight", weight, x, ndim, autocast)
+    if bias is not None:
+        check_tensor("bias", bias, x, (weight.shape[0],), autocast)
+    spatial = x.shape[2:]
+    geometry.output_size(spatial)
+    channels_last, gradient = is_channels_last(x), _wants_gradient(x, weight, bias)
+    selection = dispatch.select(
+        "depthwise_conv",
+        geometry,
+        _effective_dtype(x, autocast),
+        x.device.type,
+        backend,
+        gradient=gradient,
+        channels_last=channels_last,
+    )
+    if channels_last and selection.backend == "cpu" and weight.shape[0] != x.shape[1] and not gradient:
+        # The kernels read a channel for several outputs slowly in this layout: with a copy for each they take half the
+        # time, measured. Training would keep the copies for backward.
+        x = repeat_channels(x, weight.shape[0] // x.shape[1])
+    out = selection.kernel(
+        x, weight, bias, geometry.stride, _flat(geometry.pads(spatial)), geometry.dilation, activation
+    )
+    return _finished(out, x, selection, batched)
+
+
+def depthwise_separable_conv(
+    x: Tensor,
+    depthwise_weight: Tensor,
+    pointwise_weight: Tensor,
+    depthwise_bias: Tensor | None,
+    pointwise_bias: Tensor | None,
+    geometry: ConvGeometry,
+    inner_activation: str,
+    activation: str,
+    residual: str,
+    backend: str,
+) -> Tensor:
+    """Separable convolution with its arguments normalised: what the functions and modules of every rank call."""
+    ndim = geometry.ndim
+    x, batched, autocast = check_input(x, depthwise_weight, ndim)
+    check_depthwise_weight("depthwise_weight", depthwise_weight, x, ndim, autocast)
+    inner_channels = depthwise_weight.shape[0]
+    check_tensor("pointwise_weight", pointwise_weight, x, (None, inner_channels, *(1,) * ndim), autocast)
+    if depthwise_bias is not None:
+        check_tensor("depthwise_bias", depthwise_bias, x, (inner_channels,), autocast)
+    if pointwise_bias is not None:
+        check_tensor("pointwise_bias", pointwise_bias, x, (pointwise_weight.shape[0],), autocast)
+    spatial = x.shape[2:]
+    out_spatial = geometry.output_size(spatial)
+    if residual != "none":
+        check_residual(residual, x, inner_channels, pointwise_weight.shape[0], out_spatial)
+    selection = dispatch.select(
+        "separable_conv",
+        geometry,
+        _effective_dtype(x, autocast),
+        x.device.type,
+        backend,
+        gradient=_wants_gradient(x, depthwise_weight, pointwise_weight, depthwise_bias, pointwise_bias),
+        channels_last=is_channels_last(x),
+    )
+    out = selection.kernel(
+        x,
+        depthwise_weight,
+        pointwise_weight,
+        depthwise_bias,
+        pointwise_bias,
+        geometry.stride,
+        _flat(geometry.pads(spatial)),
+        geometry.dilation,
+        inner_activation,
+        activation,
+        residual,
+    )
+    return _finished(out, x, selection, batched)
+
+
+def _finished(out: Tensor, x: Tensor, selection: dispatch.Selection, batched: bool) -> Tensor:
+    """The output in the memory format of ``x``, which PyTorch's convolutions keep for two axes alone."""
+    if selection.backend == "reference" and x.dim() != 4:
+        out = in_layout_of(x, out)
+    return out if batched else out.squeeze(0)
+
+
+def repeat_channels(x: Tensor, count: int) -> Tensor:
+    """``x`` (N, C, ...) with every channel ``count`` times in a row, in the memory format of ``x``."""
+    if is_channels_last(x):
+        return x.movedim(1, -1).repeat_interleave(count, -1).movedim(-1, 1)
+    return x.repeat_interleave(count, 1)
+
+
+def packs(weight: Tensor) -> bool:
+    """Whether the native kernels take weights like this one packed ahead, and pay."""
+    runs = weight.device.type == "cpu" and weight.dtype in dispatch.CPU_DTYPES and ops.native_status().loaded
+    return runs and not dispatch.stock_reasons("separable_conv", None, weight.dtype, False, True)
