@@ -51,6 +51,7 @@ struct SeparableOptions {
   Activation activation;
   Residual residual;
   const void* addend = nullptr;  // what Residual::kInput adds, a tensor that lies as the output does; x where null
+  bool stream = false;           // store past the caches: float channels of the output are whole cache lines
 };
 
 // A rectangle of the output: rows [row_begin, row_end) of the batch * D * H rows, columns [column_begin, column_end),

@@ -16,7 +16,7 @@ struct KernelTable {
   int64_t tile_pixels;   // output pixels of a pointwise micro-kernel at most
   void (*depthwise_tile)(const ConvProblem&, const PackedWeights&, Activation, const void* x, void* out, const Tile&);
   void (*separable_tile)(const ConvProblem&, const PackedWeights&, const SeparableOptions&, const void* x, void* out,
-                         const Tile&, float* panel);
+                         const Tile&, float* panel, const Prefetch& ahead);
   void (*gather_row)(const RowCopy&, const void* source, float* plane);
   void (*scatter_row)(const RowCopy&, const float* plane, void* target);
   void (*correlate_row)(const CorrelateRow&);

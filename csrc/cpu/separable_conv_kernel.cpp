@@ -5,13 +5,14 @@
 #include "cpu/cache_size.h"
 #include "cpu/isa.h"
 #include "cpu/parallel.h"
+#include "cpu/plane_tiling.h"
 #include "cpu/scratch.h"
+#include "cpu/streaming.h"
+#include "cpu/tile_ahead.h"
 #include "cpu/tiling.h"
 
 namespace dwsep {
 namespace {
-
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 int64_t pixels_of(const ConvProblem& problem) {
   return problem.batch * problem.output[0] * problem.output[1] * problem.output[2];
@@ -50,8 +51,8 @@ int64_t panel_pixels(const ConvProblem& problem, const KernelTable& kernels, int
 
 }  // namespace
 
-void separable_conv_forward(ConvProblem problem, const PackedWeights& weights, const SeparableOptions& options,
-                            const void* x, void* out) {
+void separable_conv_forward(ConvProblem problem, const PackedWeights& weights, SeparableOptions options, const void* x,
+                            void* out) {
   const KernelTable& table = kernels();
   const std::vector<ColumnSegment> segments = column_segments(problem);
   problem.segments = segments.data();
@@ -69,9 +70,23 @@ void separable_conv_forward(ConvProblem problem, const PackedWeights& weights, c
   const int64_t splits = whole >= thread_count() ? 1 : ceil_div(thread_count(), whole);
   const Tiling tiling(problem, pixels, blocks, splits, shares);
 
+  const int64_t element_size = problem.element_type == ElementType::kFloat32 ? 4 : 2;
+  const int64_t x_pixels = problem.batch * problem.input[0] * problem.input[1] * problem.input[2];
+  const int64_t elements = x_pixels * problem.channels + pixels_of(problem) * problem.out_channels;
+  // What the tensors do not both leave in a cache: input is asked for, and output is not worth keeping.
+  const bool outgrown = elements * element_size > kCachedBytes;
+  const bool ask = splits == 1 && outgrown;
+  options.stream =
+      outgrown && problem.element_type == ElementType::kFloat32 &&
+      streams(static_cast<const float*>(out), pixels_of(problem), problem.out_channels, problem.out_channels);
   parallel_for(tiling.count(), 1, [&](int64_t begin, int64_t end) {
     float* panel = scratch(Scratch::kPanel, static_cast<std::size_t>(table.separable_floats(problem, tiling.pixels())));
-    for (int64_t i = begin; i < end; ++i) table.separable_tile(problem, weights, options, x, out, tiling[i], panel);
+    for (int64_t i = begin; i < end; ++i) {
+      Prefetch ahead = {};
+      if (ask && i + 1 < end) ahead.ranges[0] = input_rows_behind(problem, tiling[i], x, element_size, {});
+      table.separable_tile(problem, weights, options, x, out, tiling[i], panel, ahead);
+    }
+    if (options.stream) table.finish_streams();
   });
 }
 

@@ -7,7 +7,7 @@ namespace dwsep {
 
 // out (N, D, H, W, K) = activation(pointwise(inner_activation(depthwise(x)))), with the depthwise output only ever as a
 // panel in the cache.
-void separable_conv_forward(ConvProblem problem, const PackedWeights& weights, const SeparableOptions& options,
-                            const void* x, void* out);
+void separable_conv_forward(ConvProblem problem, const PackedWeights& weights, SeparableOptions options, const void* x,
+                            void* out);
 
 }  // namespace dwsep

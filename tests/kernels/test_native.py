@@ -125,6 +125,27 @@ def test_activation_matches_float64(activation):
     torch.testing.assert_close(out.double(), expected, rtol=4e-7, atol=1e-6)
 
 
+def check_far_out(activation: str) -> None:
+    """An activation and its gradient where e^x is none of float32's numbers, and at the borders of their pieces."""
+    infinity, largest = float("inf"), torch.finfo(torch.float32).max / 16
+    points = [infinity, largest, 1e30, 200.0, 100.0, 88.5, 87.0, 14.0, 13.0, 6.0, 3.0, 0.0]
+    x = torch.tensor([point * sign for point in points for sign in (1, -1)]).view(1, 1, 1, -1)
+    one, rest = torch.ones(1, 1, 1, 1), ([1, 1], [0] * 4, [1, 1], activation)
+    expected = reference.FORWARD[activation](x.double())
+    out = ops.depthwise_conv(x, one, None, *rest)
+    torch.testing.assert_close(out.double(), expected, rtol=4e-7, atol=1e-6, equal_nan=True)
+    grad = ops.depthwise_conv_backward(torch.ones_like(x), x, one, None, *rest, [True, False, False])[0]
+    expected = reference.BACKWARD[activation](torch.ones_like(x).double(), x.double())
+    torch.testing.assert_close(grad.double(), expected, rtol=2e-6, atol=2e-6, equal_nan=True)
+
+
+@pytest.mark.parametrize("isa", isas.SUPPORTED)
+def test_activations_far_out_are_torchs(isa):
+    script = "from tests.kernels import test_native as t\n"
+    names = ("relu", "relu6", "silu", "hardswish", "gelu")
+    isas.run_on(isa, script + "\n".join(f"t.check_far_out({name!r})" for name in names))
+
+
 @pytest.mark.parametrize("activation", ["none", "relu", "relu6", "silu", "hardswish", "gelu"])
 @pytest.mark.parametrize("channels", [3, 32])
 def test_nan_passes_through(activation, channels):

@@ -94,6 +94,7 @@ def check_large_exact() -> None:
         problem(300, (2048,), 9),
         problem(520, (1024,), 31),
         problem(64, (8, 33, 33), 3),
+        problems.Problem("large", 8, 40, 1, 1, (9, 30, 35), (2, 3, 3), (1,) * 3, (2, 1, 2), (1, 1, 1, 1, 0, 3)),
     ]
     generator = torch.Generator().manual_seed(6)
     draw = problems.small_integers(generator, torch.float32, top=1)

@@ -1,0 +1,65 @@
+// What all of a separable backward pass shares: how it is cut, its weights in the order of the panels, and its results.
+#pragma once
+
+#include <cstdint>
+
+#include "cpu/depthwise_backward_kernel.h"
+#include "cpu/plane_plan.h"
+#include "cpu/separable_backward_kernel.h"
+
+namespace dwsep {
+
+struct SeparableBackwardPlan {
+  const ConvProblem& problem;
+  const SeparableBackwardTensors& tensors;
+  Activation activation;  // between the factors
+  PlanePlan planes;
+  DepthwiseBackwardTensors depthwise_tensors;
+  int64_t rows_per_image;
+  int64_t k_blocks;       // of the output's channels, a vector each
+  int64_t inner_blocks;   // of the depthwise output's, in the order [m][input block][lane]
+  int64_t column_blocks;  // of the same, a micro-kernel's columns each
+  int64_t vectors;        // of a column block
+  int64_t tile_pixels;    // at most
+  int64_t images_together;
+  bool stream;                           // store the gradient of x past the caches
+  bool ask;                              // for what comes next: it is not in a cache
+  const float* transposed = nullptr;     // the pointwise weight [column block][k][column]
+  const float* panel_weights = nullptr;  // the depthwise weight [m][input block][tap][lane], then its bias
+
+  SeparableBackwardPlan(const ConvProblem& of, Activation between, const SeparableBackwardTensors& all);
+
+  bool wants_below() const {
+    return tensors.x_gradient != nullptr || tensors.depthwise_gradient != nullptr ||
+           tensors.depthwise_bias_gradient != nullptr;
+  }
+  int64_t k_padded() const { return k_blocks * planes.lanes; }
+  int64_t inner_padded() const { return inner_blocks * planes.lanes; }
+  // The depthwise output's channel at a place in the order of the panels, or -1.
+  int64_t inner_channel(int64_t place) const {
+    const int64_t padded = planes.blocks * planes.lanes, channel = place % padded;
+    const bool inside = place < inner_padded() && channel < problem.channels;
+    return inside ? channel * problem.multiplier + place / padded : -1;
+  }
+  int64_t pointwise_sums() const { return tensors.pointwise_gradient != nullptr ? k_padded() * inner_padded() : 0; }
+  int64_t planes_of_image() const { return inner_blocks * planes.g_plane; }
+  // One part's sums: [k][c] of the pointwise weight, [k] of its bias.
+  int64_t part_floats() const { return pointwise_sums() + k_padded(); }
+  int64_t panel_floats() const { return tile_pixels * planes.lanes * (k_blocks + inner_blocks + vectors); }
+
+  int64_t packed_floats() const {
+    return 2 * planes.weight_floats() + column_blocks * k_padded() * planes.table.tile_columns;
+  }
+  // Packs all weights into `memory`, packed_floats() long, which must outlive the plan.
+  void pack(const WeightSources& weights, bool add_depthwise, float* memory);
+
+  // Adds the sums of `parts` parts in their order.
+  void write_pointwise_gradients(const float* sums, int64_t parts) const;
+
+ private:
+  template <class T>
+  void pack_transposed(const T* pointwise, bool add_depthwise, float* memory) const;
+  void pack_panel_weights(float* target) const;
+};
+
+}  // namespace dwsep

@@ -1,0 +1,144 @@
+#include "cpu/separable_backward_rows.h"
+
+#include <algorithm>
+
+#include "cpu/plane_tile.h"
+#include "cpu/tile_ahead.h"
+#include "cpu/tiling.h"
+
+namespace dwsep {
+
+void SeparableBackwardRows::run(int64_t row_begin, int64_t row_end, float* panels, float* planes, float* sums,
+                                bool first) const {
+  ConvProblem band = plan_.problem;
+  band.batch = 1;
+  band.output[kDepth] = 1;
+  band.output[kHeight] = row_end - row_begin;
+  const Tiling tiling(band, plan_.tile_pixels, 1, 1);
+  for (int64_t i = 0; i < tiling.count(); ++i) {
+    Tile tile = tiling[i];
+    tile.row_begin += row_begin;
+    tile.row_end += row_begin;
+    run_tile(tile, row_begin / plan_.rows_per_image, panels, planes, sums, first && i == 0);
+  }
+}
+
+void SeparableBackwardRows::run_tile(const Tile& tile, int64_t first_image, float* panels, float* planes, float* sums,
+                                     bool first) const {
+  const int64_t lanes = plan_.planes.lanes, columns = tile.column_end - tile.column_begin;
+  const int64_t pixels = (tile.row_end - tile.row_begin) * columns;
+  float* gradient = panels;
+  float* depthwise = gradient + plan_.k_blocks * pixels * lanes;
+  float* product = depthwise + plan_.inner_blocks * pixels * lanes;
+
+  // A tile's pixels are consecutive in the output.
+  const int64_t first_pixel = tile.row_begin * plan_.problem.output[kWidth] + tile.column_begin;
+  const RowCopy copy = {
+      plan_.problem.element_type, plan_.problem.out_channels, 1, pixels, plan_.problem.out_channels, pixels * lanes};
+  plan_.planes.table.gather_row(
+      copy, advanced(plan_.tensors.gradient, first_pixel * plan_.problem.out_channels * plan_.planes.element_size),
+      gradient);
+  if (plan_.tensors.pointwise_bias_gradient != nullptr) {
+    float* bias_sums = sums + plan_.pointwise_sums();
+    for (int64_t block = 0; block < plan_.k_blocks; ++block) {
+      plan_.planes.table.sum_row(gradient + block * pixels * lanes, pixels, bias_sums + block * lanes);
+    }
+  }
+  // Both products take about the same time, and each asks for its share of what the next tile reads.
+  const int64_t multiplied = plan_.wants_below() ? plan_.column_blocks : 0;
+  const int64_t shares =
+      plan_.tensors.pointwise_gradient == nullptr ? multiplied : std::max<int64_t>(1, 2 * multiplied);
+  const bool activated = plan_.activation != Activation::kNone;
+  if (plan_.tensors.pointwise_gradient != nullptr || (activated && plan_.wants_below())) {
+    ConvProblem one = plan_.problem;
+    one.multiplier = 1;
+    one.inner_channels = one.channels;
+    for (int64_t m = 0; m < plan_.problem.multiplier; ++m) {
+      const float* first = plan_.panel_weights + m * plan_.planes.blocks * plan_.planes.taps * lanes;
+      const float* bias =
+          plan_.panel_weights + plan_.inner_blocks * plan_.planes.taps * lanes + m * plan_.planes.blocks * lanes;
+      plan_.planes.table.depthwise_panel(one, {first, bias, nullptr, nullptr}, Activation::kNone, plan_.tensors.x, tile,
+                                         depthwise + m * plan_.planes.blocks * pixels * lanes);
+    }
+  }
+  if (plan_.wants_below()) {
+    PanelProduct job = {gradient,
+                        plan_.k_blocks,
+                        pixels,
+                        plan_.transposed,
+                        product,
+                        plan_.problem.out_channels,
+                        plan_.planes.table.tile_columns,
+                        {}};
+    for (int64_t block = 0; block < plan_.column_blocks; ++block) {
+      job.prefetch = next_pixels(tile, block, block + 1, shares);
+      plan_.planes.table.multiply_panel(job, block);
+      const int64_t stop = std::min(plan_.vectors, plan_.inner_blocks - block * plan_.vectors);
+      for (int64_t vector = 0; vector < stop; ++vector) {
+        const int64_t place = block * plan_.vectors + vector;
+        float* source = product + vector * pixels * lanes;
+        if (activated) {
+          plan_.planes.table.activation_gradient_row(plan_.activation, depthwise + place * pixels * lanes, source,
+                                                     pixels);
+        }
+        const int64_t plane = place % plan_.planes.blocks * plan_.problem.multiplier + place / plan_.planes.blocks;
+        copy_to_plane(tile, source, planes + plane * plan_.planes.g_plane, first_image);
+      }
+    }
+  }
+  if (plan_.tensors.pointwise_gradient != nullptr) {
+    if (activated) plan_.planes.table.activate_row(plan_.activation, depthwise, plan_.inner_blocks * pixels);
+    plan_.planes.table.outer_product({gradient, plan_.k_padded(), depthwise, plan_.inner_blocks, pixels, sums,
+                                      plan_.k_padded() * lanes, first, next_pixels(tile, multiplied, shares, shares)});
+  }
+}
+
+// Of what the tile behind `tile` reads, parts [begin, end) of `parts`: as many pixels more of the output's gradient
+// and, behind whole rows, the input rows that only they meet.
+Prefetch SeparableBackwardRows::next_pixels(const Tile& tile, int64_t begin, int64_t end, int64_t parts) const {
+  if (!plan_.ask) return {};
+  const ConvProblem& problem = plan_.problem;
+  const int64_t columns = problem.output[kWidth], outputs = problem.out_channels, size = plan_.planes.element_size;
+  const int64_t pixels = (tile.row_end - tile.row_begin) * (tile.column_end - tile.column_begin);
+  const bool whole = tile.column_end == columns;
+  const int64_t next = whole ? tile.row_end * columns : tile.row_begin * columns + tile.column_end;
+  const int64_t all = problem.batch * plan_.rows_per_image * columns * outputs;
+  const Share share = {begin, end, parts};
+  return {{share_of(plan_.tensors.gradient, next * outputs, pixels * outputs, all, size, share),
+           input_rows_behind(problem, tile, plan_.tensors.x, size, share),
+           {}}};
+}
+
+// A tile's pixels into the plane of their image, whose rows are longer; `plane` is that of the first image.
+void SeparableBackwardRows::copy_to_plane(const Tile& tile, const float* source, float* plane,
+                                          int64_t first_image) const {
+  const Range &depth = plan_.planes.tiles[kDepth][0].gradient, &height = plan_.planes.tiles[kHeight][0].gradient;
+  const Range& width = plan_.planes.tiles[kWidth][0].gradient;
+  const int64_t floats = (tile.column_end - tile.column_begin) * plan_.planes.lanes;
+  for (int64_t row = tile.row_begin; row < tile.row_end; ++row, source += floats) {
+    const int64_t oh = row % plan_.problem.output[kHeight],
+                  od = row / plan_.problem.output[kHeight] % plan_.problem.output[kDepth];
+    const int64_t at =
+        ((od - depth.begin) * height.size() + (oh - height.begin)) * width.size() + (tile.column_begin - width.begin);
+    const int64_t image = row / plan_.rows_per_image - first_image;
+    std::copy_n(source, floats, plane + image * plan_.planes_of_image() + at * plan_.planes.lanes);
+  }
+}
+
+void SeparableBackwardRows::clear_margins(float* planes) const {
+  const AxisTile &td = plan_.planes.tiles[kDepth][0], &th = plan_.planes.tiles[kHeight][0],
+                 &tw = plan_.planes.tiles[kWidth][0];
+  const Range& range = tw.gradient;
+  const int64_t begin = std::clamp<int64_t>(0, range.begin, range.end) - range.begin;
+  const int64_t end = std::clamp(plan_.problem.output[kWidth], range.begin, range.end) - range.begin;
+  const int64_t lanes = plan_.planes.lanes;
+  for (int64_t block = 0; block < plan_.inner_blocks; ++block) {
+    for (int64_t row = 0; row < td.gradient.size() * th.gradient.size(); ++row) {
+      float* first = planes + block * plan_.planes.g_plane + row * range.size() * lanes;
+      std::fill_n(first, begin * lanes, 0.0f);
+      std::fill_n(first + end * lanes, (range.size() - end) * lanes, 0.0f);
+    }
+  }
+}
+
+}  // namespace dwsep
