@@ -83,17 +83,17 @@ def _make(name: str) -> tuple[nn.Module, tuple[int, ...]]:
     """A network and the shape of one of its inputs."""
     library, colon, rest = name.rpartition(":")
     if colon and library == "timm":
-        timm = _library("timm")
+        timm = library_module("timm")
         if not timm.is_model(rest):
-            raise _unknown("timm", rest, timm.list_models())
+            raise unknown_in("timm", rest, timm.list_models())
         model = timm.create_model(rest)
         return model, tuple(model.pretrained_cfg.get("input_size", (3, _SIZE, _SIZE)))
     if colon and library == "torchvision":
-        models = _library("torchvision.models")
+        models = library_module("torchvision.models")
         if rest not in models.list_models():
-            raise _unknown("torchvision", rest, models.list_models())
-        options = {"weights": None, **({"weights_backbone": None} if _has_backbone(rest) else {})}
-        return models.get_model(rest, **options), (3, _own_size(models, rest), _own_size(models, rest))
+            raise unknown_in("torchvision", rest, models.list_models())
+        options = {"weights": None, **({"weights_backbone": None} if has_backbone(rest) else {})}
+        return models.get_model(rest, **options), (3, own_size(models, rest), own_size(models, rest))
     if colon and library.endswith(".py"):
         return _from_file(Path(library), rest), (3, _SIZE, _SIZE)
     from dwsep import networks
@@ -103,17 +103,20 @@ def _make(name: str) -> tuple[nn.Module, tuple[int, ...]]:
     return networks.create(name, num_classes=1000), (3, _SIZE, _SIZE)
 
 
-def _unknown(library: str, name: str, names: Sequence[str]) -> ArgumentError:
+def unknown_in(library: str, name: str, names: Sequence[str]) -> ArgumentError:
+    """The error for a name that a library does not have, with names close to it."""
     near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
     also = f"; close ones are {', '.join(near)}" if near else ""
     return ArgumentError(f"network: {library} has no {name!r}{also}")
 
 
-def _has_backbone(name: str) -> bool:
+def has_backbone(name: str) -> bool:
+    """Whether a network of torchvision is built on another, whose weights are an option of their own."""
     return any(part in name for part in ("deeplab", "fcn_", "lraspp", "rcnn", "retinanet", "ssd", "fcos"))
 
 
-def _own_size(models: Any, name: str) -> int:
+def own_size(models: Any, name: str) -> int:
+    """Pixels of the images that a network of torchvision was made for."""
     try:
         weights = models.get_model_weights(name)
         return int(next(iter(weights)).transforms().crop_size[0])
@@ -121,7 +124,8 @@ def _own_size(models: Any, name: str) -> int:
         return _SIZE
 
 
-def _library(name: str) -> Any:
+def library_module(name: str) -> Any:
+    """A module of timm or torchvision, or an ImportError that names the extra."""
     try:
         return importlib.import_module(name)
     except ImportError as error:

@@ -75,9 +75,9 @@ def _train(config: Settings, processes: Any, resume: bool, overwrite: bool) -> N
     test_data = load_data(config, "val" if config.task == "segment" else "test")
     if not resume:
         config = complete_options(config, train_data)
-    model = build_model(config, train_data)
     output_dir = config.output_dir
     assert output_dir is not None
+    model = build_model(config, train_data, output_dir / loop.CHECKPOINT_FILE if resume else None)
     try:
         result = loop.train(
             model, train_data, test_data, config, resume=resume, overwrite=overwrite, processes=processes

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from dwsep.analysis import measure
 from dwsep.convert import fit as fitting
-from dwsep.convert._modules import describe, empty_separable, geometry_of
+from dwsep.convert._modules import describe
 from dwsep.convert._runs import Call, Seen
+from dwsep.nn._separated import empty_separable, geometry_of
 
 _ROUNDS, _SECONDS = 7, 0.004
 

@@ -79,6 +79,7 @@ class Settings(BaseModel):
     clip_norm: Positive | None = None
     ema_decay: float | None = Field(default=None, gt=0, lt=1)
     early_stopping: int | None = Field(default=None, ge=1)
+    start_from: Path | None = None
     teacher: Path | None = None
     distill_weight: float = Field(default=0.5, gt=0, le=1)
     distill_temperature: Positive = 2.0
@@ -119,7 +120,7 @@ class Settings(BaseModel):
             One text per difference, "field: ours, not theirs".
         """
         # What says where files lie, or how often they are written, decides nothing.
-        places = {"output_dir", "data_dir", "test_data", "teacher", "checkpoint_seconds", "tensorboard"}
+        places = {"output_dir", "data_dir", "test_data", "start_from", "teacher", "checkpoint_seconds", "tensorboard"}
         if self.task != "classify":
             places.add("data")
         return [

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from dwsep import networks
 from dwsep.accelerate import accelerate_
-from dwsep.networks._weights import ModelInfo
+from dwsep.networks._weights import ModelInfo, read_model
 from dwsep.training.config import SegmentConfig, SeriesConfig, Settings, TextConfig, TrainConfig
 from dwsep.training.data import (
     Examples,
@@ -103,8 +104,14 @@ def complete_options(config: Settings, data: Examples) -> Settings:
         data: The training data.
 
     Returns:
-        The settings with these options.
+        The settings with these options; where training starts from a file, with the network and the options of that.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If the file is damaged, or of another task, classes, input, network or options.
     """
+    if config.start_from is not None:
+        return _options_of_file(config, config.start_from, data)
     known = networks.option_names(config.network)
     filled: dict[str, Any] = {}
     if isinstance(data, ImageDataset):
@@ -117,15 +124,36 @@ def complete_options(config: Settings, data: Examples) -> Settings:
     )
 
 
-def build_model(config: Settings, data: Examples) -> nn.Module:
+def _options_of_file(config: Settings, path: Path, data: Examples) -> Settings:
+    _, info = read_model(path)
+    described = data.describe()
+    pairs: list[tuple[str, Any, Any]] = [
+        ("the task", info.task, config.task),
+        ("the classes", info.class_names, data.class_names),
+        ("channels", info.in_channels, described.get("in_channels", 0)),
+        ("the vocabulary", info.extra.get("vocabulary"), described.get("extra", {}).get("vocabulary")),
+    ]
+    if "network" in config.model_fields_set:
+        pairs.append(("the network", info.network, config.network))
+    pairs += [(f"the option {name}", info.options.get(name), value) for name, value in config.network_options.items()]
+    for what, their, own in pairs:
+        if their != own:
+            shown = "another" if what == "the vocabulary" else f"{their!r}, not {own!r}"
+            raise ValueError(f"start_from {path} holds a network with {what} {shown}")
+    return config.model_copy(update={"network": info.network, "network_options": dict(info.options)})
+
+
+def build_model(config: Settings, data: Examples, checkpoint: Path | None = None) -> nn.Module:
     """Create the network that the settings name, for the classes and channels of the data.
 
     Args:
         config: Names the network, its options and the seed.
         data: Data of the kind that it is to be trained on.
+        checkpoint: Of the run that goes on: the file that training started from is not needed again.
 
     Returns:
-        The network with random weights that depend on the seed alone, accelerated unless the settings say no; the
+        The network with the weights that training starts from, else with random ones that depend on the seed alone,
+        accelerated unless the settings say no; the
         global generators are left seeded.
 
     Raises:
@@ -135,7 +163,10 @@ def build_model(config: Settings, data: Examples) -> nn.Module:
     seed_everything(config.seed)
     channels = {key: value for key, value in data.describe().items() if key == "in_channels"}
     options = {**data.network_options(), **config.network_options}
-    model = networks.create(config.network, num_classes=data.num_classes, **channels, **options)
+    if config.start_from is not None:
+        model = networks.load_model(checkpoint or config.start_from)
+    else:
+        model = networks.create(config.network, num_classes=data.num_classes, **channels, **options)
     if config.accelerate:
         accelerate_(model)
     return model
