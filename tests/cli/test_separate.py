@@ -166,8 +166,8 @@ def test_separate_takes_networks_of_libraries(network, tmp_path):
     [
         (["timm:resnet18"], ["exactly one of error, macs", "got none"]),
         (["timm:resnet18", "--rank", "1", "--error", "0.1"], ["got error, rank"]),
-        (["timm:resnet1o", "--rank", "1"], ["timm has no 'resnet1o'", "close ones are resnet10"]),
-        (["torchvision:resnet1o", "--rank", "1"], ["torchvision has no 'resnet1o'", "resnet101"]),
+        (["timm:resnet1o", "--rank", "1"], ["timm has no 'resnet1o'", "close ones are resnet1"]),
+        (["torchvision:resnet1o", "--rank", "1"], ["torchvision has no 'resnet1o'", "close ones are resnet1"]),
         (["keras:resnet", "--rank", "1"], ["unknown library 'keras'"]),
         (["resnet18", "--rank", "1"], ["unknown name 'resnet18'", "mobilenet_v1_dense", "timm:NAME"]),
         (["mobilenet_v1_dense", "--rank", "1"], ["needs --checkpoint"]),

@@ -92,9 +92,11 @@ class Job:
         few = _runs.OutputError(self.model, [_first(next(iter(self.data)))])
         _select.measure_sensitivities(layers, self.store, few, self._report("sensitivities"))
         if name == "macs":
-            return _select.by_macs(layers, self.macs, value * self.macs if value <= 1 else value, self._tried)
+            # Which of a few choices is the best shows before the sweeps, which are most of the work.
+            limit = value * self.macs if value <= 1 else value
+            return _select.by_macs(layers, self.macs, limit, functools.partial(self._tried, sweeps=0))
         if name == "error":
-            return _select.by_error(layers, value, self._tried)
+            return _select.by_error(layers, value, functools.partial(self._tried, sweeps=config.sweeps))
         return _select.by_latency(layers, config.latency, config.latency_seconds, self._timed)
 
     def _paying(self, layers: list[Layer], lines: Lines, reason: str) -> list[Layer]:
@@ -103,12 +105,12 @@ class Job:
                 lines[layer.name] = left(layer.name, layer.conv, reason, layer)
         return [layer for layer in layers if layer.options]
 
-    def _tried(self, choice: _select.Choice) -> float:
+    def _tried(self, choice: _select.Choice, *, sweeps: int) -> float:
         """Error of the network's output with a choice, by weights that stand for the layers; all is put back."""
         changes = []
         for done, (layer, form) in enumerate(choice.items()):
             if form is not None:
-                changes.append(_select.change(layer, _select.fit_layer(layer, form, self.store, self.config.sweeps)))
+                changes.append(_select.change(layer, _select.fit_layer(layer, form, self.store, sweeps)))
             self.on_progress("trying ranks", done + 1, len(choice))
         if self.batches is None:
             with _runs.replaced_weights(changes):
