@@ -33,6 +33,7 @@ def test_the_settings_are_settings(tmp_path):
 
 def test_every_option_named_is_one():
     known = {"help", "config", "output-dir", "resume", "checkpoint", "nproc-per-node", "json", "threads", "test-data"}
+    known |= {"sweep"}  # pytest's
     for task in ("classify", "segment", "text", "series"):
         for option in options_of(task):
             flags = option.flags or (f"--{option.field.replace('_', '-')}",)
