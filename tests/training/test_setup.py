@@ -74,7 +74,7 @@ def test_training_starts_from_a_file(saved, tmp_path):
 @pytest.mark.parametrize(
     "options, message",
     [
-        ({"network": "mobilenet_v1"}, "holds a network with the network 'mobilenet_v1_dense', not 'mobilenet_v1'"),
+        ({"network": "mobilenet_v2"}, "holds a network with the network 'mobilenet_v1_dense', not 'mobilenet_v2'"),
         ({"network_options": {"stem": "imagenet"}}, "with the option stem 'small', not 'imagenet'"),
         ({"network_options": {"residual": True}}, "with the option residual None, not True"),
     ],

@@ -47,6 +47,8 @@ class Settings(BaseModel):
             evaluated and saved. None for none.
         early_stopping: Epochs without a better score after which training ends with the best epoch's weights. The data
             which that score is of then chooses the epoch, and flatters: evaluate on other data. None for never.
+        start_from: Model file whose network and weights to start from, separated or not, in place of random weights;
+            None for these.
         teacher: Model file of a network whose predictions are learnt beside the labels; trained on the same classes
             and input.
         distill_weight: Share of the loss that goes by the teacher.

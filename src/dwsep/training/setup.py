@@ -149,7 +149,7 @@ def _options_of_file(config: Settings, path: Path, data: Examples) -> Settings:
         ("channels", info.in_channels, described.get("in_channels", 0)),
         ("the vocabulary", info.extra.get("vocabulary"), described.get("extra", {}).get("vocabulary")),
     ]
-    if "network" in config.model_fields_set:
+    if config.network != config.recipe["network"]:  # which is what it is where none was asked for
         pairs.append(("the network", info.network, config.network))
     pairs += [(f"the option {name}", info.options.get(name), value) for name, value in config.network_options.items()]
     for what, their, own in pairs:
