@@ -143,9 +143,7 @@ def test_a_run_killed_at_a_random_moment_goes_on_bit_for_bit(size, straight, tmp
 
 @pytest.mark.parametrize("size", [1, 2])
 @pytest.mark.parametrize(("place", "count"), [("fdopen", 7), ("fsync", 11), ("replace", 9)])
-def test_a_run_killed_inside_a_checkpoint_goes_on_bit_for_bit(size, place, count, straight, tmp_path, request):
-    if size == 2 and place != "fdopen" and not request.config.getoption("--sweep"):
-        pytest.skip("one place is enough for two processes, but in the sweep")
+def test_a_run_killed_inside_a_checkpoint_goes_on_bit_for_bit(size, place, count, straight, tmp_path):
     folder = tmp_path / "run"
     started = processes.start(fit, folder, False, (place, count), folder=tmp_path / "out", size=size)
     started[0].join(120)
@@ -159,7 +157,6 @@ def test_a_run_killed_inside_a_checkpoint_goes_on_bit_for_bit(size, place, count
     check_goes_on(folder, size, straight)
 
 
-@pytest.mark.sweep
 def test_three_processes_go_on_bit_for_bit(straight, tmp_path):
     """Sums of three depend on their order, which must be the same after going on."""
     changes = {"batch_size": 6}
