@@ -78,6 +78,7 @@ void dense_conv_forward(const DenseConv& conv) {
             {rows + column * step, runs.data(), static_cast<int64_t>(runs.size()), run_length, step, pixels, panel});
         const int64_t at = (row * columns + column) * p.out_channels;
         table.pointwise_tile({panel,
+                              0,
                               p.inner_channels,
                               pixels,
                               p.out_channels,

@@ -10,7 +10,6 @@
 #include "cpu/pointwise_conv_kernel.h"
 #include "cpu/scratch.h"
 #include "cpu/separable_conv_kernel.h"
-#include "cpu/tiling.h"
 #include "cpu/workspace.h"
 
 namespace dwsep {
@@ -20,101 +19,242 @@ constexpr auto kFloatBytes = static_cast<int64_t>(sizeof(float));
 // Rows at the seams are widened twice: a thread needs so many of its own for that to pay.
 constexpr int64_t kLeastRows = 6;
 
-// One thread's way through consecutive output rows, band by band.
-class Bands {
- public:
-  Bands(const ExpandedConv& conv, const ConvProblem& problem)
-      : conv_(conv),
-        p_(problem),
-        table_(kernels()),
-        row_floats_(problem.input[2] * problem.channels),
-        expansion_(table_, conv.channels, problem.channels, conv.expansion),
-        tile_(expansion_.pixels_in_l1(table_)) {
-    const int64_t fit = l2_cache_bytes() / 2 / (row_floats_ * kFloatBytes), reach = (p_.kernel[1] - 1) * p_.dilation[1];
-    band_ = std::clamp<int64_t>((fit - reach - 1) / p_.stride[1] + 1, 1, p_.output[1]);
-    rows_ = std::min(p_.input[1], (band_ - 1) * p_.stride[1] + reach + 1);
-    const int64_t padded = ceil_div(p_.inner_channels, table_.lanes) * table_.lanes;
-    const int64_t budget = l1_cache_bytes() / 2 / (padded * kFloatBytes);
-    pixels_ = conv.separable ? std::max(budget, 2 * table_.tile_pixels)
-                             : std::max<int64_t>(1, l1_cache_bytes() / (padded * kFloatBytes));
-    const int64_t panel = conv.separable ? table_.separable_floats(p_, pixels_) : 0;
-    panel_ = scratch(Scratch::kPanel, static_cast<std::size_t>(std::max(tile_ * expansion_.inner, panel)));
-    wide_ = scratch(Scratch::kPlanes, static_cast<std::size_t>(rows_ * row_floats_));
+// The shape of the problem's planes: input rows with zeros on both sides, as far as taps reach.
+struct PlaneShape {
+  int64_t left, origin, pitch, right_begin;  // floats: before column 0, of output column 0's first tap, of a row
+
+  PlaneShape(const ConvProblem& p, int64_t lanes) {
+    const int64_t last = (p.output[2] - 1) * p.stride[2] - p.pad_low[2] + (p.kernel[2] - 1) * p.dilation[2];
+    left = std::max<int64_t>(0, p.pad_low[2]) * lanes;
+    origin = left - p.pad_low[2] * lanes;
+    right_begin = left + p.input[2] * lanes;
+    pitch = right_begin + std::max<int64_t>(0, last + 1 - p.input[2]) * lanes;
   }
 
+  void clear_sides(float* plane, int64_t rows) const {
+    for (int64_t row = 0; row < rows; ++row, plane += pitch) {
+      std::fill_n(plane, left, 0.0f);
+      std::fill(plane + right_begin, plane + pitch, 0.0f);
+    }
+  }
+};
+
+// What both ways through a problem share: one image's input as a panel, and K block after K block of the wide channels.
+class Expansion {
+ public:
+  Expansion(const ExpandedConv& conv)
+      : conv(conv),
+        p(conv.problem),
+        table(kernels()),
+        shape(p, table.lanes),
+        widen(table, conv.channels, p.channels, conv.expansion),
+        vectors(table.tile_columns / table.lanes),
+        reach((p.kernel[1] - 1) * p.dilation[1]) {}
+
+  const ExpandedConv& conv;
+  const ConvProblem& p;
+  const KernelTable& table;
+  PlaneShape shape;
+  PackedPointwise widen;
+  int64_t vectors, reach;
+
+  int64_t lane_blocks() const { return ceil_div(p.channels, table.lanes); }
+  int64_t padded() const { return lane_blocks() * table.lanes; }
+  int64_t panel_floats(int64_t rows) const { return rows * p.input[2] * widen.inner; }
+  int64_t planes_floats(int64_t rows) const { return vectors * rows * shape.pitch; }
+  int64_t position(int64_t row) const { return row * p.stride[1] - p.pad_low[1]; }
+  // The input rows that output rows [begin, end) read; where all taps lie in the padding, one row stands for them.
+  Range rows_under(int64_t begin, int64_t end) const {
+    const int64_t low = std::clamp<int64_t>(position(begin), 0, p.input[1] - 1);
+    return {low, std::clamp<int64_t>(position(end - 1) + reach + 1, low + 1, p.input[1])};
+  }
+
+  // Rows of an image as [inner block][pixel][lane].
+  void fill_panel(int64_t image, Range rows, float* panel) const {
+    const int64_t pixels = rows.size() * p.input[2];
+    table.stage_row({conv.x + (image * p.input[1] + rows.begin) * p.input[2] * conv.channels, nullptr, nullptr, nullptr,
+                     Activation::kNone, conv.channels, pixels, conv.channels, panel, pixels * table.lanes});
+  }
+
+  // K block `block` of the rows [from, rows) of a panel of `rows` rows, into planes of as many.
+  void widen_rows(const float* panel, int64_t from, int64_t rows, int64_t block, float* planes) const {
+    const int64_t lanes = table.lanes, columns = p.input[2];
+    table.expand_planes({panel + from * columns * lanes, rows * columns * lanes, conv.channels, rows - from, columns,
+                         p.channels, widen.weights, widen.bias, block, conv.expansion_activation,
+                         planes + from * shape.pitch + shape.left, shape.pitch, rows * shape.pitch});
+  }
+
+  // Output rows [begin, end) of the channels of a K block from planes of the input rows `have`. `out` is where channel
+  // 0 of the first of these rows lies, whole vectors `vector_stride` apart.
+  void convolve(const float* planes, Range have, int64_t begin, int64_t end, int64_t block, float* out,
+                int64_t row_stride, int64_t pixel_stride, int64_t vector_stride) const {
+    const int64_t lanes = table.lanes, taps = p.kernel[1] * p.kernel[2];
+    for (int64_t vector = 0; vector < vectors; ++vector) {
+      const int64_t at = block * vectors + vector;
+      if (at >= lane_blocks()) return;
+      // Of a panel, the lanes behind the last channel are read, too.
+      const int64_t channels = conv.separable ? lanes : std::min(lanes, p.channels - at * lanes);
+      table.plane_conv({planes + vector * have.size() * shape.pitch + shape.origin,
+                        shape.pitch,
+                        have.size(),
+                        position(begin) - have.begin,
+                        end - begin,
+                        p.output[2],
+                        {p.kernel[1], p.kernel[2]},
+                        {p.stride[1], p.stride[2]},
+                        {p.dilation[1], p.dilation[2]},
+                        conv.weights.depthwise + at * taps * lanes,
+                        conv.weights.depthwise_bias + at * lanes,
+                        conv.separable ? conv.options.inner_activation : conv.options.activation,
+                        out + at * vector_stride,
+                        row_stride,
+                        pixel_stride,
+                        channels,
+                        nullptr});
+    }
+  }
+
+  // Pixels [first, first + pixels) of the output from a panel of depthwise outputs.
+  void project(const float* panel, int64_t block_stride, int64_t first, int64_t pixels) const {
+    const PackedWeights& weights = conv.weights;
+    const auto* addend = static_cast<const float*>(conv.options.addend);
+    const int64_t at = first * p.out_channels;
+    table.pointwise_tile({panel,
+                          block_stride,
+                          p.inner_channels,
+                          pixels,
+                          p.out_channels,
+                          weights.pointwise,
+                          weights.pointwise_bias,
+                          conv.options.activation,
+                          conv.options.residual == Residual::kInput ? addend + at : nullptr,
+                          conv.out + at,
+                          0,
+                          ceil_div(p.out_channels, table.tile_columns),
+                          {}});
+  }
+};
+
+// One thread's way through consecutive output rows, band by band: what lies between the convolutions stays in its
+// cache.
+class Bands {
+ public:
+  explicit Bands(const Expansion& e) : e_(e) {
+    const ConvProblem& p = e.p;
+    const int64_t in_row = p.input[2] * e.widen.inner + e.vectors * e.shape.pitch;
+    const int64_t out_row = (e.conv.separable ? p.output[2] * e.padded() : 0) + p.stride[1] * in_row;
+    const int64_t budget = l2_cache_bytes() / kFloatBytes * 5 / 8 - e.reach * in_row;
+    band_ = std::clamp<int64_t>(budget / out_row, 1, p.output[1]);
+    const int64_t rows = std::min(p.input[1], (band_ - 1) * p.stride[1] + e.reach + 1);
+    seam_floats_ = std::min(p.input[1], e.reach) * e.shape.pitch;
+    panel_ = scratch(Scratch::kPanel, static_cast<std::size_t>(e.panel_floats(rows) + out_floats()));
+    made_ = panel_ + e.panel_floats(rows);
+    planes_ = scratch(Scratch::kPlanes,
+                      static_cast<std::size_t>(e.planes_floats(rows) + e.widen.blocks * e.vectors * seam_floats_));
+    seams_ = planes_ + e.planes_floats(rows);
+  }
+
+  // Output rows [begin, end) of an image.
   void run(int64_t image, int64_t begin, int64_t end) {
-    Range have = {0, 0};
-    for (int64_t row = begin; row < end; row += band_) {
-      const int64_t stop = std::min(end, row + band_);
-      const int64_t first = row * p_.stride[1] - p_.pad_low[1];
-      const int64_t last = (stop - 1) * p_.stride[1] - p_.pad_low[1] + (p_.kernel[1] - 1) * p_.dilation[1];
-      // Where all taps lie in the padding there is nothing to widen; one row stands for it.
-      const int64_t low = std::clamp<int64_t>(first, 0, p_.input[1] - 1);
-      const int64_t high = std::clamp<int64_t>(last + 1, low + 1, p_.input[1]);
-      const int64_t kept = std::clamp<int64_t>(have.end - low, 0, high - low);
-      if (kept > 0 && low > have.begin) {
-        std::copy_n(wide_ + (low - have.begin) * row_floats_, kept * row_floats_, wide_);
-      }
-      widen(image, low + kept, high, wide_ + kept * row_floats_);
-      have = {low, high};
-      convolve(image, row, stop, low, high);
+    const int64_t bands = ceil_div(end - begin, band_);
+    Range before = {0, 0};
+    for (int64_t band = 0; band < bands; ++band) {
+      const int64_t row = begin + (end - begin) * band / bands, stop = begin + (end - begin) * (band + 1) / bands;
+      const int64_t next = band + 1 < bands ? e_.rows_under(stop, stop + 1).begin : e_.p.input[1];
+      run_band(image, row, stop, before, next);
+      before = e_.rows_under(row, stop);
     }
   }
 
  private:
-  // Input rows [begin, end) of an image.
-  void widen(int64_t image, int64_t begin, int64_t end, float* target) {
-    const int64_t count = std::max<int64_t>(0, end - begin) * p_.input[2];
-    const float* x = conv_.x + (image * p_.input[1] + begin) * p_.input[2] * conv_.channels;
-    const int64_t tiles = ceil_div(count, tile_);
-    for (int64_t tile = 0; tile < tiles; ++tile) {
-      const int64_t first = count * tile / tiles, pixels = count * (tile + 1) / tiles - first;
-      table_.stage_row({x + first * conv_.channels, nullptr, nullptr, nullptr, Activation::kNone, conv_.channels,
-                        pixels, conv_.channels, panel_, pixels * table_.lanes});
-      table_.pointwise_tile({panel_,
-                             conv_.channels,
-                             pixels,
-                             p_.channels,
-                             expansion_.weights,
-                             expansion_.bias,
-                             conv_.expansion_activation,
-                             nullptr,
-                             target + first * p_.channels,
-                             0,
-                             expansion_.blocks,
-                             {}});
-    }
+  const Expansion& e_;
+  int64_t band_, seam_floats_;
+  float *panel_, *made_, *planes_, *seams_;
+
+  int64_t out_floats() const { return e_.conv.separable ? band_ * e_.p.output[2] * e_.padded() : 0; }
+
+  // How many of the rows up to `end` the next band, which reads rows from `begin` on, finds in the seams.
+  int64_t shared_rows(int64_t end, int64_t begin) const {
+    const int64_t rows = std::max<int64_t>(0, end - begin);
+    return rows <= std::min(e_.p.input[1], e_.reach) ? rows : 0;
   }
 
-  // Output rows [begin, end) from the input rows [low, high), which lie in `wide_` as an image of their own.
-  void convolve(int64_t image, int64_t begin, int64_t end, int64_t low, int64_t high) {
-    ConvProblem band = p_;
-    band.batch = 1;
-    band.input[1] = high - low;
-    band.output[1] = end - begin;
-    band.pad_low[1] = low - (begin * p_.stride[1] - p_.pad_low[1]);
-    const int64_t channels = conv_.separable ? p_.out_channels : p_.inner_channels;
-    const int64_t at = (image * p_.output[1] + begin) * p_.output[2] * channels;
-    SeparableOptions options = conv_.options;
-    if (options.addend != nullptr) options.addend = static_cast<const float*>(options.addend) + at;
-    const Tiling tiling(band, pixels_, ceil_div(p_.out_channels, table_.tile_columns), 1);
-    for (int64_t i = 0; i < tiling.count(); ++i) {
-      if (conv_.separable) {
-        table_.separable_tile(band, conv_.weights, options, wide_, conv_.out + at, tiling[i], panel_);
+  // `before`: the input rows of the band before, of which the last may lie in the seams; `next`: the first of those
+  // that the next band reads.
+  void run_band(int64_t image, int64_t begin, int64_t end, Range before, int64_t next) {
+    const ConvProblem& p = e_.p;
+    const int64_t lanes = e_.table.lanes, pixels = (end - begin) * p.output[2], pitch = e_.shape.pitch;
+    const Range have = e_.rows_under(begin, end);
+    const int64_t kept = shared_rows(before.end, have.begin), keep = shared_rows(have.end, next);
+    const int64_t first = (image * p.output[1] + begin) * p.output[2];
+    e_.fill_panel(image, have, panel_);
+    for (int64_t vector = 0; vector < e_.vectors; ++vector) {
+      e_.shape.clear_sides(planes_ + vector * have.size() * pitch, have.size());
+    }
+    for (int64_t block = 0; block < e_.widen.blocks; ++block) {
+      for (int64_t vector = 0; vector < e_.vectors; ++vector) {
+        const float* seam = seams_ + (block * e_.vectors + vector) * seam_floats_;
+        std::copy_n(seam, kept * pitch, planes_ + vector * have.size() * pitch);
+      }
+      e_.widen_rows(panel_, kept, have.size(), block, planes_);
+      if (e_.conv.separable) {
+        e_.convolve(planes_, have, begin, end, block, made_, p.output[2] * lanes, lanes, pixels * lanes);
       } else {
-        table_.depthwise_tile(band, conv_.weights, options.activation, wide_, conv_.out + at, tiling[i]);
+        e_.convolve(planes_, have, begin, end, block, e_.conv.out + first * p.channels, p.output[2] * p.channels,
+                    p.channels, lanes);
+      }
+      for (int64_t vector = 0; vector < e_.vectors; ++vector) {
+        const float* from = planes_ + ((vector + 1) * have.size() - keep) * pitch;
+        std::copy_n(from, keep * pitch, seams_ + (block * e_.vectors + vector) * seam_floats_);
       }
     }
+    if (e_.conv.separable) e_.project(made_, pixels * lanes, first, pixels);
   }
-
-  const ExpandedConv& conv_;
-  const ConvProblem& p_;
-  const KernelTable& table_;
-  int64_t row_floats_;
-  PackedPointwise expansion_;
-  int64_t tile_, band_, rows_, pixels_;
-  float *panel_, *wide_;
 };
+
+void by_rows(const Expansion& e) {
+  const int64_t height = e.p.output[1], rows = e.p.batch * height, threads = thread_count();
+  parallel_for(threads, 1, [&](int64_t begin, int64_t end) {
+    Bands bands(e);
+    const int64_t last = rows * end / threads;
+    for (int64_t row = rows * begin / threads; row < last;) {
+      const int64_t image = row / height, first = row % height, count = std::min(height - first, last - row);
+      bands.run(image, first, first + count);
+      row += count;
+    }
+  });
+}
+
+// Image after image, whose wide channels the threads share: no row is widened twice.
+void by_channels(const Expansion& e) {
+  const ConvProblem& p = e.p;
+  const int64_t lanes = e.table.lanes, pixels = p.output[1] * p.output[2], threads = thread_count();
+  const Range rows = e.rows_under(0, p.output[1]);
+  const Workspace made(static_cast<std::size_t>(e.conv.separable ? pixels * e.padded() : 0));
+  for (int64_t image = 0; image < p.batch; ++image) {
+    const int64_t first = image * pixels;
+    parallel_for(e.widen.blocks, 1, [&](int64_t begin, int64_t end) {
+      float* panel = scratch(Scratch::kPanel, static_cast<std::size_t>(e.panel_floats(rows.size())));
+      float* planes = scratch(Scratch::kPlanes, static_cast<std::size_t>(e.planes_floats(rows.size())));
+      e.fill_panel(image, rows, panel);
+      e.shape.clear_sides(planes, e.vectors * rows.size());
+      for (int64_t block = begin; block < end; ++block) {
+        e.widen_rows(panel, 0, rows.size(), block, planes);
+        if (e.conv.separable) {
+          e.convolve(planes, rows, 0, p.output[1], block, made.data(), p.output[2] * lanes, lanes, pixels * lanes);
+        } else {
+          e.convolve(planes, rows, 0, p.output[1], block, e.conv.out + first * p.channels, p.output[2] * p.channels,
+                     p.channels, lanes);
+        }
+      }
+    });
+    if (!e.conv.separable) continue;
+    parallel_for(threads, 1, [&](int64_t begin, int64_t end) {
+      const int64_t from = pixels * begin / threads, count = pixels * end / threads - from;
+      if (count > 0) e.project(made.data() + from * lanes, pixels * lanes, first + from, count);
+    });
+  }
+}
 
 void apart(const ExpandedConv& conv) {
   const ConvProblem& p = conv.problem;
@@ -129,25 +269,25 @@ void apart(const ExpandedConv& conv) {
   }
 }
 
+// Whether threads waste less by sharing an image's channels than by sharing its rows: a block of channels too many for
+// some against rows that two of them widen.
+bool channels_waste_less(const Expansion& e, int64_t threads) {
+  const ConvProblem& p = e.p;
+  if (p.batch >= threads || e.planes_floats(p.input[1]) * kFloatBytes > l2_cache_bytes() / 4) return false;
+  const int64_t blocks = e.widen.blocks, most = ceil_div(blocks, threads) * threads;
+  const int64_t seam = std::max<int64_t>(0, e.reach + 1 - p.stride[1]);
+  // (most - blocks) / blocks < seam * (threads - batch) / (batch * rows)
+  return (most - blocks) * p.batch * p.input[1] <= seam * (threads - p.batch) * blocks;
+}
+
 }  // namespace
 
 void expanded_conv_forward(const ExpandedConv& conv) {
-  const int64_t rows = conv.problem.batch * conv.problem.output[1], threads = thread_count();
-  if (threads > 1 && rows < threads * kLeastRows) return apart(conv);
-  ConvProblem problem = conv.problem;
-  const std::vector<ColumnSegment> segments = column_segments(problem);
-  problem.segments = segments.data();
-  problem.segment_count = static_cast<int64_t>(segments.size());
-  parallel_for(threads, 1, [&](int64_t begin, int64_t end) {
-    Bands bands(conv, problem);
-    const int64_t last = rows * end / threads;
-    for (int64_t row = rows * begin / threads; row < last;) {
-      const int64_t image = row / problem.output[1], first = row % problem.output[1];
-      const int64_t count = std::min(problem.output[1] - first, last - row);
-      bands.run(image, first, first + count);
-      row += count;
-    }
-  });
+  const Expansion expansion(conv);
+  const int64_t threads = thread_count();
+  if (channels_waste_less(expansion, threads)) return by_channels(expansion);
+  if (threads > 1 && conv.problem.batch * conv.problem.output[1] < threads * kLeastRows) return apart(conv);
+  by_rows(expansion);
 }
 
 }  // namespace dwsep

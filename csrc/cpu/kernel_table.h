@@ -40,6 +40,8 @@ struct KernelTable {
   void (*finish_row)(const FinishRow&);
   void (*pointwise_stage_tile)(const PointwiseStageTile&);
   void (*pointwise_tile)(const PointwiseTile&);
+  void (*plane_conv)(const PlaneConv&);
+  void (*expand_planes)(const PlaneExpansion&);
   void (*patch_row)(const PatchRow&);
   void (*finish_streams)();  // behind stores past the caches, before another thread reads
   // One K block of a pointwise weight (rows, inner) as [inner, padded to whole vectors][column].

@@ -190,10 +190,47 @@ struct PointwiseStageTile {
   Prefetch prefetch;
 };
 
+// Rows of the depthwise convolution of one block of channels whose input lies in a plane: out = activation(bias + ...).
+struct PlaneConv {
+  const float* plane;  // what output column 0 reads of input row 0 with its first tap; beyond the image lie zeros
+  int64_t row_stride;  // floats
+  int64_t rows;        // of the input; rows beyond are left out
+  int64_t first_row;   // of the input, under the first tap of the first output row; may lie outside
+  int64_t out_rows;
+  int64_t columns;  // of the output
+  int64_t kernel[2], stride[2], dilation[2];
+  const float* weights;  // [tap][lane]
+  const float* bias;     // [lane]
+  Activation activation;
+  float* out;
+  int64_t out_row_stride;
+  int64_t out_pixel_stride;
+  int64_t channels;  // lanes that are stored
+  double* sums;      // [lane], of the outputs: added to; null for none
+};
+
+// One K block of a 1x1 convolution, for rows of pixels, into planes [vector of the block][row][column][lane].
+struct PlaneExpansion {
+  const float* panel;  // [inner block][row][column][lane]
+  int64_t panel_block_stride;
+  int64_t inner;  // channels in the inner blocks
+  int64_t rows;
+  int64_t columns;
+  int64_t out_channels;
+  const float* weights;
+  const float* bias;
+  int64_t block;
+  Activation activation;
+  float* planes;  // the first pixel
+  int64_t row_stride;
+  int64_t plane_stride;
+};
+
 // The same for inference, K blocks [block_begin, block_end): activation, then residual.
 struct PointwiseTile {
   const float* panel;
-  int64_t inner;  // channels in the inner blocks
+  int64_t panel_block_stride;  // floats from an inner block to the next; 0 where blocks of `pixels` follow one another
+  int64_t inner;               // channels in the inner blocks
   int64_t pixels;
   int64_t out_channels;
   const float* weights;

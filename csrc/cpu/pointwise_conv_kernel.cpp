@@ -87,6 +87,7 @@ void pointwise_conv_forward(const PointwiseConv& conv) {
       const int64_t next = first + pixels;
       const int64_t next_pixels = unit + splits < end ? conv.pixels * (index + 2) / tiles - next : 0;
       table.pointwise_tile({panel,
+                            0,
                             conv.channels,
                             pixels,
                             conv.out_channels,
