@@ -11,7 +11,8 @@ from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.parameter import UninitializedParameter
 
 from dwsep.errors import ArgumentError
-from dwsep.nn import _depthwise, _separable, _separable_transposed, _transposed
+from dwsep.nn import _depthwise, _separable, _transposed
+from dwsep.nn import _separable_transposed as _together
 
 _FACTOR_PARAMETERS = ("weight", "bias")
 
@@ -247,7 +248,9 @@ class LazyDepthwiseSeparableConv3d(_LazySeparable, _Bare, _separable.DepthwiseSe
 
 
 class LazyDepthwiseConvTranspose1d(_LazyTransposed, _Bare, _transposed.DepthwiseConvTranspose1d):  # type: ignore[misc]
-    """:class:`DepthwiseConvTranspose1d` whose ``in_channels`` comes from the first input, as :class:`LazyDepthwiseConv2d`'s does.
+    """:class:`DepthwiseConvTranspose1d` whose ``in_channels`` comes from the first input.
+
+    See :class:`LazyDepthwiseConv2d`.
 
     Example:
         >>> import torch
@@ -259,7 +262,9 @@ class LazyDepthwiseConvTranspose1d(_LazyTransposed, _Bare, _transposed.Depthwise
 
 
 class LazyDepthwiseConvTranspose2d(_LazyTransposed, _Bare, _transposed.DepthwiseConvTranspose2d):  # type: ignore[misc]
-    """:class:`DepthwiseConvTranspose2d` whose ``in_channels`` comes from the first input, as :class:`LazyDepthwiseConv2d`'s does.
+    """:class:`DepthwiseConvTranspose2d` whose ``in_channels`` comes from the first input.
+
+    See :class:`LazyDepthwiseConv2d`.
 
     Example:
         >>> import torch
@@ -271,7 +276,9 @@ class LazyDepthwiseConvTranspose2d(_LazyTransposed, _Bare, _transposed.Depthwise
 
 
 class LazyDepthwiseConvTranspose3d(_LazyTransposed, _Bare, _transposed.DepthwiseConvTranspose3d):  # type: ignore[misc]
-    """:class:`DepthwiseConvTranspose3d` whose ``in_channels`` comes from the first input, as :class:`LazyDepthwiseConv2d`'s does.
+    """:class:`DepthwiseConvTranspose3d` whose ``in_channels`` comes from the first input.
+
+    See :class:`LazyDepthwiseConv2d`.
 
     Example:
         >>> import torch
@@ -282,7 +289,7 @@ class LazyDepthwiseConvTranspose3d(_LazyTransposed, _Bare, _transposed.Depthwise
     cls_to_become = _transposed.DepthwiseConvTranspose3d
 
 
-class LazyDepthwiseSeparableConvTranspose1d(_LazySeparable, _Bare, _separable_transposed.DepthwiseSeparableConvTranspose1d):  # type: ignore[misc]
+class LazyDepthwiseSeparableConvTranspose1d(_LazySeparable, _Bare, _together.DepthwiseSeparableConvTranspose1d):  # type: ignore[misc]
     """:class:`DepthwiseSeparableConvTranspose1d` whose ``in_channels`` comes from the first input.
 
     See :class:`LazyDepthwiseSeparableConv2d`.
@@ -293,10 +300,10 @@ class LazyDepthwiseSeparableConvTranspose1d(_LazySeparable, _Bare, _separable_tr
         torch.Size([2, 7, 18])
     """
 
-    cls_to_become = _separable_transposed.DepthwiseSeparableConvTranspose1d
+    cls_to_become = _together.DepthwiseSeparableConvTranspose1d
 
 
-class LazyDepthwiseSeparableConvTranspose2d(_LazySeparable, _Bare, _separable_transposed.DepthwiseSeparableConvTranspose2d):  # type: ignore[misc]
+class LazyDepthwiseSeparableConvTranspose2d(_LazySeparable, _Bare, _together.DepthwiseSeparableConvTranspose2d):  # type: ignore[misc]
     """:class:`DepthwiseSeparableConvTranspose2d` whose ``in_channels`` comes from the first input.
 
     See :class:`LazyDepthwiseSeparableConv2d`.
@@ -307,10 +314,10 @@ class LazyDepthwiseSeparableConvTranspose2d(_LazySeparable, _Bare, _separable_tr
         torch.Size([2, 7, 16, 16])
     """
 
-    cls_to_become = _separable_transposed.DepthwiseSeparableConvTranspose2d
+    cls_to_become = _together.DepthwiseSeparableConvTranspose2d
 
 
-class LazyDepthwiseSeparableConvTranspose3d(_LazySeparable, _Bare, _separable_transposed.DepthwiseSeparableConvTranspose3d):  # type: ignore[misc]
+class LazyDepthwiseSeparableConvTranspose3d(_LazySeparable, _Bare, _together.DepthwiseSeparableConvTranspose3d):  # type: ignore[misc]
     """:class:`DepthwiseSeparableConvTranspose3d` whose ``in_channels`` comes from the first input.
 
     See :class:`LazyDepthwiseSeparableConv2d`.
@@ -321,4 +328,4 @@ class LazyDepthwiseSeparableConvTranspose3d(_LazySeparable, _Bare, _separable_tr
         torch.Size([2, 7, 6, 6, 6])
     """
 
-    cls_to_become = _separable_transposed.DepthwiseSeparableConvTranspose3d
+    cls_to_become = _together.DepthwiseSeparableConvTranspose3d
