@@ -226,7 +226,8 @@ struct PlaneConv {
   int64_t out_row_stride;
   int64_t out_pixel_stride;
   int64_t channels;  // lanes that are stored
-  double* sums;      // [lane], of the outputs: added to; null for none
+  float* sums;       // [lane], of each row's outputs; null for none
+  int64_t sums_stride;
 };
 
 // One K block of a 1x1 convolution, for rows of pixels, into planes [vector of the block][row][column][lane].

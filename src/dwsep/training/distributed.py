@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from dataclasses import dataclass
 
 import torch
@@ -51,7 +52,11 @@ class Processes:
 
     def wrap(self, model: nn.Module) -> nn.Module:
         """The network as it is to be called in training, so that gradients are the means over all processes."""
-        return model if self.size == 1 else nn.parallel.DistributedDataParallel(model)
+        if self.size == 1:
+            return model
+        # A kernel of one channel has one order in memory and two sets of strides; the copy that this warns of is none.
+        warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
+        return nn.parallel.DistributedDataParallel(model)
 
     def sum(self, tensor: Tensor) -> Tensor:
         """The sum of a tensor over all processes."""
@@ -60,6 +65,14 @@ class Processes:
         result = tensor.clone()
         dist.all_reduce(result)
         return result
+
+    def gather(self, values: list[float]) -> list[float]:
+        """The values of all processes, those of the first one first; how many each has may differ."""
+        if self.size == 1:
+            return values
+        found: list[list[float] | None] = [None] * self.size
+        dist.all_gather_object(found, values)
+        return [value for part in found for value in part or ()]
 
     def share_buffers(self, model: nn.Module) -> None:
         """Give every process the first one's running statistics."""
