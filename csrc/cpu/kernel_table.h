@@ -51,6 +51,7 @@ struct KernelTable {
   // Floats of memory that separable_tile needs for a tile of so many pixels.
   int64_t (*separable_floats)(const ConvProblem&, int64_t pixels);
   int64_t (*fma_loop)(int64_t iterations, float* sink);  // returns the floating-point operations done
+  void (*correlate_line)(const CorrelateLine&);
 };
 
 }  // namespace dwsep

@@ -50,6 +50,26 @@ struct CorrelateRow {
   bool stream;  // store past the caches: `out` and out_stride are whole cache lines
 };
 
+// Taps of a line at most: more of them are faster on planes, where what is loaded serves several taps.
+constexpr int64_t kMostLineTaps = 16;
+
+// One channel of a contiguous tensor with one axis: out[i] = activation(bias + sum over taps of weights[tap] *
+// source[i - pad_low + tap * dilation]), where what is outside the input is zero.
+struct CorrelateLine {
+  ElementType element_type;
+  const void* source;
+  int64_t input;  // elements
+  void* out;
+  int64_t output;
+  const void* weights;
+  int64_t taps;
+  int64_t dilation;
+  int64_t pad_low;
+  float bias;
+  Activation activation;
+  bool stream;  // store past the caches: outputs begin with a cache line
+};
+
 // sums[r][t] += sum over rows and pixels of gradient[pixel] * input[r][pixel * pixel_step + t * tap_step].
 struct WeightGradientRows {
   const float* const* rows;  // [row_count][1 + kernel_rows]: the gradient's row, then the inputs' rows
