@@ -140,11 +140,15 @@ def _settings(task: str, given: dict[str, Any], path: Path | None, output_dir: P
 
 def _in_settings_form(task: str, given: dict[str, Any]) -> dict[str, Any]:
     """What stands on the command line as settings: grey is one channel, a folder's path is data of its kind."""
+    from dwsep.training.data.huggingface import PREFIX, is_hub
+
     values = dict(given)
     if "in_channels" in values:
         values["in_channels"] = 1 if values["in_channels"] else 3
     if task == "classify" and "data" in values and "data_dir" not in values and Path(values["data"]).is_dir():
         values["data_dir"], values["data"] = Path(values["data"]), "folder"
+    if task == "classify" and is_hub(values.get("data", "")):
+        values["data_dir"], values["data"] = Path(values["data"].removeprefix(PREFIX)), "huggingface"
     if task == "segment" and "image_size" in values:
         sides = str(values["image_size"]).lower().split("x")
         if not all(side.isdecimal() for side in sides) or len(sides) > 2:

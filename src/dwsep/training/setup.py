@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from torch import nn
@@ -15,6 +16,7 @@ from dwsep.training.data import (
     ImageDataset,
     Vocabulary,
     load_fashion_mnist_subset,
+    load_hub_images,
     load_idx,
     load_image_folder,
     load_mask_folder,
@@ -80,6 +82,10 @@ def load_data(config: Settings, split: str, info: ModelInfo | None = None) -> Ex
             class_names=None if info is None else info.class_names,
         )
     assert isinstance(config, TrainConfig)
+    return replace(_load_images(config, split), augmentation=config.augmentation)
+
+
+def _load_images(config: TrainConfig, split: str) -> ImageDataset:
     if config.data == "folder":
         assert config.data_dir is not None  # TrainConfig sees to it
         return load_image_folder(
@@ -87,6 +93,16 @@ def load_data(config: Settings, split: str, info: ModelInfo | None = None) -> Ex
             split,
             image_size=config.image_size,
             in_channels=config.in_channels,
+            seed=config.seed,
+            on_bad_file=config.on_bad_file,
+        )
+    if config.data == "huggingface":
+        return load_hub_images(
+            f"hf:{config.data_dir}",
+            split,
+            image_size=config.image_size,
+            in_channels=config.in_channels,
+            label_column=config.label_column,
             seed=config.seed,
             on_bad_file=config.on_bad_file,
         )
