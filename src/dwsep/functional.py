@@ -11,7 +11,7 @@ from dwsep import dispatch, ops
 from dwsep.errors import ArgumentError, unknown_name
 from dwsep.geometry import ConvGeometry, Padding
 from dwsep.kernels.activations import activation_name
-from dwsep.ops._layout import is_channels_last
+from dwsep.ops._layout import in_layout_of, is_channels_last
 
 __all__ = [
     "depthwise_conv1d",
@@ -110,7 +110,7 @@ def depthwise_conv(
     out = selection.kernel(
         x, weight, bias, geometry.stride, _flat(geometry.pads(spatial)), geometry.dilation, activation
     )
-    return out if batched else out.squeeze(0)
+    return _finished(out, x, selection, batched)
 
 
 def depthwise_separable_conv(
@@ -161,6 +161,13 @@ def depthwise_separable_conv(
         activation,
         residual,
     )
+    return _finished(out, x, selection, batched)
+
+
+def _finished(out: Tensor, x: Tensor, selection: dispatch.Selection, batched: bool) -> Tensor:
+    """The output in the memory format of ``x``, which PyTorch's convolutions keep for two axes alone."""
+    if selection.backend == "reference" and x.dim() != 4:
+        out = in_layout_of(x, out)
     return out if batched else out.squeeze(0)
 
 

@@ -10,6 +10,8 @@ import torch
 from torch import nn
 
 import dwsep
+from dwsep.ops._layout import is_channels_last
+from tests import problems
 
 LAYERS = {
     1: dwsep.nn.DepthwiseSeparableConv1d,
@@ -120,6 +122,18 @@ def test_memory_format_is_kept(axes, last):
     assert layer(x.to(memory_format=last)).is_contiguous(memory_format=last)
     with torch.no_grad():
         assert layer(x.to(memory_format=last)).is_contiguous(memory_format=last)
+
+
+@pytest.mark.parametrize("axes", LAYERS)
+def test_memory_format_is_kept_by_the_reference(axes):
+    x = torch.randn(2, 4, *SIZES[:axes])
+    depthwise, pointwise = torch.randn(4, 1, *(3,) * axes), torch.randn(6, 4, *(1,) * axes)
+    functions = dwsep.functional
+    for given in (x, problems.last(x)):
+        out = getattr(functions, f"depthwise_conv{axes}d")(given, depthwise, backend="reference")
+        assert is_channels_last(out) == is_channels_last(given)
+        separable = getattr(functions, f"depthwise_separable_conv{axes}d")
+        assert is_channels_last(separable(given, depthwise, pointwise, backend="reference")) == is_channels_last(given)
 
 
 @pytest.mark.parametrize("view", ["sliced", "transposed", "expanded"])
