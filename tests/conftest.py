@@ -5,6 +5,11 @@ from __future__ import annotations
 import os
 
 import pytest
+
+# Threads that spin while they wait would keep the other tests, which run beside, from the cores.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
 import torch
 
 # Triton's kernels are tested everywhere: on a GPU where there is one, else in Triton's interpreter, which has to be

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-
 import dwsep
+from tests import forks
 
 SUPPORTED = dwsep.ops.native_status().supported_isas
 
@@ -18,9 +15,6 @@ _AFTER = "\nimport dwsep\nprint(dwsep.ops.native_status().isa)"
 
 def run_on(isa: str, script: str) -> None:
     """Run Python source with one instruction set in use; an exception in it fails the test."""
-    script = _BEFORE + script + _AFTER
-    # Threads that spin while they wait keep others, of which there may be more than cores, from the cores.
-    environment = {"OMP_WAIT_POLICY": "passive", **os.environ, "DWSEP_ISA": isa}
-    result = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True)
+    result = forks.run(_BEFORE + script + _AFTER, {"DWSEP_ISA": isa})
     assert result.returncode == 0, result.stderr[-3000:]
     assert result.stdout.strip() == isa

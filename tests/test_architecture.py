@@ -58,7 +58,7 @@ def test_imports_point_one_way(room):
 
 def test_import_needs_torch_alone():
     optional = "torchvision timm torchmetrics safetensors pydantic typer rich matplotlib jinja2 PIL pandas yaml"
-    optional += " onnx onnxruntime openvino h5py keras huggingface_hub segmentation_models_pytorch"
+    optional += " onnx onnxruntime openvino h5py keras huggingface_hub segmentation_models_pytorch datasets"
     script = f"""
 import sys
 class Refuse:

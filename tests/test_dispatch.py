@@ -76,6 +76,7 @@ def test_training_of_plain_depthwise_is_left_to_pytorch_in_channels_last():
     assert chosen(3, gradient=False, channels_last=True).backend == "cpu"
     assert chosen(5, gradient=True, channels_last=True).backend == "cpu"
     assert chosen(3, gradient=True, channels_last=True, dilation=2).backend == "cpu"
+    assert chosen(3, gradient=True, channels_last=True, multiplied=True).backend == "cpu"
 
 
 @pytest.mark.skipif(not dwsep.ops.native_status().loaded, reason="compares with the native kernel")

@@ -11,16 +11,17 @@ from pathlib import Path
 
 import pytest
 
+from tests import forks
+
 ROOT = Path(__file__).parents[1]
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", (ROOT / "README.md").read_text(), re.DOTALL | re.MULTILINE)
 SNIPPETS = [text for language, text in BLOCKS if language == "python"]
-COMMANDS = [
-    line.removeprefix("$ ")
+SESSIONS = [
+    [line.removeprefix("$ ") for line in text.splitlines() if line.startswith("$ ")]
     for language, text in BLOCKS
     if language == "console"
-    for line in text.splitlines()
-    if line.startswith("$ ")
 ]
+COMMANDS = [command for session in SESSIONS for command in session]
 
 
 def test_readme_has_snippets_and_commands():
@@ -31,23 +32,25 @@ def test_readme_has_snippets_and_commands():
 
 @pytest.mark.parametrize("snippet", SNIPPETS)
 def test_snippet_runs(snippet, tmp_path):
-    result = subprocess.run([sys.executable, "-c", snippet], capture_output=True, text=True, cwd=tmp_path)
+    result = forks.run(f"import os\nos.chdir({str(tmp_path)!r})\n{snippet}")
     assert result.returncode == 0, result.stderr
     expected = re.findall(r"#> (.*)", snippet)
     assert result.stdout.splitlines() == expected
 
 
-@pytest.mark.parametrize("command", [command for command in COMMANDS if command.startswith("dwsep ")])
-def test_dwsep_command_runs(command, tmp_path_factory):
-    words = shlex.split(command)
-    if words[:2] == ["dwsep", "demo"]:
-        words.append("--quick")  # the whole takes minutes; make test-all runs it from a clone
-    if words[:3] == ["dwsep", "bench", "networks"]:
-        words += ["--quick", "--size", "64", "--peers", "nchw"]  # minutes at full size, against all peers
-    folder = tmp_path_factory.getbasetemp() / "readme"  # shared: a later command uses what an earlier one wrote
-    folder.mkdir(exist_ok=True)
-    result = subprocess.run([sys.executable, "-m", "dwsep.cli", *words[1:]], capture_output=True, text=True, cwd=folder)
-    assert result.returncode == 0, result.stdout + result.stderr
+@pytest.mark.parametrize("session", [s for s in SESSIONS if any(c.startswith("dwsep ") for c in s)], ids=" && ".join)
+def test_dwsep_commands_run(session, tmp_path):
+    for command in session:  # in one folder: a later command uses what an earlier one wrote
+        words = shlex.split(command)
+        if words[:2] == ["dwsep", "demo"]:
+            words.append("--quick")  # the whole takes minutes; make test-all runs it from a clone
+        if words[:3] == ["dwsep", "bench", "networks"]:  # minutes for all networks, at full size, against all peers
+            words[3:3] = ["mobilenetv2_100"] * words[3].startswith("--")
+            words += ["--quick", "--size", "32", "--peers", "nchw"]
+        if words[0] == "dwsep":
+            arguments = [sys.executable, "-m", "dwsep.cli", *words[1:]]
+            result = subprocess.run(arguments, capture_output=True, text=True, cwd=tmp_path)
+            assert result.returncode == 0, command + result.stdout + result.stderr
 
 
 @pytest.mark.parametrize("command", [command for command in COMMANDS if not command.startswith("dwsep ")])

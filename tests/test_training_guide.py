@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from dwsep.cli._train_options import options_of
+from tests import forks
 
 PATH = Path(__file__).parents[1] / "docs" / "training.md"
 TEXT = PATH.read_text()
@@ -18,7 +17,7 @@ BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", TEXT, re.DOTALL | re.MULTILINE)
 
 def test_the_snippet_prints_what_it_says(tmp_path):
     (snippet,) = (text for language, text in BLOCKS if language == "python")
-    result = subprocess.run([sys.executable, "-c", snippet], capture_output=True, text=True, cwd=tmp_path)
+    result = forks.run(f"import os\nos.chdir({str(tmp_path)!r})\n{snippet}")
     assert result.returncode == 0, result.stderr
     assert result.stdout.splitlines() == re.findall(r"#> (.*)", snippet)
 
@@ -34,6 +33,7 @@ def test_the_settings_are_settings(tmp_path):
 
 def test_every_option_named_is_one():
     known = {"help", "config", "output-dir", "resume", "checkpoint", "nproc-per-node", "json", "threads", "test-data"}
+    known |= {"sweep"}  # pytest's
     for task in ("classify", "segment", "text", "series"):
         for option in options_of(task):
             flags = option.flags or (f"--{option.field.replace('_', '-')}",)

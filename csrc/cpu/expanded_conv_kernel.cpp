@@ -10,6 +10,7 @@
 #include "cpu/pointwise_conv_kernel.h"
 #include "cpu/scratch.h"
 #include "cpu/separable_conv_kernel.h"
+#include "cpu/stage_gate_kernel.h"
 #include "cpu/workspace.h"
 
 namespace dwsep {
@@ -18,6 +19,7 @@ namespace {
 constexpr auto kFloatBytes = static_cast<int64_t>(sizeof(float));
 // Rows at the seams are widened twice: a thread needs so many of its own for that to pay.
 constexpr int64_t kLeastRows = 6;
+constexpr int64_t kMostLanes = 16;
 
 // The shape of the problem's planes: input rows with zeros on both sides, as far as taps reach.
 struct PlaneShape {
@@ -48,6 +50,7 @@ class Expansion {
         table(kernels()),
         shape(p, table.lanes),
         widen(table, conv.channels, p.channels, conv.expansion),
+        widens(conv.expansion != nullptr),
         vectors(table.tile_columns / table.lanes),
         reach((p.kernel[1] - 1) * p.dilation[1]) {}
 
@@ -56,11 +59,13 @@ class Expansion {
   const KernelTable& table;
   PlaneShape shape;
   PackedPointwise widen;
+  bool widens;
   int64_t vectors, reach;
+  float* row_sums = nullptr;  // [output row][padded channels]
 
   int64_t lane_blocks() const { return ceil_div(p.channels, table.lanes); }
   int64_t padded() const { return lane_blocks() * table.lanes; }
-  int64_t panel_floats(int64_t rows) const { return rows * p.input[2] * widen.inner; }
+  int64_t panel_floats(int64_t rows) const { return widens ? rows * p.input[2] * widen.inner : 0; }
   int64_t planes_floats(int64_t rows) const { return vectors * rows * shape.pitch; }
   int64_t position(int64_t row) const { return row * p.stride[1] - p.pad_low[1]; }
   // The input rows that output rows [begin, end) read; where all taps lie in the padding, one row stands for them.
@@ -69,24 +74,35 @@ class Expansion {
     return {low, std::clamp<int64_t>(position(end - 1) + reach + 1, low + 1, p.input[1])};
   }
 
-  // Rows of an image as [inner block][pixel][lane].
+  // Rows of an image as [inner block][pixel][lane], to be widened.
   void fill_panel(int64_t image, Range rows, float* panel) const {
+    if (!widens) return;
     const int64_t pixels = rows.size() * p.input[2];
     table.stage_row({conv.x + (image * p.input[1] + rows.begin) * p.input[2] * conv.channels, nullptr, nullptr, nullptr,
                      Activation::kNone, conv.channels, pixels, conv.channels, panel, pixels * table.lanes});
   }
 
-  // K block `block` of the rows [from, rows) of a panel of `rows` rows, into planes of as many.
-  void widen_rows(const float* panel, int64_t from, int64_t rows, int64_t block, float* planes) const {
-    const int64_t lanes = table.lanes, columns = p.input[2];
-    table.expand_planes({panel + from * columns * lanes, rows * columns * lanes, conv.channels, rows - from, columns,
-                         p.channels, widen.weights, widen.bias, block, conv.expansion_activation,
-                         planes + from * shape.pitch + shape.left, shape.pitch, rows * shape.pitch});
+  // K block `block` of the input rows `have` but for the first `kept`, into planes of all of them.
+  void fill_planes(int64_t image, const float* panel, Range have, int64_t kept, int64_t block, float* planes) const {
+    const int64_t lanes = table.lanes, columns = p.input[2], rows = have.size(), first = block * table.tile_columns;
+    float* target = planes + kept * shape.pitch + shape.left;
+    if (widens) {
+      table.expand_planes({panel + kept * columns * lanes, rows * columns * lanes, conv.channels, rows - kept, columns,
+                           p.channels, widen.weights, widen.bias, block, conv.expansion_activation, target, shape.pitch,
+                           rows * shape.pitch});
+      return;
+    }
+    const float* x = conv.x + (image * p.input[1] + have.begin + kept) * columns * p.channels + first;
+    const int64_t channels = std::min(table.tile_columns, p.channels - first);
+    for (int64_t row = kept; row < rows; ++row, x += columns * p.channels, target += shape.pitch) {
+      table.stage_row(
+          {x, nullptr, nullptr, nullptr, Activation::kNone, p.channels, columns, channels, target, rows * shape.pitch});
+    }
   }
 
-  // Output rows [begin, end) of the channels of a K block from planes of the input rows `have`. `out` is where channel
-  // 0 of the first of these rows lies, whole vectors `vector_stride` apart.
-  void convolve(const float* planes, Range have, int64_t begin, int64_t end, int64_t block, float* out,
+  // Output rows [begin, end) of an image and the channels of a K block, from planes of the input rows `have`. `out` is
+  // where channel 0 of the first of these rows lies, whole vectors `vector_stride` apart.
+  void convolve(int64_t image, const float* planes, Range have, int64_t begin, int64_t end, int64_t block, float* out,
                 int64_t row_stride, int64_t pixel_stride, int64_t vector_stride) const {
     const int64_t lanes = table.lanes, taps = p.kernel[1] * p.kernel[2];
     for (int64_t vector = 0; vector < vectors; ++vector) {
@@ -94,23 +110,25 @@ class Expansion {
       if (at >= lane_blocks()) return;
       // Of a panel, the lanes behind the last channel are read, too.
       const int64_t channels = conv.separable ? lanes : std::min(lanes, p.channels - at * lanes);
-      table.plane_conv({planes + vector * have.size() * shape.pitch + shape.origin,
-                        shape.pitch,
-                        have.size(),
-                        position(begin) - have.begin,
-                        end - begin,
-                        p.output[2],
-                        {p.kernel[1], p.kernel[2]},
-                        {p.stride[1], p.stride[2]},
-                        {p.dilation[1], p.dilation[2]},
-                        conv.weights.depthwise + at * taps * lanes,
-                        conv.weights.depthwise_bias + at * lanes,
-                        conv.separable ? conv.options.inner_activation : conv.options.activation,
-                        out + at * vector_stride,
-                        row_stride,
-                        pixel_stride,
-                        channels,
-                        nullptr});
+      table.plane_conv(
+          {planes + vector * have.size() * shape.pitch + shape.origin,
+           shape.pitch,
+           have.size(),
+           position(begin) - have.begin,
+           end - begin,
+           p.output[2],
+           {p.kernel[1], p.kernel[2]},
+           {p.stride[1], p.stride[2]},
+           {p.dilation[1], p.dilation[2]},
+           conv.weights.depthwise + at * taps * lanes,
+           conv.weights.depthwise_bias + at * lanes,
+           conv.separable ? conv.options.inner_activation : conv.options.activation,
+           out + at * vector_stride,
+           row_stride,
+           pixel_stride,
+           channels,
+           row_sums == nullptr ? nullptr : row_sums + (image * p.output[1] + begin) * padded() + at * lanes,
+           padded()});
     }
   }
 
@@ -141,12 +159,14 @@ class Bands {
  public:
   explicit Bands(const Expansion& e) : e_(e) {
     const ConvProblem& p = e.p;
-    const int64_t in_row = p.input[2] * e.widen.inner + e.vectors * e.shape.pitch;
+    const int64_t in_row = e.panel_floats(1) + e.vectors * e.shape.pitch;
     const int64_t out_row = (e.conv.separable ? p.output[2] * e.padded() : 0) + p.stride[1] * in_row;
     const int64_t budget = l2_cache_bytes() / kFloatBytes * 5 / 8 - e.reach * in_row;
     band_ = std::clamp<int64_t>(budget / out_row, 1, p.output[1]);
     const int64_t rows = std::min(p.input[1], (band_ - 1) * p.stride[1] + e.reach + 1);
-    seam_floats_ = std::min(p.input[1], e.reach) * e.shape.pitch;
+    // What is only copied is copied again.
+    seam_rows_ = e.widens ? std::min(p.input[1], e.reach) : 0;
+    seam_floats_ = seam_rows_ * e.shape.pitch;
     panel_ = scratch(Scratch::kPanel, static_cast<std::size_t>(e.panel_floats(rows) + out_floats()));
     made_ = panel_ + e.panel_floats(rows);
     planes_ = scratch(Scratch::kPlanes,
@@ -168,7 +188,7 @@ class Bands {
 
  private:
   const Expansion& e_;
-  int64_t band_, seam_floats_;
+  int64_t band_, seam_rows_, seam_floats_;
   float *panel_, *made_, *planes_, *seams_;
 
   int64_t out_floats() const { return e_.conv.separable ? band_ * e_.p.output[2] * e_.padded() : 0; }
@@ -176,7 +196,7 @@ class Bands {
   // How many of the rows up to `end` the next band, which reads rows from `begin` on, finds in the seams.
   int64_t shared_rows(int64_t end, int64_t begin) const {
     const int64_t rows = std::max<int64_t>(0, end - begin);
-    return rows <= std::min(e_.p.input[1], e_.reach) ? rows : 0;
+    return rows <= seam_rows_ ? rows : 0;
   }
 
   // `before`: the input rows of the band before, of which the last may lie in the seams; `next`: the first of those
@@ -196,11 +216,11 @@ class Bands {
         const float* seam = seams_ + (block * e_.vectors + vector) * seam_floats_;
         std::copy_n(seam, kept * pitch, planes_ + vector * have.size() * pitch);
       }
-      e_.widen_rows(panel_, kept, have.size(), block, planes_);
+      e_.fill_planes(image, panel_, have, kept, block, planes_);
       if (e_.conv.separable) {
-        e_.convolve(planes_, have, begin, end, block, made_, p.output[2] * lanes, lanes, pixels * lanes);
+        e_.convolve(image, planes_, have, begin, end, block, made_, p.output[2] * lanes, lanes, pixels * lanes);
       } else {
-        e_.convolve(planes_, have, begin, end, block, e_.conv.out + first * p.channels, p.output[2] * p.channels,
+        e_.convolve(image, planes_, have, begin, end, block, e_.conv.out + first * p.channels, p.output[2] * p.channels,
                     p.channels, lanes);
       }
       for (int64_t vector = 0; vector < e_.vectors; ++vector) {
@@ -239,12 +259,13 @@ void by_channels(const Expansion& e) {
       e.fill_panel(image, rows, panel);
       e.shape.clear_sides(planes, e.vectors * rows.size());
       for (int64_t block = begin; block < end; ++block) {
-        e.widen_rows(panel, 0, rows.size(), block, planes);
+        e.fill_planes(image, panel, rows, 0, block, planes);
         if (e.conv.separable) {
-          e.convolve(planes, rows, 0, p.output[1], block, made.data(), p.output[2] * lanes, lanes, pixels * lanes);
+          e.convolve(image, planes, rows, 0, p.output[1], block, made.data(), p.output[2] * lanes, lanes,
+                     pixels * lanes);
         } else {
-          e.convolve(planes, rows, 0, p.output[1], block, e.conv.out + first * p.channels, p.output[2] * p.channels,
-                     p.channels, lanes);
+          e.convolve(image, planes, rows, 0, p.output[1], block, e.conv.out + first * p.channels,
+                     p.output[2] * p.channels, p.channels, lanes);
         }
       }
     });
@@ -267,27 +288,68 @@ void apart(const ExpandedConv& conv) {
   } else {
     depthwise_conv_forward(p, conv.weights, conv.options.activation, wide.data(), conv.out);
   }
+  if (conv.means != nullptr) {
+    const int64_t image = p.output[1] * p.output[2];
+    stage_image_sums({conv.out, nullptr, nullptr, Activation::kNone, p.batch, image, p.channels}, nullptr,
+                     1.0 / static_cast<double>(image), conv.means);
+  }
 }
 
 // Whether threads waste less by sharing an image's channels than by sharing its rows: a block of channels too many for
-// some against rows that two of them widen.
+// some against a row too many for some and rows that two of them widen.
 bool channels_waste_less(const Expansion& e, int64_t threads) {
   const ConvProblem& p = e.p;
   if (p.batch >= threads || e.planes_floats(p.input[1]) * kFloatBytes > l2_cache_bytes() / 4) return false;
-  const int64_t blocks = e.widen.blocks, most = ceil_div(blocks, threads) * threads;
-  const int64_t seam = std::max<int64_t>(0, e.reach + 1 - p.stride[1]);
-  // (most - blocks) / blocks < seam * (threads - batch) / (batch * rows)
-  return (most - blocks) * p.batch * p.input[1] <= seam * (threads - p.batch) * blocks;
+  const int64_t blocks = e.widen.blocks, rows = p.batch * p.output[1];
+  const int64_t seam = e.widens ? std::max<int64_t>(0, e.reach + 1 - p.stride[1]) * (threads - p.batch) : 0;
+  const int64_t idle_blocks = ceil_div(blocks, threads) * threads - blocks;
+  const int64_t idle_rows = ceil_div(rows, threads) * threads - rows;
+  // idle_blocks / blocks <= idle_rows / rows + seam / input rows
+  const int64_t inputs = p.batch * p.input[1];
+  return idle_blocks * rows * inputs <= (idle_rows * inputs + seam * rows) * blocks && idle_rows + seam > 0;
+}
+
+// The means over the pixels of each image, from the sums over its rows: the same whoever computed which row.
+void write_means(const Expansion& e) {
+  const ConvProblem& p = e.p;
+  const double factor = 1.0 / static_cast<double>(p.output[1] * p.output[2]);
+  parallel_for(p.batch * e.lane_blocks(), 64, [&](int64_t begin, int64_t end) {
+    for (int64_t unit = begin; unit < end; ++unit) {
+      const int64_t image = unit / e.lane_blocks(), first = unit % e.lane_blocks() * e.table.lanes;
+      const float* sums = e.row_sums + image * p.output[1] * e.padded() + first;
+      double totals[kMostLanes] = {};
+      for (int64_t row = 0; row < p.output[1]; ++row, sums += e.padded()) {
+        for (int64_t lane = 0; lane < e.table.lanes; ++lane) totals[lane] += static_cast<double>(sums[lane]);
+      }
+      float* out = e.conv.means + image * p.channels + first;
+      const int64_t count = std::min(e.table.lanes, p.channels - first);
+      for (int64_t lane = 0; lane < count; ++lane) out[lane] = static_cast<float>(factor * totals[lane]);
+    }
+  });
 }
 
 }  // namespace
 
+bool planes_balance(const ConvProblem& problem) {
+  const ExpandedConv conv = {problem, problem.channels, nullptr, nullptr, {}, {}, {}, true, nullptr};
+  return channels_waste_less(Expansion(conv), thread_count());
+}
+
 void expanded_conv_forward(const ExpandedConv& conv) {
-  const Expansion expansion(conv);
+  Expansion expansion(conv);
+  const ConvProblem& p = conv.problem;
   const int64_t threads = thread_count();
-  if (channels_waste_less(expansion, threads)) return by_channels(expansion);
-  if (threads > 1 && conv.problem.batch * conv.problem.output[1] < threads * kLeastRows) return apart(conv);
-  by_rows(expansion);
+  const bool channels = channels_waste_less(expansion, threads);
+  if (!channels && expansion.widens && threads > 1 && p.batch * p.output[1] < threads * kLeastRows) return apart(conv);
+  const int64_t sums = conv.means == nullptr ? 0 : p.batch * p.output[1] * expansion.padded();
+  const Workspace row_sums(static_cast<std::size_t>(sums));
+  if (sums > 0) expansion.row_sums = row_sums.data();
+  if (channels) {
+    by_channels(expansion);
+  } else {
+    by_rows(expansion);
+  }
+  if (sums > 0) write_means(expansion);
 }
 
 }  // namespace dwsep

@@ -1,5 +1,5 @@
-// A 1x1 convolution that widens its input, and the depthwise or separable convolution behind it: bands of rows between
-// the two live in a thread's own cache.
+// A depthwise or separable convolution, by way of planes, perhaps with a 1x1 convolution before it that widens its
+// input: what lies between the factors lives in a thread's own cache.
 #pragma once
 
 #include "cpu/conv_problem.h"
@@ -12,13 +12,18 @@ struct ExpandedConv {
   ConvProblem problem;  // of what follows: its channels are the wide ones
   int64_t channels;
   const float* x;
-  const float* expansion;  // as pack_pointwise leaves a weight (problem.channels, channels)
+  const float* expansion;  // as pack_pointwise leaves a weight (problem.channels, channels); null for none
   Activation expansion_activation;
   PackedWeights weights;
   SeparableOptions options;
   bool separable;  // whether a pointwise factor follows the depthwise one, whose activation is else options.activation
   float* out;
+  float* means = nullptr;  // (N, channels of the output) over each image's pixels; null where nobody asks
 };
+
+// Whether a separable convolution without an expansion is better done so: an image's rows do not go round, and its
+// channels do.
+bool planes_balance(const ConvProblem& problem);
 
 void expanded_conv_forward(const ExpandedConv& conv);
 

@@ -43,6 +43,7 @@ struct KernelTable {
   void (*plane_conv)(const PlaneConv&);
   void (*expand_planes)(const PlaneExpansion&);
   void (*patch_row)(const PatchRow&);
+  bool (*dense_row)(const DenseRow&);
   void (*finish_streams)();  // behind stores past the caches, before another thread reads
   // One K block of a pointwise weight (rows, inner) as [inner, padded to whole vectors][column].
   void (*pack_columns)(const float* source, int64_t rows, int64_t inner, float* target);
@@ -50,6 +51,7 @@ struct KernelTable {
   // Floats of memory that separable_tile needs for a tile of so many pixels.
   int64_t (*separable_floats)(const ConvProblem&, int64_t pixels);
   int64_t (*fma_loop)(int64_t iterations, float* sink);  // returns the floating-point operations done
+  void (*correlate_line)(const CorrelateLine&);
 };
 
 }  // namespace dwsep

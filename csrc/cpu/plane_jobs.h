@@ -50,6 +50,26 @@ struct CorrelateRow {
   bool stream;  // store past the caches: `out` and out_stride are whole cache lines
 };
 
+// Taps of a line at most: more of them are faster on planes, where what is loaded serves several taps.
+constexpr int64_t kMostLineTaps = 16;
+
+// One channel of a contiguous tensor with one axis: out[i] = activation(bias + sum over taps of weights[tap] *
+// source[i - pad_low + tap * dilation]), where what is outside the input is zero.
+struct CorrelateLine {
+  ElementType element_type;
+  const void* source;
+  int64_t input;  // elements
+  void* out;
+  int64_t output;
+  const void* weights;
+  int64_t taps;
+  int64_t dilation;
+  int64_t pad_low;
+  float bias;
+  Activation activation;
+  bool stream;  // store past the caches: outputs begin with a cache line
+};
+
 // sums[r][t] += sum over rows and pixels of gradient[pixel] * input[r][pixel * pixel_step + t * tap_step].
 struct WeightGradientRows {
   const float* const* rows;  // [row_count][1 + kernel_rows]: the gradient's row, then the inputs' rows
@@ -206,7 +226,8 @@ struct PlaneConv {
   int64_t out_row_stride;
   int64_t out_pixel_stride;
   int64_t channels;  // lanes that are stored
-  double* sums;      // [lane], of the outputs: added to; null for none
+  float* sums;       // [lane], of each row's outputs; null for none
+  int64_t sums_stride;
 };
 
 // One K block of a 1x1 convolution, for rows of pixels, into planes [vector of the block][row][column][lane].
@@ -254,6 +275,23 @@ struct PatchRow {
   int64_t step;  // floats from a pixel to the next
   int64_t pixels;
   float* panel;
+};
+
+// A row of a dense convolution's outputs, from what a pixel's runs say of its padded input rows.
+struct DenseRow {
+  const float* source;  // the first pixel's first operand
+  const int64_t* runs;  // floats from a pixel's first operand to each run
+  int64_t run_count;
+  int64_t run_length;
+  int64_t step;  // floats from a pixel to the next
+  int64_t pixels;
+  int64_t out_channels;
+  const float* weights;  // [K block][operand, padded][column]
+  const float* bias;
+  int64_t inner_padded;
+  Activation activation;
+  const float* residual;  // lies as `out` does; or null
+  float* out;
 };
 
 // Operands of products which an instruction set wants in a form of its own; for what is multiplied as it lies,

@@ -40,11 +40,12 @@ void expanded(const ProgramStep& step, bool separable) {
                          packed_parts(step.problem, kernels(), step.weights),
                          {step.inner_activation, step.activation, residual, separable ? step.operand : nullptr},
                          separable,
-                         step.output.data});
+                         step.output.data,
+                         step.means});
 }
 
 void depthwise(const ProgramStep& step) {
-  if (step.expansion != nullptr) {
+  if (step.expansion != nullptr || step.means != nullptr) {
     expanded(step, false);
   } else {
     depthwise_conv_forward(step.problem, packed_parts(step.problem, kernels(), step.weights), step.activation,
@@ -56,7 +57,8 @@ void depthwise(const ProgramStep& step) {
 }
 
 void separable(const ProgramStep& step) {
-  if (step.expansion != nullptr) return expanded(step, true);
+  if (step.expansion != nullptr || (step.problem.multiplier == 1 && planes_balance(step.problem)))
+    return expanded(step, true);
   const Residual residual = step.operand == nullptr ? Residual::kNone : Residual::kInput;
   separable_conv_forward(step.problem, packed_parts(step.problem, kernels(), step.weights),
                          {step.inner_activation, step.activation, residual, step.operand}, step.input.data,
@@ -106,8 +108,20 @@ int64_t program_expansion_size(const ProgramStep& step) {
   return packed_pointwise_size(kernels(), step.input.channels, step.problem.channels);
 }
 
-void run_program(const std::vector<ProgramStep>& steps) {
-  for (const ProgramStep& step : steps) run(step);
+// Means of what a depthwise convolution has just made are taken where it makes it. They are written when its input has
+// been read, so that they may lie where that was.
+static bool takes_means(const ProgramStep& step, const ProgramStep& next) {
+  return step.kind == StepKind::kDepthwise && step.operand == nullptr && step.problem.multiplier == 1 &&
+         next.kind == StepKind::kPool && next.input.data == step.output.data;
+}
+
+void run_program(std::vector<ProgramStep> steps) {
+  for (std::size_t i = 0; i < steps.size(); ++i) {
+    const bool together = i + 1 < steps.size() && takes_means(steps[i], steps[i + 1]);
+    if (together) steps[i].means = steps[i + 1].output.data;
+    run(steps[i]);
+    if (together) ++i;
+  }
 }
 
 }  // namespace dwsep

@@ -30,12 +30,13 @@ struct ProgramStep {
   // Of a 1x1 convolution before a depthwise or separable one, whose output has the problem's channels; null for none.
   const float* expansion;
   Activation expansion_activation;
+  float* means;  // of a depthwise convolution's output over its pixels; set while the program runs
 };
 
 // Floats of a step's packed weights, with the kernels in use.
 int64_t program_weights_size(const ProgramStep& step);
 int64_t program_expansion_size(const ProgramStep& step);
 
-void run_program(const std::vector<ProgramStep>& steps);
+void run_program(std::vector<ProgramStep> steps);
 
 }  // namespace dwsep

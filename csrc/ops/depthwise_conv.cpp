@@ -2,11 +2,36 @@
 
 #include <torch/csrc/stable/ops.h>
 
+#include "cpu/channels_last.h"
 #include "cpu/depthwise_backward_kernel.h"
 #include "cpu/depthwise_conv_kernel.h"
+#include "cpu/depthwise_lines.h"
+#include "cpu/repeated_channels.h"
 #include "ops/arguments.h"
+#include "ops/output_memory.h"
 
 namespace dwsep {
+namespace {
+
+// Memory for `size` elements of the type of `like`.
+Tensor working_memory(int64_t size, const Tensor& like) {
+  return empty_output({size}, like.scalar_type(), torch::headeronly::MemoryFormat::Contiguous);
+}
+
+int64_t input_size(const ConvProblem& problem) {
+  return problem.batch * problem.input[0] * problem.input[1] * problem.input[2] * problem.channels;
+}
+
+// A channels-last x (dense) with every channel as many times as it has outputs; x itself where that is once.
+Tensor repeated_channels(const Tensor& x, const ConvProblem& problem) {
+  if (problem.multiplier == 1) return x;
+  const int64_t size = input_size(problem);
+  const Tensor wide = working_memory(size * problem.multiplier, x);
+  repeat_elements(problem.element_type, x.const_data_ptr(), size, problem.multiplier, wide.mutable_data_ptr());
+  return wide;
+}
+
+}  // namespace
 
 Tensor depthwise_conv(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias,
                       const std::vector<int64_t>& stride, const std::vector<int64_t>& padding,
@@ -21,13 +46,15 @@ Tensor depthwise_conv(const Tensor& x, const Tensor& weight, const std::optional
     const Tensor input = with_a_unit_stride(x, x);
     const std::vector<int64_t> spatial(problem.output + (5 - x.dim()), problem.output + 3);
     const Tensor out = empty_in_layout_of(x, problem.inner_channels, spatial);
-    depthwise_conv_forward_on_planes(problem, sources, applied, input.const_data_ptr(), strides_of(input),
-                                     out.mutable_data_ptr(), strides_of(out));
+    const Strides from = strides_of(input), to = strides_of(out);
+    const auto forward = lines_pay(problem, from, to) ? depthwise_lines_forward : depthwise_conv_forward_on_planes;
+    forward(problem, sources, applied, input.const_data_ptr(), from, out.mutable_data_ptr(), to);
     return out;
   }
-  const Tensor input = to_channels_last(x);
+  const Tensor input = repeated_channels(to_channels_last(x), problem);
   const Tensor out = empty_channels_last(problem, problem.inner_channels, x);
-  depthwise_conv_forward(problem, sources, applied, input.const_data_ptr(), out.mutable_data_ptr());
+  depthwise_conv_forward(of_repeated_channels(problem), sources, applied, input.const_data_ptr(),
+                         out.mutable_data_ptr());
   return in_layout_of(x, out);
 }
 
@@ -42,7 +69,6 @@ std::tuple<Tensor, Tensor, Tensor> depthwise_conv_backward(
   STD_TORCH_CHECK(output_mask.size() == 3, "output_mask must have 3 entries, got ", output_mask.size());
   const Activation applied = parse_activation(activation);
 
-  const Tensor input = with_a_unit_stride(x, x), gradient = with_a_unit_stride(grad, x);
   const std::vector<int64_t> spatial(x.sizes().begin() + 2, x.sizes().end());
   // Outputs of an operator must not share memory, an empty one neither.
   const auto none = [&] { return torch::stable::empty({0}, x.scalar_type()); };
@@ -50,17 +76,35 @@ std::tuple<Tensor, Tensor, Tensor> depthwise_conv_backward(
   const Tensor weight_gradient = output_mask[1] ? empty_contiguous(depthwise) : none();
   const bool wants_bias = output_mask[2] && bias.has_value();
   const Tensor bias_gradient = wants_bias ? empty_contiguous(*bias) : none();
-  const DepthwiseBackwardTensors tensors = {
-      gradient.const_data_ptr(),
-      strides_of(gradient),
-      input.const_data_ptr(),
-      strides_of(input),
-      output_mask[0] ? x_gradient.mutable_data_ptr() : nullptr,
-      output_mask[0] ? strides_of(x_gradient) : Strides{},
-      output_mask[1] ? weight_gradient.mutable_data_ptr() : nullptr,
-      wants_bias ? bias_gradient.mutable_data_ptr() : nullptr,
-  };
   const WeightSources sources = {depthwise.const_data_ptr(), data_or_null(dense_bias), nullptr, nullptr};
+  DepthwiseBackwardTensors tensors = {};
+  tensors.weight_gradient = output_mask[1] ? weight_gradient.mutable_data_ptr() : nullptr;
+  tensors.bias_gradient = wants_bias ? bias_gradient.mutable_data_ptr() : nullptr;
+
+  // A bfloat16 gradient would be rounded for each output before it is summed.
+  if (problem.multiplier > 1 && is_channels_last(x) && problem.element_type == ElementType::kFloat32) {
+    const ConvProblem wide = of_repeated_channels(problem);
+    const Tensor input = repeated_channels(to_channels_last(x), problem), gradient = to_channels_last(grad);
+    const Tensor wide_gradient = output_mask[0] ? working_memory(input_size(wide), x) : none();
+    tensors.gradient = gradient.const_data_ptr();
+    tensors.gradient_strides = channels_last_strides(wide.output, wide.channels);
+    tensors.x = input.const_data_ptr();
+    tensors.x_strides = tensors.x_gradient_strides = channels_last_strides(wide.input, wide.channels);
+    tensors.x_gradient = output_mask[0] ? wide_gradient.mutable_data_ptr() : nullptr;
+    depthwise_conv_backward(wide, sources, applied, tensors);
+    if (output_mask[0]) {
+      sum_repeated_elements(static_cast<const float*>(wide_gradient.const_data_ptr()), input_size(problem),
+                            problem.multiplier, static_cast<float*>(x_gradient.mutable_data_ptr()));
+    }
+    return {x_gradient, weight_gradient, bias_gradient};
+  }
+  const Tensor input = with_a_unit_stride(x, x), gradient = with_a_unit_stride(grad, x);
+  tensors.gradient = gradient.const_data_ptr();
+  tensors.gradient_strides = strides_of(gradient);
+  tensors.x = input.const_data_ptr();
+  tensors.x_strides = strides_of(input);
+  tensors.x_gradient = output_mask[0] ? x_gradient.mutable_data_ptr() : nullptr;
+  tensors.x_gradient_strides = output_mask[0] ? strides_of(x_gradient) : Strides{};
   depthwise_conv_backward(problem, sources, applied, tensors);
   return {x_gradient, weight_gradient, bias_gradient};
 }

@@ -240,7 +240,7 @@ std::vector<Tensor> inference_program(const std::vector<Tensor>& inputs, const T
   program.reserve(static_cast<std::size_t>(step_table.size()));
   for (int64_t i = 0; i < step_table.size(); ++i)
     program.push_back(read_step(step_table[i], all, weights, value_table));
-  run_program(program);
+  run_program(std::move(program));
   return all.outputs();
 }
 

@@ -111,14 +111,20 @@ def _has_bfloat16_products() -> bool:
 
 
 def stock_reasons(
-    op: str, geometry: ConvGeometry | None, dtype: torch.dtype, gradient: bool, channels_last: bool
+    op: str,
+    geometry: ConvGeometry | None,
+    dtype: torch.dtype,
+    gradient: bool,
+    channels_last: bool,
+    multiplied: bool = False,
 ) -> list[str]:
     """Why PyTorch's own kernels are the faster choice for a problem that the native ones could run; measured."""
     if op == "separable_conv":
         if dtype == torch.bfloat16 and _has_bfloat16_products():
             return ["this CPU has bfloat16 products, and PyTorch's use of them is the faster"]
         return []
-    plain = geometry is not None and max(geometry.kernel_size) <= 3 and set(geometry.dilation) == {1}
+    # With several outputs per channel PyTorch's training takes 3 to 4 times as long as the kernels.
+    plain = geometry is not None and max(geometry.kernel_size) <= 3 and set(geometry.dilation) == {1} and not multiplied
     if plain and geometry is not None and geometry.ndim == 2 and channels_last and gradient and dtype == torch.float32:
         return ["PyTorch trains undilated 3x3 kernels in channels last as fast"]
     return []
@@ -141,6 +147,7 @@ def _decide(
     backend: str,
     gradient: bool,
     channels_last: bool,
+    multiplied: bool,
     functorch: bool = False,
 ) -> Selection:
     if backend not in BACKENDS:
@@ -154,7 +161,7 @@ def _decide(
     if refused.get(backend):
         raise NotImplementedError(f"backend {backend!r} cannot run {op}: " + "; ".join(refused[backend]))
     if backend == "auto" and not refused["cpu"]:
-        refused["cpu"] = tuple(stock_reasons(op, geometry, dtype, gradient, channels_last))
+        refused["cpu"] = tuple(stock_reasons(op, geometry, dtype, gradient, channels_last, multiplied))
     if backend == "cpu" or (backend == "auto" and not refused["cpu"]):
         del refused["cpu"]
         return Selection("cpu", getattr(torch.ops.dwsep, op).default, MappingProxyType(refused))
@@ -180,6 +187,7 @@ def select(
     *,
     gradient: bool = False,
     channels_last: bool = True,
+    multiplied: bool = False,
 ) -> Selection:
     """Choose the kernel for a problem; the choice is made once per argument combination and remembered.
 
@@ -191,6 +199,7 @@ def select(
         backend: ``"auto"``, or the name of the one that must run.
         gradient: whether autograd will differentiate the result.
         channels_last: whether the input is in that layout, rather than contiguous.
+        multiplied: whether an input channel has several outputs.
 
     Returns:
         The kernel with its backend's name; ``refused`` tells why each backend before it cannot run.
@@ -206,13 +215,13 @@ def select(
         'reference'
     """
     if torch.compiler.is_compiling():
-        return _decide(op, geometry, dtype, device, backend, gradient, channels_last)
+        return _decide(op, geometry, dtype, device, backend, gradient, channels_last, multiplied)
     functorch = _functorch.differentiates()
-    key = (op, geometry, dtype, device, backend, gradient, channels_last, functorch)
+    key = (op, geometry, dtype, device, backend, gradient, channels_last, multiplied, functorch)
     try:
         return _cache[key]
     except (KeyError, TypeError):
-        selection = _decide(op, geometry, dtype, device, backend, gradient, channels_last, functorch)
+        selection = _decide(op, geometry, dtype, device, backend, gradient, channels_last, multiplied, functorch)
         if len(_cache) >= 4096:
             _cache.clear()
         _cache[key] = selection

@@ -35,7 +35,7 @@ def _stages_everywhere(monkeypatch):
         {"padding": "same_tf", "stride": 2, "bias": False},
         {"norm": lambda channels: nn.GroupNorm(4, channels)},
     ],
-    ids=str,
+    ids=" ".join,  # of the names of what is set: functions would be written with their addresses
 )
 def test_layer_trains_and_runs_as_before(options):
     torch.manual_seed(1)

@@ -1,5 +1,6 @@
 """The page of a cost report, as text and in a real browser."""
 
+import itertools
 import re
 
 import pytest
@@ -24,16 +25,20 @@ def page(tmp_path_factory):
     report = dwsep.analyze(model, torch.randn(1, 3, 40, 40), seconds=0, name="a <network>")
     path = folder / "report.html"
     report.save(path)
+    report.save(folder / "both.html", against=report)
     patch.undo()
     return path, report
 
 
-def test_page_shows_every_row_and_needs_nothing_else(page):
+@pytest.mark.parametrize("name", ["report.html", "both.html"])
+def test_page_shows_every_row_and_needs_nothing_else(page, name):
     path, report = page
+    path = path.with_name(name)
     text = path.read_text(encoding="utf-8")
     assert "a &lt;network&gt;" in text
-    assert all(f'data-value="{row.name}"' in text for row in report.rows)
-    assert text.count("<svg") == 4
+    tables = 1 if name == "report.html" else 2
+    assert all(text.count(f'<th scope="row" data-value="{row.name}"') == tables for row in report.rows)
+    assert text.count("<svg") == (4 if tables == 1 else 2 + 2 * 4)
     assert "http:" not in text
     assert "https:" not in text
     ids = re.findall(r' id="([^"]*)"', text)
@@ -52,12 +57,12 @@ def test_page_without_times_has_no_times(tmp_path):
 @pytest.mark.skipif(EXECUTABLE is None, reason="no Chromium is installed")
 def test_page_in_a_browser(page):
     path, report = page
-    count = len(report.rows)
+    count = len(report.rows) + 1  # and what lies between them
     with Browser() as browser:
-        for screen in (DESKTOP, PHONE):
+        for shown, screen in itertools.product((path.with_name("both.html"), path), (DESKTOP, PHONE)):
             colours = set()
             for scheme in ("light", "dark"):
-                browser.show(path, screen, scheme)
+                browser.show(shown, screen, scheme)
                 faults = [e for e in browser.events if e.get("method") in ("Runtime.exceptionThrown", "Log.entryAdded")]
                 assert not faults
                 asked = [e["params"]["request"]["url"] for e in browser.events if "request" in e.get("params", {})]
@@ -73,7 +78,7 @@ def test_page_in_a_browser(page):
         browser.show(path, DESKTOP, "light")
         heads = "[...document.querySelectorAll('#layers thead button')]"
         browser.evaluate(f"{heads}.find(b => b.textContent.trim() === 'macs').click()")
-        by_macs = sorted(range(1, count + 1), key=lambda number: -report.rows[number - 1].macs)
+        by_macs = sorted(range(1, count), key=lambda number: -report.rows[number - 1].macs)
         assert browser.evaluate(order)[0] == by_macs[0]
         browser.evaluate(f"{heads}.find(b => b.textContent.trim() === 'macs').click()")
         assert browser.evaluate(order)[-1] == by_macs[0]

@@ -9,6 +9,8 @@ FILE = """
 import torch
 def tiny():
     return torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3, groups=1), torch.nn.ReLU())
+def wide():
+    return torch.nn.Sequential(torch.nn.Conv2d(3, 16, 3), torch.nn.ReLU())
 def nothing():
     return 3
 """
@@ -50,11 +52,18 @@ def test_analyze_trains(network):
 
 
 def test_analyze_against_shows_two_side_by_side(network, tmp_path):
-    data = tmp_path / "both.json"
-    finished = invoke(network, "--against", network, "--no-latency", "--input", "1,3,20,20", "--json", str(data))
+    pytest.importorskip("matplotlib", reason="the extra report is not installed")
+    page, data = tmp_path / "both.html", tmp_path / "both.json"
+    options = ["--no-latency", "--input", "1,3,20,20", "--json", str(data), "--html", str(page)]
+    finished = invoke(network, "--against", network.replace(":tiny", ":wide"), *options)
     assert finished.exit_code == 0, finished.output
-    assert "1.00" in finished.stdout
-    assert (tmp_path / "both-against.json").exists()
+    macs = [18 * 18 * 8 * 27, 18 * 18 * 16 * 27]
+    assert [entry["totals"]["macs"] for entry in json.loads(data.read_text())["networks"]] == macs
+    assert "0.50" in finished.stdout
+    text = page.read_text(encoding="utf-8")
+    assert all(f'<table class="layers" id="layers-{number}">' in text for number in (1, 2))
+    assert ">0.50</td>" in text
+    assert text.count("<svg") == 3  # macs of both by kind, and each one's layers
 
 
 @pytest.mark.parametrize(
@@ -63,6 +72,7 @@ def test_analyze_against_shows_two_side_by_side(network, tmp_path):
         (["mobilenet_v9", "--no-latency"], "network: unknown name 'mobilenet_v9'"),
         (["mobilenet_v1", "--input", "1,x"], "--input must be positive sizes"),
         (["missing.py:f"], "No such file"),
+        (["network.py"], "which function of the file makes it? FILE.py:FUNCTION, got 'network.py'"),
         (["mobilenet_v1", "--no-latency", "--sort", "size"], "sort: unknown name 'size'"),
     ],
 )
@@ -83,3 +93,34 @@ def test_analyze_refuses_what_is_no_network(network):
     finished = invoke(network.replace("tiny", "nothing").replace("nothing.py", "tiny.py"))
     assert finished.exit_code == 2
     assert "must return a torch.nn.Module, got int" in finished.output
+
+
+@pytest.mark.parametrize("name", ["series_separable", "text_separable", "text_light", "mobilenet_v2"])
+def test_analyze_knows_what_its_own_networks_take(name):
+    finished = invoke(name, "--no-latency", "--depth", "0")
+    assert finished.exit_code == 0, finished.output
+    assert "depthwise" in finished.stdout
+
+
+def test_analyze_says_so_where_the_input_does_not_fit(network):
+    finished = invoke(network, "--input", "1,4,20,20")
+    assert finished.exit_code == 2
+    assert "tiny cannot run on an input of shape 1,4,20,20 (--input sets another): RuntimeError" in finished.output
+
+
+def test_accelerate_leaves_the_same_network_as_it_was_beside(monkeypatch, network):
+    from dwsep.cli import _analyze_networks
+
+    asked = []
+    report = _analyze_networks.Loaded.report
+
+    def noted(self, *, accelerated, **options):
+        asked.append(accelerated)
+        return report(self, accelerated=accelerated, **options)
+
+    monkeypatch.setattr(_analyze_networks.Loaded, "report", noted)
+    wide = network.replace(":tiny", ":wide")
+    for against in (network, wide):
+        options = ["--accelerate", "--against", against, "--no-latency", "--input", "1,3,20,20"]
+        assert invoke(network, *options).exit_code == 0
+    assert asked == [True, False, True, True]

@@ -11,8 +11,8 @@ from typer.testing import CliRunner
 import dwsep
 from dwsep import networks
 from dwsep.cli.main import app
-from dwsep.networks._weights import ModelInfo, save_model
-from dwsep.training.data import Normalisation, load_fashion_mnist_subset
+from dwsep.networks._weights import ModelInfo, read_model, save_model
+from dwsep.training.data import Normalisation, encode_idx, load_fashion_mnist_subset
 
 OPTIONS = {"width_multiplier": 0.25, "stem": "small"}
 
@@ -44,9 +44,10 @@ def test_separate_keeps_the_budget_and_its_file_loads(saved, tmp_path):
     assert "blocks.1.conv" in page.read_text()
     assert "fitting" in finished.stderr
     model = networks.create("mobilenet_v1_dense", num_classes=10, in_channels=1, **OPTIONS)
-    texts = dwsep.convert.load_(model, output)
-    assert texts["network"] == "mobilenet_v1_dense"
-    assert ModelInfo.from_json(texts["model"]).options == OPTIONS
+    dwsep.convert.load_(model, output)
+    info = read_model(output)[1]
+    assert (info.network, info.options, info.mean) == ("mobilenet_v1_dense", OPTIONS, (0.3,))
+    assert info.structure == dwsep.convert.structure_of(model)
     x = torch.randn(1, 1, 28, 28)
     assert dwsep.analysis.count(model, x).macs == report["macs_after"]
     dense = networks.create("mobilenet_v1_dense", num_classes=10, in_channels=1, weights=saved, **OPTIONS)
@@ -58,6 +59,84 @@ def test_separate_keeps_the_budget_and_its_file_loads(saved, tmp_path):
         dwsep.convert.load_(torch.nn.Linear(2, 2), output)
     with pytest.raises(ValueError, match="holds no network that dwsep separated"):
         dwsep.convert.load_(dense, saved)
+
+
+def command(*arguments):
+    finished = CliRunner().invoke(app, list(map(str, arguments)))
+    assert finished.exit_code == 0, finished.stderr
+    return finished.stdout
+
+
+def test_a_separated_network_is_trained_evaluated_and_used_as_any_other(tmp_path):
+    images = pytest.importorskip("PIL.Image", reason="Pillow is not installed")
+    for split, prefix, count in (("train", "train", 128), ("test", "t10k", 50)):
+        subset = load_fashion_mnist_subset(split)
+        pixels, labels = subset.images[:count, 0], subset.labels[:count].to(torch.uint8)
+        (tmp_path / f"{prefix}-images-idx3-ubyte.gz").write_bytes(encode_idx(pixels))
+        (tmp_path / f"{prefix}-labels-idx1-ubyte.gz").write_bytes(encode_idx(labels))
+    images.fromarray(subset.images[0, 0].numpy()).save(tmp_path / "shoe.png")
+    data = ["--data", "fashion-mnist", "--data-dir", tmp_path]
+    quick = ["--epochs", 2, "--batch-size", 32, "--width-multiplier", 0.125]
+    dense, separated, tuned = tmp_path / "dense", tmp_path / "separated.safetensors", tmp_path / "tuned"
+    command("train", *data, *quick, "--network", "mobilenet_v1_dense", "--output-dir", dense)
+    teacher = dense / "model.safetensors"
+    command("separate", "mobilenet_v1_dense", "--checkpoint", teacher, "--macs", 0.5, *data, "--output", separated)
+    start = ["--start-from", separated, "--distill-from", teacher, "--output-dir", tuned]
+    said = command("train", *data, *quick, *start)
+    assert said.startswith("mobilenet_v1_dense: test accuracy")
+    structure = read_model(separated)[1].structure
+    assert len(structure) > 3
+    separated.rename(tmp_path / "moved.safetensors")
+    assert command("train", "--resume", *data, "--output-dir", tuned) == said  # needs no file but its own
+    weights = {}
+    for path in (tmp_path / "moved.safetensors", tuned / "model.safetensors", tuned / "checkpoint.safetensors"):
+        result = json.loads(command("evaluate", "--checkpoint", path, *data, "--json"))
+        assert result["images"] == 50
+        prediction = json.loads(command("predict", "--checkpoint", path, tmp_path / "shoe.png", "--json"))
+        assert list(prediction["probabilities"]) == list(subset.class_names)
+        model = networks.load_model(path)
+        assert dwsep.convert.structure_of(model) == structure
+        weights[path.parent.name, path.name] = model.state_dict()
+    before, after, saved = weights.values()
+    assert all(torch.equal(value, saved[name]) for name, value in after.items())
+    name = f"{next(iter(structure))}.depthwise.weight"
+    assert not torch.equal(before[name], after[name])
+
+
+@pytest.mark.parametrize("where", [["--data"], ["--data", "folder", "--data-dir"]])
+def test_calibration_takes_any_folder_of_images(saved, tmp_path, where):
+    images = pytest.importorskip("PIL.Image", reason="Pillow is not installed")
+    pixels = load_fashion_mnist_subset("train").images[:20, 0].numpy()
+    (tmp_path / "photos" / "more").mkdir(parents=True)
+    for number, image in enumerate(pixels):
+        images.fromarray(image).save(tmp_path / "photos" / ("more" if number % 2 else ".") / f"{number}.png")
+    output = tmp_path / "separated.safetensors"
+    finished = run(
+        "mobilenet_v1_dense", "--checkpoint", saved, "--rank", 1, *where, tmp_path / "photos", "--images", 16,
+        "--include", "blocks.2", "--output", output, "--json",
+    )  # fmt: skip
+    assert finished.exit_code == 0, finished.stderr
+    assert "reading images" in finished.stderr
+    assert "16/16" in finished.stderr
+    layer = next(x for x in json.loads(finished.stdout)["layers"] if x["status"] == "separated")
+    assert 0 < layer["output_error"] < layer["weight_error"]
+
+
+def test_networks_for_other_data_than_images_are_refused(tmp_path):
+    model = networks.create("series_separable", num_classes=3, in_channels=2)
+    save_model(tmp_path / "model.safetensors", model, ModelInfo("series_separable", 3, 2, task="series"))
+    finished = run("series_separable", "--checkpoint", tmp_path / "model.safetensors", "--rank", 1)
+    assert finished.exit_code == 2
+    assert "is of the task series, this command takes networks for images; in Python" in finished.stderr
+
+
+def test_where_nothing_can_be_separated_nothing_is_written(saved, tmp_path):
+    output = tmp_path / "separated.safetensors"
+    finished = run("mobilenet_v1_dense", "--checkpoint", saved, "--error", 1e-9, "--output", output)
+    assert finished.exit_code == 1
+    assert "its error would cost more than it saves" in finished.stdout
+    assert finished.stderr.strip().splitlines()[-1] == "no layer was separated: no network is written"
+    assert not output.exists()
 
 
 @pytest.mark.parametrize("network", ["timm:resnet10t", "torchvision:resnet18"])
@@ -87,12 +166,14 @@ def test_separate_takes_networks_of_libraries(network, tmp_path):
     [
         (["timm:resnet18"], ["exactly one of error, macs", "got none"]),
         (["timm:resnet18", "--rank", "1", "--error", "0.1"], ["got error, rank"]),
-        (["timm:resnet1o", "--rank", "1"], ["timm has no model 'resnet1o'"]),
-        (["torchvision:resnet1o", "--rank", "1"], ["torchvision has no model 'resnet1o'"]),
+        (["timm:resnet1o", "--rank", "1"], ["timm has no 'resnet1o'", "close ones are resnet1"]),
+        (["torchvision:resnet1o", "--rank", "1"], ["torchvision has no 'resnet1o'", "close ones are resnet1"]),
         (["keras:resnet", "--rank", "1"], ["unknown library 'keras'"]),
         (["resnet18", "--rank", "1"], ["unknown name 'resnet18'", "mobilenet_v1_dense", "timm:NAME"]),
         (["mobilenet_v1_dense", "--rank", "1"], ["needs --checkpoint"]),
         (["timm:resnet18", "--rank", "1", "--checkpoint", "nothing.pth"], ["nothing.pth does not exist"]),
+        (["timm:resnet18", "--rank", "1", "--data", "folder"], ["--data folder needs --data-dir"]),
+        (["timm:resnet18", "--rank", "1", "--data", "photos"], ["data", "photos"]),
         (["timm:resnet18", "--rank", "1", "--memory-format", "nhwc"], ["memory_format: unknown name 'nhwc'"]),
         (["timm:resnet18", "--rank", "1", "--include", "layer9"], ["include: 'layer9' matches no module"]),
     ],

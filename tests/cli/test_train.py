@@ -119,7 +119,7 @@ def test_train_reads_a_folder_of_images(tmp_path):
         (["--width-multiplier", "-1"], ["width_multiplier must be a positive number, got -1.0"]),
         (["--precision", "float16"], ["precision", "'float32' or 'bfloat16'", "'float16'"]),
         (["--memory-format", "nhwc"], ["memory_format", "'channels_last' or 'contiguous'"]),
-        (["--data", "cifar"], ["data", "'fashion-mnist-subset', 'fashion-mnist' or 'folder'"]),
+        (["--data", "cifar"], ["data", "'fashion-mnist-subset', 'fashion-mnist', 'folder' or 'huggingface'"]),
         (["--data-dir", "no/such/folder"], ["no/such/folder does not exist", "dataset-fashion-mnist"]),
         (["--data", "folder", "--data-dir", "no/such/folder"], ["no/such/folder does not exist"]),
         (["--batch-size", "65"], ["batch_size is 65", "64 images"]),

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -226,6 +228,103 @@ def test_train_says_in_one_line_what_is_wrong(arguments, message, tmp_path):
     assert finished.stderr.count("\n") == 1
 
 
+def spoil(root, what):
+    """Break one file of the data; returns what is to be passed as --data, and what its error names."""
+    if what == "corrupt image":
+        path = root / "road" / "train" / "images" / "3.png"
+        path.write_bytes(path.read_bytes()[:70])
+        return "segment", "road", f"cannot read image {path}: "
+    if what == "empty image":
+        path = root / "road" / "train" / "images" / "3.png"
+        path.write_bytes(b"")
+        return "segment", "road", f"cannot read image {path}: "
+    if what == "corrupt mask":
+        path = root / "road" / "val" / "masks" / "1.png"
+        path.write_bytes(b"no image at all")
+        return "segment", "road", f"cannot read image {path}: "
+    if what == "mask of another size":
+        path = root / "road" / "train" / "masks" / "2.png"
+        Image.new("L", (16, 8)).save(path)
+        image = root / "road" / "train" / "images" / "2.png"
+        return "segment", "road", f"{path} is 8 x 16 pixels (height x width), its image {image} 32 x 32"
+    if what == "unknown class":
+        path = root / "road" / "train" / "masks" / "5.png"
+        Image.new("L", (32, 32), 40).save(path)
+        return "segment", "road", f"{path} has the class 40; known are 0 to 10, and 11, which is left out"
+    if what == "corrupt picture":
+        path = root / "pictures" / "dark" / "4.png"
+        path.write_bytes(b"")
+        return "classify", "pictures", f"cannot read image {path}: "
+    if what == "unknown label":
+        (root / "Toy_TEST.ts").write_text("@data\n1,2,3:sideways\n")
+        return "series", "Toy_TRAIN.ts", "Toy_TEST.ts: unknown label 'sideways'; the classes are 'down', 'up'"
+    name = {"empty table": "texts.csv", "empty series": "Toy_TRAIN.ts"}[what]
+    (root / name).write_bytes(b"")
+    return ("text" if name == "texts.csv" else "series"), name, f"{root / name} is empty: it has no "
+
+
+SPOILT = ["corrupt image", "empty image", "corrupt mask", "mask of another size", "unknown class", "corrupt picture"]
+
+
+@pytest.mark.parametrize("what", [*SPOILT, "unknown label", "empty table", "empty series"])
+def test_a_bad_file_is_named_in_one_line(what, data, tmp_path):
+    root = tmp_path / "data"
+    shutil.copytree(data, root)
+    task, name, message = spoil(root, what)
+    options = ["--data", root / name, *TASKS[task][1:], "--output-dir", tmp_path / "run"]
+    finished = invoke("train", task, *options, "--epochs", 1, "--warmup-epochs", 0)
+    assert finished.exit_code == 2, finished.output
+    assert finished.stderr.startswith("error: ")
+    assert message in finished.stderr
+    assert finished.stderr.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("what", ["mask of another size", "corrupt picture"])
+def test_a_bad_file_is_skipped_where_asked(what, data, tmp_path):
+    root = tmp_path / "data"
+    shutil.copytree(data, root)
+    task, name, message = spoil(root, what)
+    options = ["--data", root / name, *TASKS[task][1:], "--output-dir", tmp_path / "run", "--on-bad-file", "skip"]
+    with pytest.warns(UserWarning, match=re.escape(message)) as caught:
+        finished = invoke("train", task, *options, "--epochs", 1, "--warmup-epochs", 0, "--threads", 1)
+    assert finished.exit_code == 0, finished.output
+    assert re.match(r"1 of \d+ images were left out: ", str(caught[0].message))
+    header = read_log(tmp_path / "run" / LOG_FILE)[0]
+    assert header["train_images"] + header["test_images"] == (11 if task == "segment" else 20) - 1
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_camvids_layout_works_as_it_is(named, data, tmp_path):
+    """train and trainannot beside each other, masks of indices, 11 for what is left out, with or without names."""
+    generator = torch.Generator().manual_seed(0)
+    for split, count in (("train", 4), ("val", 2), ("test", 2)):
+        for folder in (split, f"{split}annot"):
+            (tmp_path / "CamVid" / folder).mkdir(parents=True)
+        for index in range(count):
+            mask = torch.randint(0, 12, (3, 4), generator=generator).to(torch.uint8)
+            mask[0] = torch.tensor([0, 10, 11, 5])
+            mask = mask.repeat_interleave(8, 0).repeat_interleave(8, 1)
+            Image.fromarray(mask.numpy()).save(tmp_path / "CamVid" / f"{split}annot" / f"{index}.png")
+            picture = (mask * 20)[..., None].repeat(1, 1, 3)
+            Image.fromarray(picture.numpy()).save(tmp_path / "CamVid" / split / f"{index}.png")
+    if named:
+        (tmp_path / "CamVid" / "classes.txt").write_text("".join(f"class{i}\n" for i in range(11)))
+    folder = tmp_path / "run"
+    options = ["--ignore-index", 11, "--batch-size", 2, "--width-multiplier", 0.125, "--epochs", 1]
+    where = ["--data", tmp_path / "CamVid", "--output-dir", folder]
+    finished = invoke("train", "segment", *where, *options, "--warmup-epochs", 0, "--threads", 1)
+    assert finished.exit_code == 0, finished.output
+    _, info = read_model(folder / MODEL_FILE)
+    assert info.num_classes == 11
+    assert info.class_names[10] == ("class10" if named else "10")
+    assert set(last_epoch(folder)["metrics"]["class_iou"]) == set(info.class_names)
+    for split in ("val", "test"):
+        shown = invoke("evaluate", "--checkpoint", folder / MODEL_FILE, *where[:2], "--split", split, "--json")
+        counted = json.loads(shown.stdout)["confusion"]
+        assert 0 < sum(map(sum, counted)) < 2 * 24 * 32  # pixels of class 11 count nowhere
+
+
 def test_predict_says_in_one_line_what_is_wrong(trained, tmp_path):
     text, _ = trained("text")
     series, _ = trained("series")
@@ -263,14 +362,14 @@ def assert_same(first, second):
 LONG = ["--batch-size", "8", "--width-multiplier", "0.125", "--epochs", "12", "--threads", "1"]
 
 
-def test_a_run_killed_at_any_moment_goes_on_bit_for_bit(data, tmp_path, request):
-    """Killed, not asked to stop: what is on disk must be enough, also in the middle of a checkpoint."""
-    moments = 20 if request.config.getoption("--sweep") else 1
+@pytest.mark.sweep
+def test_a_command_killed_again_and_again_goes_on_bit_for_bit(data, tmp_path):
+    """One run, killed 20 times on its way; tests/training/test_distributed.py kills 20 runs, at every stage."""
     options = ["train", "series", "--data", str(data / "Toy_TRAIN.ts"), *LONG, "--checkpoint-seconds", "0.001"]
     assert invoke(*options, "--output-dir", tmp_path / "straight").exit_code == 0
     folder = tmp_path / "killed"
     generator = torch.Generator().manual_seed(0)
-    for _ in range(moments):
+    for _ in range(20):
         again = ["--resume"] if (folder / CHECKPOINT_FILE).exists() else ["--overwrite"]
         command = [sys.executable, "-m", "dwsep.cli", *options, "--output-dir", str(folder), *again]
         process = subprocess.Popen(command, env=environment(), stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
@@ -330,3 +429,28 @@ def test_two_processes_train_one_network_and_go_on_bit_for_bit(data, tmp_path):
     _, stderr = process.communicate(timeout=300)
     assert process.returncode == 0, stderr
     assert_same(straight, stopped)
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_the_help_shows_the_defaults_that_the_settings_have(task):
+    """Those stand in the options, too, since help must not wait for pydantic."""
+    from dwsep.cli._train_options import COMMON, DATA
+    from dwsep.training.config import make_config
+
+    settings = make_config({"task": task, "data": "fashion-mnist" if task == "classify" else "x"})
+    no_value = ("none", "no limit", "never", "all alike", "as they are")
+    checked = 0
+    for option in (*DATA[task], *COMMON):
+        value = getattr(settings, option.field)
+        if option.field in ("data", "test_data") or option.default is None:
+            continue
+        if option.field == "in_channels":
+            value = value == 1  # the option is --grey
+        if isinstance(value, bool):
+            assert option.default == (option.field if value else "no"), option
+        else:
+            assert option.default in (no_value if value is None else (str(value), str(value).removesuffix(".0"))), (
+                option
+            )
+        checked += 1
+    assert checked > 10

@@ -10,6 +10,7 @@ from torch import nn
 
 import dwsep
 from dwsep.convert import _modules, fit
+from dwsep.nn._separated import factors_of
 
 ORDERS = fit.ORDERS
 
@@ -81,35 +82,9 @@ def test_device_dtype_mode_and_gradients_stay():
     layer = convert(conv, 2)
     assert {p.dtype for p in layer.parameters()} == {torch.bfloat16}
     assert not any(module.training for module in layer.modules())
-    assert [p.requires_grad for p in _modules.factors_of(layer)] == [False, False]
+    assert [p.requires_grad for p in factors_of(layer)] == [False, False]
     assert layer.pointwise.bias is conv.bias
     assert conv.bias.requires_grad
-    meta = _modules.empty_separable(nn.Conv2d(6, 8, 3, device="meta"), "pointwise_first", 2, None)
-    assert {p.device.type for p in meta.parameters()} == {"meta"}
-
-
-class Own(nn.Conv2d):
-    def forward(self, x):
-        return super().forward(x) + 1
-
-
-@pytest.mark.parametrize(
-    "module, reason",
-    [
-        (nn.Conv2d(4, 8, 3), None),
-        (nn.Conv2d(4, 8, 1), None),
-        (nn.Linear(4, 8), None),
-        (nn.Conv2d(4, 8, 3, groups=2), "has 2 groups"),
-        (nn.Conv2d(4, 8, 3, groups=4), "depthwise already"),
-        (nn.ConvTranspose2d(4, 8, 3), "a transposed convolution"),
-        (Own(4, 8, 3), "its convolution is not torch's plain one"),
-        (nn.LazyConv2d(8, 3), "its convolution is not torch's plain one"),
-        (nn.utils.parametrizations.weight_norm(nn.Conv2d(4, 8, 3)), "its convolution is not torch's plain one"),
-        (nn.Conv2d(4, 8, 3, dtype=torch.complex64), "its weight is of torch.complex64"),
-    ],
-)
-def test_why_not(module, reason):
-    assert _modules.why_not(module) == reason
 
 
 @pytest.mark.parametrize("multiplier", [1, 2])

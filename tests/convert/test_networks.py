@@ -42,14 +42,15 @@ print(json.dumps({
 
 
 @pytest.mark.sweep
-@pytest.mark.timeout(1800)
+@pytest.mark.timeout(7200)  # by the clock on the wall; the test asks for seconds of the processor
 @pytest.mark.parametrize(
     "name, share, fewest", [("timm:resnet18", 0.4, 10), ("timm:resnet50", 0.65, 8), ("torchvision:vgg11_bn", 0.4, 5)]
 )
 def test_networks_of_libraries_go_through(name, share, fewest):
     pytest.importorskip(name.split(":")[0], reason="the library is not installed")
     finished = subprocess.run([sys.executable, "-c", SCRIPT, name, str(share)], capture_output=True, text=True)
-    assert finished.returncode == 0, finished.stderr
+    # A machine on which much else runs may end it for want of memory, which says nothing on standard error.
+    assert finished.returncode == 0, f"exit status {finished.returncode} (-9: killed)\n{finished.stderr}"
     result = json.loads(finished.stdout)
     print(result)
     assert result["seconds"] / 2 < 300  # of two cores: a machine that does other work beside makes the clock slower

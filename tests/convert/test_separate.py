@@ -139,8 +139,27 @@ def test_a_layer_without_bias_or_norm_is_given_a_bias():
     net = nn.Sequential(conv, nn.ReLU())
     x = images(8, 8, 12)
     report = dwsep.separate_(net, SeparateConfig(rank=1, measure_layers=False), example_inputs=x[:1], calibration=x)
-    assert report.structure["0"] == {"order": "depthwise_first", "rank": 1, "bias": True}
+    assert report.separated[0].bias
+    assert dwsep.convert.structure_of(net)["0"] == {"order": "depthwise_first", "rank": 1, "bias": True}
     assert net[0].pointwise.bias.abs().max() > 0
+
+
+@pytest.mark.parametrize(
+    "channels, out, stride, wanted",
+    [(32, 8, 1, "pointwise_first"), (32, 8, 2, "depthwise_first"), (8, 32, 1, "depthwise_first")],
+)
+def test_the_pointwise_factor_comes_first_where_it_makes_channels_fewer(channels, out, stride, wanted):
+    torch.manual_seed(0)
+    conv, x = nn.Conv2d(channels, out, 3, stride, 1), images(8, channels, 12)
+    made = {}
+    for order in ("auto", "depthwise_first"):
+        net = nn.Sequential(copy.deepcopy(conv), nn.ReLU())
+        config = SeparateConfig(macs=0.45, order=order, measure_layers=False)
+        made[order] = dwsep.separate_(net, config, example_inputs=x[:1], calibration=x)
+        assert made[order].macs_after <= 0.45 * made[order].macs_before
+    assert made["auto"].separated[0].order == wanted
+    better = made["auto"].output_error < 0.9 * made["depthwise_first"].output_error
+    assert better == (wanted == "pointwise_first")
 
 
 @pytest.mark.parametrize(
@@ -271,10 +290,10 @@ def test_latency_budget_with_a_clock_of_our_own(share, monkeypatch):
         return 2e-4 + dense, 2e-4 + sum(1.1 * layer.seconds[form] for layer, form in choice.items())
 
     monkeypatch.setattr("dwsep.convert._options.Clock.seconds", seconds)
-    monkeypatch.setattr("dwsep.convert._api._Job._timed", timed)
+    monkeypatch.setattr("dwsep.convert._job.Job._timed", timed)
     made = {}
     monkeypatch.setattr(
-        "dwsep.convert._api._Job.commit",
+        "dwsep.convert._job.Job.commit",
         lambda self, choice, lines, optimizers: made.update(choice=choice, job=self),
     )
     net, data = trained_net()

@@ -107,21 +107,31 @@ def test_hooks_attributes_modes_and_references_stay():
 
 def test_copies_pickles_and_state_dicts_work():
     net, data = trained_net()
-    report = separate(net, SeparateConfig(macs=0.6, measure_layers=False), calibration=data)
+    separate(net, SeparateConfig(macs=0.6, measure_layers=False), calibration=data)
     with torch.no_grad():
         wanted = net(X)
         for other in (copy.deepcopy(net), pickle.loads(pickle.dumps(net))):
             assert torch.equal(other(X), wanted)
         fresh = Net().eval()
-        dwsep.convert.restructure_(fresh, report.structure)
+        dwsep.convert.restructure_(fresh, dwsep.convert.structure_of(net))
         fresh.load_state_dict(net.state_dict())
         assert torch.equal(fresh(X), wanted)
 
 
-def test_restructure_refuses_what_is_no_dense_convolution():
-    structure = {"grouped": {"order": "depthwise_first", "rank": 1, "bias": True}}
-    with pytest.raises(ValueError, match="structure: the model has no dense convolution 'grouped'"):
-        dwsep.convert.restructure_(Net(), structure)
+def test_a_network_separated_twice_is_saved_whole(tmp_path):
+    net, data = trained_net()
+    for name in ("down", "dilated"):
+        separate(net, SeparateConfig(rank=2, include=name, measure_layers=False), calibration=data)
+    assert list(dwsep.convert.structure_of(net)) == ["down.0", "dilated"]
+    dwsep.convert.save(tmp_path / "net.safetensors", net, metadata={"note": "mine"})
+    fresh = Net().eval()
+    assert dwsep.convert.load_(fresh, tmp_path / "net.safetensors")["note"] == "mine"
+    with torch.no_grad():
+        assert torch.equal(fresh(X), net(X))
+    with pytest.raises(ValueError, match="model has no layer that separate_ changed"):
+        dwsep.convert.save(tmp_path / "net.safetensors", Net())
+    with pytest.raises(ValueError, match="does not fit the model: structure: the model has no dense convolution"):
+        dwsep.convert.load_(fresh, tmp_path / "net.safetensors")  # separated already
 
 
 @pytest.mark.parametrize("order", ["depthwise_first", "pointwise_first"])

@@ -28,7 +28,7 @@ from torch import Tensor
 
 import dwsep
 from dwsep.ops.inference_program import Kind
-from tests import problems
+from tests import forks, problems
 from tests.programs import draw_step
 
 NATIVE = dwsep.ops.native_status()
@@ -184,15 +184,10 @@ def _check_stages(problem: problems.Problem, draw, at_end: bool) -> None:
     _check(ops.pointwise_conv_packed(x, packed, problem.out_channels, "gelu", residual))
 
 
-def _run(script: str, **environment: str) -> subprocess.CompletedProcess:
-    script = f"from tests.kernels.test_guard_pages import *\n{script}"
-    return subprocess.run(
-        [sys.executable, "-X", "faulthandler", "-c", script],
-        # Kept memory would lie in large pieces, without a border around each block.
-        env={**os.environ, "DWSEP_KEEP_MEMORY": "0", **environment},
-        capture_output=True,
-        text=True,
-    )
+def _run(script: str, start: dict[str, str] | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
+    # Kept memory would lie in large pieces, without a border around each block.
+    environment = {"DWSEP_KEEP_MEMORY": "0", **environment}
+    return forks.run(f"from tests.kernels.test_guard_pages import *\n{script}", environment, start)
 
 
 @pytest.fixture(scope="module")
@@ -216,12 +211,16 @@ def test_operators_stay_inside_their_inputs(isa):
     assert finished.stdout.strip() == isa
 
 
-# The numbers of threads differ, because the way in which work is cut depends on them.
-@pytest.mark.parametrize("edge, threads", [("end", "2"), ("start", "1")])
+def _preloaded(allocator: str, edge: str) -> dict[str, str]:
+    # The numbers of threads differ, because the way in which work is cut depends on them.
+    return {"LD_PRELOAD": allocator, "DWSEP_GUARD": edge, "OMP_NUM_THREADS": {"end": "2", "start": "1"}[edge]}
+
+
+@pytest.mark.parametrize("edge", ["end", "start"])
 @pytest.mark.parametrize("isa", NATIVE.supported_isas)
-def test_operators_stay_inside_outputs_and_scratch(allocator, isa, edge, threads):
+def test_operators_stay_inside_outputs_and_scratch(allocator, isa, edge):
     script = f"check_operators({edge == 'end'})\nprint(dwsep.ops.native_status().isa)"
-    finished = _run(script, DWSEP_ISA=isa, LD_PRELOAD=allocator, DWSEP_GUARD=edge, OMP_NUM_THREADS=threads)
+    finished = _run(script, _preloaded(allocator, edge), DWSEP_ISA=isa)
     assert finished.returncode == 0, finished.stderr[-3000:]
     assert finished.stdout.strip() == isa
 
@@ -253,7 +252,7 @@ def test_a_bad_access_to_an_input_is_a_fault(at_end, access):
 )
 def test_a_bad_access_to_an_output_is_a_fault(allocator, edge, access, words):
     script = f"x = torch.empty(35)\nprint('alive')\n{access}\ndel x\nprint('still')"
-    finished = _run(script, LD_PRELOAD=allocator, DWSEP_GUARD=edge)
+    finished = _run(script, _preloaded(allocator, edge))
     assert finished.stdout == "alive\n"
     assert finished.returncode < 0
     assert words in finished.stderr

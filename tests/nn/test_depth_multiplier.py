@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import dwsep
+from dwsep.kernels import reference
 
 
 @pytest.mark.parametrize("axes", [1, 2, 3])
@@ -69,3 +70,29 @@ def test_a_divisor_of_the_channels_is_no_other_multiplier(layer, grad):
         for shape in ((1, 3, 5, 5), (1, 12, 5, 5), (3, 5, 5)):
             with pytest.raises((dwsep.ArgumentError, RuntimeError), match="channels"):
                 layer(torch.ones(shape))
+
+
+@pytest.mark.skipif(not dwsep.ops.native_status().loaded, reason="the copy is the native operator's")
+@pytest.mark.parametrize("axes", [1, 2, 3])
+@pytest.mark.parametrize("multiplier", [2, 3, 4, 5])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_gradients_in_channels_last_are_exact_on_integers(axes, multiplier, dtype):
+    """Of small integers every sum is exact, also that over an input channel's outputs."""
+    generator = torch.Generator().manual_seed(multiplier)
+
+    def draw(*shape):
+        return torch.randint(-2, 3, shape, generator=generator).to(dtype)
+
+    x = draw(2, 6, *(9, 8, 7)[:axes]).movedim(1, -1).contiguous().movedim(-1, 1)
+    weight, bias = draw(6 * multiplier, 1, *(3,) * axes), draw(6 * multiplier)
+    geometry = [2] * axes, [1, 2] * axes, [1] * axes
+    grad = draw(*torch.ops.dwsep.depthwise_conv(x, weight, bias, *geometry, "none").shape)
+    for mask in ([True] * 3, [True, False, False], [False, True, True]):
+        actual = torch.ops.dwsep.depthwise_conv_backward(grad, x, weight, bias, *geometry, "none", mask)
+        expected = reference.depthwise_conv_backward(
+            *(tensor.double() for tensor in (grad, x, weight, bias)), *geometry, "none", mask
+        )
+        for a, e, wanted in zip(actual, expected, mask, strict=True):
+            if wanted:
+                assert torch.equal(a, e.to(dtype))
+        assert actual[0].stride() == (x.stride() if mask[0] else (1,))

@@ -12,9 +12,7 @@ from torch.nn.parameter import UninitializedParameter
 
 import dwsep
 
-LAZY = {
-    name: getattr(dwsep.nn, name) for name in dwsep.nn.__all__ if name.startswith("Lazy") and "Transpose" not in name
-}
+LAZY = {name: getattr(dwsep.nn, name) for name in dwsep.nn.__all__ if name.startswith("Lazy")}
 OPTIONS = {
     "Depthwise": {"depth_multiplier": 2, "activation": "relu"},
     "DepthwiseSeparable": {"norm": "batch", "inner_norm": lambda c: nn.GroupNorm(1, c), "activation": "relu"},
@@ -32,7 +30,7 @@ def test_becomes_the_layer_at_its_first_input(name):
     layer = make(name)
     before = list(layer.parameters())
     assert all(isinstance(parameter, UninitializedParameter) for parameter in before)
-    assert layer.stride == (1,) * layer.ndim
+    assert getattr(layer, "depthwise", layer).stride == (1,) * layer.ndim
     x = torch.randn(2, 5, *(6, 7, 8)[: layer.ndim])
     out = layer(x)
     assert type(layer) is getattr(dwsep.nn, name.removeprefix("Lazy"))
@@ -61,10 +59,11 @@ def test_loads_a_state_before_any_input(name):
 
 
 @pytest.mark.parametrize("order", ["depthwise_first", "pointwise_first"])
-def test_separable_layer_loads_either_order(order):
+@pytest.mark.parametrize("kind", ["DepthwiseSeparableConv2d", "DepthwiseSeparableConvTranspose2d"])
+def test_separable_layer_loads_either_order(kind, order):
     options = {"order": order, "depth_multiplier": 2, "norm": None, "inner_norm": "batch"}
-    source = dwsep.nn.DepthwiseSeparableConv2d(5, 12, 3, activation="relu", **options)
-    nested = nn.Sequential(make("LazyDepthwiseSeparableConv2d", **options))
+    source = getattr(dwsep.nn, kind)(5, 12, 3, activation="relu", **options)
+    nested = nn.Sequential(make(f"Lazy{kind}", **options))
     nested.load_state_dict({f"0.{key}": value for key, value in source.state_dict().items()})
     x = torch.randn(2, 5, 6, 6)
     assert torch.equal(nested(x), source(x))
@@ -95,5 +94,7 @@ def test_faults_which_no_channels_cure_are_found_at_once():
         LAZY["LazyDepthwiseSeparableConv2d"](12, 3, stride=0)
     with pytest.raises(TypeError, match="kernel_size"):
         LAZY["LazyDepthwiseConv2d"]("three")
+    with pytest.raises(dwsep.ArgumentError, match="output_padding must be smaller"):
+        LAZY["LazyDepthwiseConvTranspose2d"](3, output_padding=1)
     with pytest.raises(dwsep.ArgumentError, match="x must have 4 dimensions"):
         LAZY["LazyDepthwiseConv2d"](3)(torch.ones(4, 4))

@@ -25,6 +25,14 @@ LAYERS = {
     "LazyDepthwiseSeparableConv1d": (lambda: N.LazyDepthwiseSeparableConv1d(6, 3, activation="silu"), SIGNAL),
     "LazyDepthwiseSeparableConv2d": (lambda: N.LazyDepthwiseSeparableConv2d(6, 3, norm="batch"), IMAGE),
     "LazyDepthwiseSeparableConv3d": (lambda: N.LazyDepthwiseSeparableConv3d(6, 3), VOLUME),
+    "LazyDepthwiseConvTranspose1d": (lambda: N.LazyDepthwiseConvTranspose1d(4, 2, 1), SIGNAL),
+    "LazyDepthwiseConvTranspose2d": (lambda: N.LazyDepthwiseConvTranspose2d(3, 2, activation="relu"), IMAGE),
+    "LazyDepthwiseConvTranspose3d": (lambda: N.LazyDepthwiseConvTranspose3d(2, 2), VOLUME),
+    "LazyDepthwiseSeparableConvTranspose1d": (lambda: N.LazyDepthwiseSeparableConvTranspose1d(6, 4, 2, 1), SIGNAL),
+    "LazyDepthwiseSeparableConvTranspose2d": (
+        lambda: N.LazyDepthwiseSeparableConvTranspose2d(6, 3, 2, norm="batch"), IMAGE
+    ),
+    "LazyDepthwiseSeparableConvTranspose3d": (lambda: N.LazyDepthwiseSeparableConvTranspose3d(6, 2, 2), VOLUME),
     "DepthwiseConvTranspose1d": (lambda: N.DepthwiseConvTranspose1d(8, 4, 2, 1), SIGNAL),
     "DepthwiseConvTranspose2d": (lambda: N.DepthwiseConvTranspose2d(8, 4, 2, 1, activation="relu"), IMAGE),
     "DepthwiseConvTranspose3d": (lambda: N.DepthwiseConvTranspose3d(8, 2, 2), VOLUME),

@@ -31,7 +31,8 @@ def stream(layer, x, sizes, single=False):
     """The outputs of a sequence's chunks in a row, and the state after the last."""
     state, outputs, start = None, [], 0
     for size in sizes:
-        part = x[..., start] if single and size == 1 else x[..., start : start + size]
+        single_step = single and size == 1 and layer.stride == (1,)
+        part = x[..., start] if single_step else x[..., start : start + size]
         out, state = layer.step(part, state)
         outputs.append(out.unsqueeze(-1) if out.dim() == 2 else out)
         start += size
@@ -44,7 +45,8 @@ def drawn(seed):
     torch.manual_seed(seed)
     channels, kernel, dilation = rng.choice((1, 3, 8, 17, 40)), rng.randint(1, 9), rng.choice((1, 1, 2, 3, 8, 31))
     length, batch, multiplier = rng.randint(1, 70), rng.choice((1, 1, 2, 3)), rng.choice((1, 1, 2))
-    options = {"padding": "causal", "dilation": dilation, "bias": rng.random() < 0.7, "depth_multiplier": multiplier}
+    options = {"padding": "causal", "dilation": dilation, "bias": rng.random() < 0.7, "depth_multiplier": multiplier,
+               "stride": rng.choice((1, 1, 1, 2, 3, 5))}  # fmt: skip
     dtype = torch.float32
     if rng.random() < 0.5:
         dtype = rng.choice((torch.float32, torch.bfloat16))
@@ -52,6 +54,8 @@ def drawn(seed):
     else:
         out = rng.choice((1, 5, 16, 33))
         residual, order = rng.choice((None, "input", "depthwise")), rng.choice(("depthwise_first", "pointwise_first"))
+        if residual == "input" or (residual == "depthwise" and order == "pointwise_first"):
+            options["stride"] = 1
         if order == "pointwise_first":
             multiplier = options["depth_multiplier"] = 1
         out = {None: out, "input": channels, "depthwise": channels * multiplier}[residual]
@@ -84,7 +88,8 @@ def check_stream(seed):
         torch.testing.assert_close(streamed, whole, rtol=1e-5, atol=1e-5)
     if getattr(layer, "order", "") != "pointwise_first":
         past = torch.cat([layer.initial_state(x.shape[0]), x], -1)
-        assert torch.equal(state, past[..., past.shape[-1] - layer.history :])
+        assert torch.equal(state, past[..., whole.shape[-1] * layer.stride[0] :])
+        assert layer.history <= state.shape[-1] < layer.history + layer.stride[0]
 
 
 @NATIVE
@@ -154,10 +159,14 @@ def test_step_equals_the_whole_to_rounding_in_other_dtypes(make):
 
 def test_step_refuses():
     x = torch.ones(1, 4, 5)
-    for layer in (Depthwise(4, 3, padding="same"), Depthwise(4, 3, 2, padding="causal"),
-                  Depthwise(4, 3, padding="causal", padding_mode="replicate"), Separable(4, 4, 3)):  # fmt: skip
-        with pytest.raises(dwsep.ArgumentError, match="step needs a causal layer of stride 1"):
+    for layer in (Depthwise(4, 3, padding="same"), Depthwise(4, 3, padding="causal", padding_mode="replicate"),
+                  Separable(4, 4, 3)):  # fmt: skip
+        with pytest.raises(dwsep.ArgumentError, match="step needs a causal layer"):
             layer.step(x)
+    with pytest.raises(dwsep.ArgumentError, match="with stride=2: a single time step may have no output"):
+        Depthwise(4, 3, 2, padding="causal").step(x[..., 0])
+    with pytest.raises(dwsep.ArgumentError, match=r"state must have shape \(1, 4, 2 to 3\)"):
+        Depthwise(4, 3, 2, padding="causal").step(x, x[..., :4])
     layer = Depthwise(4, 3, padding="causal")
     for bad in (x[:, :3], x[..., :0], x[0, 0]):
         with pytest.raises(dwsep.ArgumentError, match="x must be"):
@@ -169,6 +178,15 @@ def test_step_refuses():
         layer.step(x, [0])
     with pytest.raises(dwsep.ArgumentError, match="step needs norm in evaluation mode"):
         Separable(4, 4, 3, padding="causal", norm="batch").step(x)
+
+
+def test_step_with_a_stride_longer_than_the_window():
+    """Elements which no window sees pass through the state all the same."""
+    layer = Depthwise(3, 2, 5, padding="causal")
+    x = torch.randn(2, 3, 23)
+    streamed, state = stream(layer, x, [1, 2, 1, 4, 1, 1, 13])
+    torch.testing.assert_close(streamed, layer(x))
+    assert state.shape == (2, 3, 1 + 4 - 2)  # two elements before the next output
 
 
 def test_the_state_does_not_keep_a_long_chunk_alive():

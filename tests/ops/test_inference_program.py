@@ -79,6 +79,58 @@ def test_a_chain_in_the_workspace():
     assert torch.allclose(means, z.mean((2, 3), keepdim=True), atol=1e-6)
 
 
+def _wide(kind: Kind, kernel: int, stride: int, expansion: bool) -> Step:
+    """An image of so many floats that a thread's cache holds a part of its rows."""
+    side, channels, wide = 60, 16 if expansion else 96, 96
+    pad = kernel // 2
+    step = Step(kind, integers(1, channels, side, side + 4, top=2), pads=(pad,) * 4, stride=(stride, stride))
+    step.expansion = integers(wide, channels, 1, 1, top=2) if expansion else None
+    step.weight, step.bias = integers(wide, 1, kernel, kernel, top=2), integers(wide, top=2)
+    step.pointwise = integers(20, wide, 1, 1, top=1) if kind == Kind.SEPARABLE else None
+    step.activations = ("relu", "relu6" if step.pointwise is not None else "none", "relu6" if expansion else "none")
+    return step
+
+
+@pytest.mark.parametrize("kind", [Kind.DEPTHWISE, Kind.SEPARABLE])
+@pytest.mark.parametrize(("kernel", "stride"), [(3, 1), (5, 1), (3, 2), (5, 2), (7, 1)])
+def test_bands_of_rows_exact_on_integers(kind, kernel, stride):
+    torch.manual_seed(kernel)
+    step = _wide(kind, kernel, stride, expansion=True)
+    wanted = step.expected()
+    for threads in (1, 2, 3):
+        with problems.threads(threads):
+            (got,) = ops.inference_program(**step.arguments())
+        assert torch.equal(got.double(), wanted), threads
+
+
+@pytest.mark.parametrize("expansion", [True, False])
+def test_means_of_a_depthwise_step_are_the_same_for_any_number_of_threads(expansion):
+    torch.manual_seed(2)
+    for batch, side in ((1, 14), (3, 7), (1, 1)):
+        step = _wide(Kind.DEPTHWISE, 3, 1, expansion)
+        step.x = torch.randn(batch, step.x.shape[1], side, side)
+        step.activations = ("silu", "none", "none")
+        arguments = step.arguments()
+        shape = arguments["output_sizes"]
+        arguments["output_sizes"] = [*shape, *shape[:2], 1, 1]
+        arguments["values"] = torch.cat((arguments["values"], torch.tensor([[*shape[:2], 1, 1, Home.OUTPUT, 1]])))
+        pool = torch.zeros_like(arguments["steps"])
+        pool[0, :4] = torch.tensor([Kind.POOL, 1, 2, -1])
+        pool[0, [7, 8, 9, 10, 11, 12, 13]] = 1
+        pool[0, [18, 20]] = -1
+        arguments["steps"] = torch.cat((arguments["steps"], pool))
+        results = []
+        for threads in (1, 2, 3):
+            with problems.threads(threads):
+                results.append(ops.inference_program(**arguments))
+        wanted = step.expected()
+        for out, means in results:
+            assert (out - wanted).norm() <= 1e-6 * wanted.norm()
+            assert torch.allclose(means.double(), wanted.mean((2, 3), keepdim=True), rtol=1e-5, atol=1e-6)
+            assert torch.equal(out, results[0][0])
+            assert torch.equal(means, results[0][1])
+
+
 def _separable(**changes) -> Step:
     torch.manual_seed(0)
     weights = {"weight": torch.randn(24, 1, 3, 3), "pointwise": torch.randn(20, 24, 1, 1), "pads": (1, 1, 1, 1)}

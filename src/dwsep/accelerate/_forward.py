@@ -132,7 +132,13 @@ class _InstanceForward:
 
 
 class AcceleratedForward(_InstanceForward):
-    """Runs a module's program where the guards allow, its own forward else. Copies and pickles with its module."""
+    """Runs a module's program where the guards allow, its own forward else. Copies and pickles with its module.
+
+    Attributes:
+        watch: Called in place of each call of the program, by whoever measures it.
+    """
+
+    watch: _inference.Watch | None = None
 
     def __init__(self, module: nn.Module, excluded: Collection[nn.Module] = ()) -> None:
         self.module = module
@@ -160,11 +166,11 @@ class AcceleratedForward(_InstanceForward):
                 x = args[0]
                 if reading.wants_gradient(x) or reading.is_training():
                     if _training.is_available() and _training.admits(reading.program):
-                        return _training.run(reading.program, reading.training, x)
+                        return _training.run(reading.program, reading.training, x, self.watch)
                 else:
                     plan = reading.inference()
                     if plan is not None:
-                        return plan.run(x)
+                        return plan.run(x, watch=self.watch)
         return type(self.module).forward(self.module, *args, **kwargs)
 
     def reading(self) -> Reading | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -23,9 +24,11 @@ from dwsep.accelerate._inference_steps import (
     Unfolded,
 )
 from dwsep.accelerate._lowering import LINE, Lowering, NativeSegment, Planned
-from dwsep.accelerate._program import Call, Product, Program, Stage, inputs_of, substitute, values_in
+from dwsep.accelerate._program import Call, Product, Program, Stage, inputs_of, modules_of, substitute, values_in
 from dwsep.ops._layout import is_channels_last
 
+# Runs a step, given its number and what runs it.
+Watch = Callable[[int, Callable[[], Any]], Any]
 # Input shapes for which native programs are kept.
 _MOST_SHAPES = 8
 
@@ -97,20 +100,26 @@ class Plan:
         """Whether nothing that the prepared weights come from has changed."""
         return self.sources.are_current()
 
-    def run(self, x: Tensor) -> Any:
-        """The module's output for an input (N, C, H, W)."""
+    def run(self, x: Tensor, steps: Sequence[Planned | NativeSegment] | None = None, watch: Watch | None = None) -> Any:
+        """The module's output for an input (N, C, H, W).
+
+        Args:
+            x: the input.
+            steps: what to run in place of what was prepared for this shape.
+            watch: called in place of each step, with its number and what runs it.
+        """
         keeps = self.channels_last or is_channels_last(x)
         values: list[Any] = [None] * self.count
         values[0] = x.contiguous(memory_format=torch.channels_last)
-        steps = self.lowered.get(x.shape)
+        steps = self.lowered.get(x.shape) if steps is None else steps
         if steps is None:
             self._run_and_lower(values)
         else:
-            for step in steps:
-                if type(step) is NativeSegment:
-                    step(values)
+            for number, step in enumerate(steps):
+                if watch is None:
+                    step.apply(values)
                 else:
-                    values[step.output] = step.run(values)  # type: ignore[union-attr]
+                    watch(number, lambda step=step: step.apply(values))
                 for value in step.release:
                     values[value] = None
         results = substitute(self.outputs, values)
@@ -140,20 +149,21 @@ def _planned(program: Program, native: bool) -> tuple[list[Planned], int]:
     count = program.values
     for index, step in enumerate(program.steps):
         if isinstance(step, Call):
-            steps.append(Planned(Other(step, native), step.output, inputs_of(step)))
+            steps.append(Planned(Other(step, native), step.output, inputs_of(step), modules=modules_of(step)))
         elif isinstance(step, Product):
             steps.append(Planned(_product(program, index, step), step.output, inputs_of(step)))
         elif id(step) in merged:
             depthwise = next(program.steps[i] for i, end in pairs.items() if end is step)
             assert isinstance(depthwise, Stage)
             taken = [depthwise.input] + ([] if step.residual is None else [step.residual])
-            steps.append(Planned(Separable(depthwise, step), step.output, taken))
+            modules = modules_of(depthwise) + modules_of(step)
+            steps.append(Planned(Separable(depthwise, step), step.output, taken, modules=modules))
         elif step.mixed:
             parts = _parts(step, native, count)
             steps += parts
             count += len(parts) - 1  # a value each, but for the last
         elif index not in pairs:
-            steps.append(Planned(_single(step, native), step.output, inputs_of(step)))
+            steps.append(Planned(_single(step, native), step.output, inputs_of(step), modules=modules_of(step)))
     return steps, count
 
 
@@ -169,7 +179,8 @@ def _parts(stage: Stage, native: bool, first: int) -> list[Planned]:
         if foldable:
             part.norm, part.activation = stage.norm, stage.activation
         taken = Channels(stage.input, slice(inputs, inputs + conv.in_channels))
-        steps += [Planned(taken, source, [stage.input]), Planned(_single(part, native), made, [source])]
+        steps.append(Planned(taken, source, [stage.input]))
+        steps.append(Planned(_single(part, native), made, [source], modules=modules_of(part)))
         inputs, outputs = inputs + conv.in_channels, channels[1]
     made = [step.output for step in steps[1::2]]
     rest = Stage(stage.name, -1, residual=stage.residual)

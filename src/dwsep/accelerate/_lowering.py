@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dwsep.accelerate._inference_steps import Native, Other, Shapes
 from dwsep.ops.inference_program import ACTIVATIONS, GATES, Home, Kind
@@ -25,6 +25,11 @@ class Planned:
     output: int
     taken: Sequence[int]
     release: tuple[int, ...] = ()
+    modules: Sequence[nn.Module] = ()  # whose work it does
+
+    def apply(self, values: list[Any]) -> None:
+        """Run it on the values, and put its own among them."""
+        values[self.output] = self.run(values)
 
 
 @dataclass
@@ -58,7 +63,8 @@ class NativeSegment:
         self.output = -1
         self.release: tuple[int, ...] = ()
 
-    def __call__(self, values: list[Any]) -> None:
+    def apply(self, values: list[Any]) -> None:
+        """Run it on the values, and put its own among them."""
         inputs = []
         for value in self.inputs:
             x, shape = values[value], self.shapes[value]
@@ -77,7 +83,7 @@ class NativeSegment:
     def _run_steps(self, values: list[Any]) -> None:
         """What a call made of the same input has another shape today."""
         for step in self.planned:
-            values[step.output] = step.run(values)
+            step.apply(values)
 
 
 class _Layout:
@@ -174,7 +180,7 @@ class Lowering:
         wanted = [step.output for step in segment.planned if self.uses[step.output] > inside[step.output]]
         native = NativeSegment(segment, self.shapes, self.weights, wanted)
         native.release = tuple(dict.fromkeys(value for step in segment.planned for value in step.release))
-        native(values)
+        native.apply(values)
         self._add(native, values)
 
     def _run_alone(self, step: Planned, values: list[Any]) -> None:

@@ -118,6 +118,16 @@ def inputs_of(step: Step) -> list[int]:
     return values_in(step.args) + values_in(step.kwargs)
 
 
+def modules_of(step: Step) -> list[nn.Module]:
+    """The modules whose work a step does, as far as they can be told."""
+    if isinstance(step, Stage):
+        return [module for module in (*step.convs, step.norm) if module is not None]
+    if isinstance(step, Call):
+        module = step.target if isinstance(step.target, nn.Module) else step.linear
+        return [] if module is None else [module]
+    return []
+
+
 def substitute(argument: Any, values: list[Any]) -> Any:
     """A call's arguments with its values in place."""
     if isinstance(argument, Value):

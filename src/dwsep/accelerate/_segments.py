@@ -89,13 +89,13 @@ class Plan:
     last_use: dict[int, int]
 
 
-def plan(program: Program) -> Plan:
-    """Put the steps of a program into as few segments as there can be."""
+def plan(program: Program, *, together: bool = True) -> Plan:
+    """Put the steps of a program into as few segments as there can be, or, where not ``together``, into none."""
     items: list[Step | Segment] = []
     run: list[Step] = []
     steps = expand(program)
     for step in [*steps, None]:
-        if step is not None and _may_run(step):
+        if step is not None and together and _may_run(step):
             run.append(step)
             continue
         if run:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -15,6 +16,8 @@ from dwsep.accelerate._stages import Pending
 from dwsep.kernels.activations import FORWARD
 from dwsep.ops._layout import is_channels_last
 
+# Runs an item of a plan, given its number and what runs it and returns what it made.
+Watch = Callable[[int, Callable[[], list[Any]]], None]
 # Whether networks train on stages at all, and whether they do where only the references of these run.
 ENABLED = True
 ON_REFERENCES = False
@@ -43,18 +46,24 @@ def admits(program: Program) -> bool:
     return True
 
 
-def run(program: Program, plan: Plan, x: Tensor) -> Any:
-    """The output of a program for an input (N, C, H, W), differentiable; running statistics follow."""
+def run(program: Program, plan: Plan, x: Tensor, watch: Watch | None = None) -> Any:
+    """The output of a program for an input (N, C, H, W), differentiable; running statistics follow.
+
+    Args:
+        program: whose outputs are wanted.
+        plan: its steps, alone or in segments.
+        x: the input.
+        watch: called in place of each item of the plan, with its number and what runs it and returns what it made.
+    """
     values: list[Any] = [None] * plan.values
     keeps = is_channels_last(x) or any(is_channels_last(conv.weight) for s in program.stages() for conv in s.convs)
     values[0] = x.contiguous(memory_format=torch.channels_last)
     for index, item in enumerate(plan.items):
-        taken = item.inputs if isinstance(item, Segment) else inputs_of(item)
-        if isinstance(item, Segment):
-            _segment(item, values)
+        if watch is None:
+            _item(item, values)
         else:
-            values[item.output] = _step(item, values)
-        for value in taken:
+            watch(index, lambda item=item: _item(item, values))
+        for value in item.inputs if isinstance(item, Segment) else inputs_of(item):
             if plan.last_use.get(value) == index:
                 values[value] = None
     for value in values_in(program.outputs):
@@ -64,6 +73,14 @@ def run(program: Program, plan: Plan, x: Tensor) -> Any:
         results = [r.contiguous() if isinstance(r, Tensor) and r.dim() == 4 else r for r in results]
     spec = program.output_spec
     return results[0] if spec.is_leaf() else pytree.tree_unflatten(results, spec)
+
+
+def _item(item: Step | Segment, values: list[Any]) -> list[Any]:
+    if isinstance(item, Segment):
+        _segment(item, values)
+        return [values[value] for value in item.outputs]
+    values[item.output] = _step(item, values)
+    return [values[item.output]]
 
 
 def _segment(segment: Segment, values: list[Any]) -> None:

@@ -15,38 +15,45 @@ if TYPE_CHECKING:
 _KIND_COLOURS = {"depthwise": 1, "pointwise": 2, "dense": 0, "separable": 3}
 
 
-def bar_chart(lines: Sequence[Line]) -> str:
+def bar_chart(lines: Sequence[Line], salt: str = "bars") -> str:
     """Draws each line's share of the multiply-adds, beside its share of the time where there is one."""
     macs, seconds = sum(line.macs for line in lines) or 1, sum(line.seconds for line in lines)
     series = [("of the macs", SERIES[2], [100 * line.macs / macs for line in lines])]
     if seconds:
         series.append(("of the time", SERIES[1], [100 * line.seconds / seconds for line in lines]))
-    return _bars("bars", [line.name for line in lines], series, "%")
+    return _bars(salt, [line.name for line in lines], series, "%")
 
 
-def floor_chart(lines: Sequence[Line]) -> str:
+def floor_chart(lines: Sequence[Line], salt: str = "floor") -> str:
     """Draws each line's floor beside its time, in milliseconds."""
     series = [
         ("floor of this machine", PROMISE, [1e3 * line.floor for line in lines]),
         ("measured", SERIES[1], [1e3 * line.seconds for line in lines]),
     ]
-    return _bars("floor", [line.name for line in lines], series, "ms")
+    return _bars(salt, [line.name for line in lines], series, "ms")
 
 
-def promise_chart(promises: Sequence[Promise]) -> str:
+def promise_chart(promises: Sequence[Promise], salt: str = "promise") -> str:
     """Draws how many times fewer multiply-adds separable layers do than dense ones, beside how many times faster."""
     series = [
         ("times fewer macs", PROMISE, [promise.reduction for promise in promises]),
         ("times faster than dense", SERIES[3], [promise.speedup for promise in promises]),
     ]
-    return _bars("promise", [promise.name for promise in promises], series, "times", line=1.0)
+    return _bars(salt, [promise.name for promise in promises], series, "times", line=1.0)
 
 
-def roofline_chart(report: CostReport) -> str:
+def pair_chart(
+    names: Sequence[str], one: Sequence[float], other: Sequence[float], unit: str, labels: tuple[str, str], salt: str
+) -> str:
+    """Draws figures of two networks beside one another."""
+    return _bars(salt, names, [(_short(labels[0]), SERIES[1], one), (_short(labels[1]), SERIES[2], other)], unit)
+
+
+def roofline_chart(report: CostReport, salt: str = "roofline") -> str:
     """Draws every row with multiply-adds by its intensity and speed, under the peak and the bandwidths."""
     assert report.ceilings is not None
     points = [row for row in report.rows if row.macs and row.latency is not None and row.latency.median > 0]
-    figure, axes = make_figure("roofline", (5.6, 4.2))
+    figure, axes = make_figure(salt, (5.6, 4.2))
     axes.grid(axis="x", color=GRID, linewidth=0.7)
     peak = report.ceilings.peak(report.dtype) / 1e9
     xs = [row.intensity for row in points] or [1.0]
@@ -79,7 +86,7 @@ def roofline_chart(report: CostReport) -> str:
     axes.set_xlabel("operations per byte")
     axes.set_ylabel(f"GFLOP/s (peak {peak:.0f})")
     draw_legend(axes, columns=3)
-    return to_svg(figure, "roofline")
+    return to_svg(figure, salt)
 
 
 def _bars(

@@ -29,10 +29,16 @@ class Nodes:
         return found
 
 
-def watch(node: Any, before: Callable[[], None], after: Callable[[], None]) -> None:
+def watch(node: Any, before: Callable[[], None], after: Callable[[], None] | None = None) -> None:
     """Has a node of the graph call something right before and right after it runs."""
     node.register_prehook(lambda grads: before())
-    node.register_hook(lambda inputs, outputs: after())
+    if after is not None:
+        node.register_hook(lambda inputs, outputs: after())
+
+
+def accumulates(node: Any) -> bool:
+    """Whether it only adds a gradient to a parameter's; it runs as soon as there is one."""
+    return "AccumulateGrad" in node.name()
 
 
 def name_of(node: Any) -> str:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from dwsep.analysis._rows import Row
+from dwsep.analysis.latency import Latency
 from dwsep.analysis.report import format_count
 from dwsep.errors import ArgumentError, unknown_name
 
@@ -16,15 +17,18 @@ if TYPE_CHECKING:
 
     from dwsep.analysis.cost_report import CostReport
 
+# What a run spends outside of all layers.
+BETWEEN = "between the layers"
 SORTS = ("order", "time", "macs", "bytes")
 
 
 @dataclass(frozen=True)
 class Line:
-    """Rows in one line, with their sums."""
+    """Rows in one line, with their sums, or the time that no row has."""
 
     name: str
     rows: tuple[Row, ...]
+    between: Latency | None = None
 
     @property
     def macs(self) -> int:
@@ -40,7 +44,8 @@ class Line:
 
     @property
     def seconds(self) -> float:
-        return sum(row.latency.median for row in self.rows if row.latency is not None)
+        between = self.between.median if self.between is not None else 0.0
+        return between + sum(row.latency.median for row in self.rows if row.latency is not None)
 
     @property
     def floor(self) -> float:
@@ -48,7 +53,7 @@ class Line:
 
     @property
     def kind(self) -> str:
-        kinds = list(dict.fromkeys(row.kind for row in self.rows))
+        kinds = list(dict.fromkeys(row.kind for row in self.rows)) or [""]
         return kinds[0] if len(kinds) == 1 else f"{len(self.rows)} rows"
 
     @property
@@ -62,7 +67,7 @@ class Line:
 
 
 def lines_of(report: CostReport, sort: str | None, depth: int | None, most: int | None = None) -> list[Line]:
-    """The lines of a table, sorted and summed up as asked."""
+    """The lines of a table, sorted and summed up as asked; the time that no row has comes last."""
     from dwsep.analysis.cost_report import MOST_LINES
 
     for argument, value in (("depth", depth), ("most", most)):
@@ -91,7 +96,12 @@ def lines_of(report: CostReport, sort: str | None, depth: int | None, most: int 
     if most is not None and len(lines) > most:
         rest = tuple(row for line in lines[most:] for row in line.rows)
         lines = [*lines[:most], Line(f"{len(lines) - most} more", rest)]
-    return lines
+    return [*lines, Line(BETWEEN, (), report.between)] if report.between is not None else lines
+
+
+def total_of(report: CostReport) -> Line:
+    """All in one line."""
+    return Line("sum of the lines", report.rows, report.between)
 
 
 def columns_of(report: CostReport) -> list[tuple[str, Callable[[Line], str]]]:
@@ -99,7 +109,7 @@ def columns_of(report: CostReport) -> list[tuple[str, Callable[[Line], str]]]:
     columns: list[tuple[str, Callable[[Line], str]]] = [
         ("macs", lambda line: format_count(line.macs) if line.macs else ""),
         ("params", lambda line: format_count(line.parameters) if line.parameters else ""),
-        ("MB", lambda line: f"{line.bytes / 1e6:.2f}"),
+        ("MB", lambda line: f"{line.bytes / 1e6:.2f}" if line.rows else ""),
     ]
     if any(row.reduction is not None for row in report.rows):
         columns.append(("dense \N{MULTIPLICATION SIGN}", _reduction))
@@ -109,8 +119,8 @@ def columns_of(report: CostReport) -> list[tuple[str, Callable[[Line], str]]]:
     if report.latency is not None:
         columns.append(("ms ± IQR", lambda line: f"{1e3 * line.seconds:.3f}{_spread(line)}"))
     if report.floor is not None:
-        columns.append(("floor", lambda line: f"{1e3 * line.floor:.3f}"))
-        columns.append(("share", lambda line: f"{100 * line.floor / line.seconds:.0f} %" if line.seconds else ""))
+        columns.append(("floor", lambda line: f"{1e3 * line.floor:.3f}" if line.rows else ""))
+        columns.append(("share", _share))
         columns.append(("bound by", lambda line: line.bound))
     return columns
 
@@ -119,10 +129,15 @@ def _megabytes(value: int) -> str:
     return f"{value / 1e6:.2f}" if value else ""
 
 
+def _share(line: Line) -> str:
+    return f"{100 * line.floor / line.seconds:.0f} %" if line.rows and line.seconds else ""
+
+
 def _spread(line: Line) -> str:
-    if len(line.rows) != 1 or line.rows[0].latency is None:
+    latencies = [row.latency for row in line.rows] if line.between is None else [line.between]
+    latency = latencies[0] if len(latencies) == 1 else None
+    if latency is None or (line.rows and line.between is not None):
         return ""
-    latency = line.rows[0].latency
     return f" ±{1e3 * (latency.upper_quartile - latency.lower_quartile):.3f}"
 
 
@@ -137,9 +152,9 @@ def make_table(report: CostReport, sort: str | None, depth: int | None, most: in
 
     columns = columns_of(report)
     table = Table(title=headline(report), title_justify="left", show_footer=True, box=None, pad_edge=False)
-    table.add_column("layer", "sum of the lines", overflow="fold", min_width=26)
+    table.add_column("layer", total_of(report).name, overflow="fold", min_width=26)
     table.add_column("kind", "", overflow="fold", min_width=10)
-    everything = Line("", report.rows)
+    everything = total_of(report)
     for title, cell in columns:
         foot = "" if title == "bound by" else cell(everything)
         table.add_column(title, foot, justify="left" if title == "bound by" else "right", no_wrap=True)
@@ -170,8 +185,13 @@ def notes(report: CostReport) -> list[str]:
     if report.latency is not None and report.seconds is not None:
         share = report.seconds / report.latency.median
         lines.append(
-            f"whole network measured apart: {1e3 * report.latency.median:.3f} ms; its parts, each timed by itself, "
-            f"sum to {100 * share:.0f} % of it"
+            f"whole network measured apart, without clocks inside: {1e3 * report.latency.median:.3f} ms; the lines sum "
+            f"to {100 * share:.0f} % of it"
+        )
+    if report.steps is not None:
+        lines.append(
+            "steps that run in one call share that call's time in proportion to what they take one by one, "
+            f"{100 * report.steps:.0f} % of it in sum"
         )
     if report.dense_macs is not None:
         plain = sum(layer.macs for layer in report.layers)
@@ -204,7 +224,7 @@ def render_notebook(report: CostReport) -> str:
     heads = "".join(f"<th>{html.escape(title)}</th>" for title in ("layer", "kind", *(title for title, _ in columns)))
     lines = lines_of(report, None, None)
     rows = [_html_row([line.name, line.kind, *(cell(line) for _, cell in columns)]) for line in lines]
-    total = Line("sum of the lines", report.rows)
+    total = total_of(report)
     rows.append(_html_row([total.name, "", *(cell(total) for _, cell in columns)]))
     items = "".join(f"<li>{html.escape(text)}</li>" for text in notes(report))
     return f"<p>{html.escape(headline(report))}</p><table><tr>{heads}</tr>{''.join(rows)}</table><ul>{items}</ul>"

@@ -1,35 +1,51 @@
-"""Timed runs of a network: when each of its parts began and ended, part by part as the network really runs.
+"""Timed runs of a network: what it spends in each of its parts, part by part as the network really runs.
 
-A part is a module without modules inside, a layer of this package as a whole (it runs fused where it can), or a step of
-an accelerated network. What lies between two parts, sums and reshapes in the forward of some module, is timed as well.
+A part is a module without modules inside, a layer of this package as a whole (it runs fused where it can), or a call
+or step of an accelerated network. What lies between two parts, sums and reshapes in the forward of some module, is
+timed as well: a run's parts and gaps leave nothing of it out but the clocks' own time.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from dwsep.accelerate.stepwise import FusedStep, Inference, Training, replaced, taken_apart, tensors_of, watched
 from dwsep.analysis import _graph
-from dwsep.analysis._accelerated import FusedStep, InferenceSteps, TrainingSteps, reading_of, tensors_of
 from dwsep.analysis._passes import backward
 from dwsep.nn._separable import _DepthwiseSeparableConv
-
-Part = tuple[str, int]  # a module's name, and the number of its step, or -1 for the module as a whole
 
 
 @dataclass
 class Mark:
-    """A part that ran: from when to when in the forward, and its seconds in the backward."""
+    """A part that ran: from when to when in the forward, and its seconds in the backward.
 
-    part: Part
-    begin: float
+    Attributes:
+        name: The module's.
+        run: The number of the module's run, among all such.
+        number: Of the call or step of an accelerated module; -1 for a module as a whole.
+        step: The step that it is.
+        entered: When the clock began to look at what came before.
+        begin: When the part began.
+        end: When it ended.
+        left: When the clock was done with it.
+        backward: Seconds in the backward.
+    """
+
+    name: str
+    run: int
+    number: int = -1
+    step: FusedStep | None = None
+    entered: float = 0.0
+    begin: float = 0.0
     end: float = 0.0
+    left: float = 0.0
     backward: float = 0.0
 
 
@@ -50,18 +66,18 @@ class Run:
     @property
     def total(self) -> float:
         """Seconds of all marks and gaps."""
-        return sum(map(self.spent, range(len(self.marks)))) + sum(map(self.gap, range(len(self.gaps))))
+        return sum(map(self.spent, range(len(self.marks)))) + sum(map(self.gap, range(len(self.marks) + 1)))
 
     def gap(self, number: int) -> float:
         """Seconds before a mark, or behind the last one, forward and backward."""
-        begin = self.marks[number - 1].end if number else self.begin
-        end = self.marks[number].begin if number < len(self.marks) else self.end
+        begin = self.marks[number - 1].left if number else self.begin
+        end = self.marks[number].entered if number < len(self.marks) else self.end
         return end - begin + self.gaps[number]
 
 
-def parts_of(model: nn.Module) -> list[tuple[str, nn.Module]]:
-    """The modules that are timed as a whole or step by step: none lies inside another."""
-    parts: list[tuple[str, nn.Module]] = []
+def parts_of(model: nn.Module, training: bool) -> dict[str, tuple[nn.Module, Inference | Training | None]]:
+    """The modules that are timed as a whole or taken apart, by name: none lies inside another."""
+    parts: dict[str, tuple[nn.Module, Inference | Training | None]] = {}
     seen: set[int] = set()
 
     def visit(name: str, module: nn.Module) -> None:
@@ -69,8 +85,9 @@ def parts_of(model: nn.Module) -> list[tuple[str, nn.Module]]:
             return
         seen.add(id(module))
         whole = isinstance(module, _DepthwiseSeparableConv) or not any(True for _ in module.children())
-        if whole or reading_of(module) is not None:
-            parts.append((name, module))
+        apart = taken_apart(module, training)
+        if whole or apart is not None:
+            parts[name] = module, apart
             return
         for key, child in module.named_children():
             visit(f"{name}.{key}" if name else key, child)
@@ -90,12 +107,19 @@ class Timeline:
 
     def __init__(self, model: nn.Module, arguments: Sequence[Any], training: bool) -> None:
         self.model, self.arguments, self.training = model, arguments, training
-        self.parts = parts_of(model)
-        self.steps: dict[str, list[FusedStep]] = {}
+        self.parts = parts_of(model, training)
         self.run = Run()
+        self.runs = 0  # of parts
         self.nodes = _graph.Nodes()
+        self.charged: Callable[[float], None] | None = None  # with what the backward spends at present
+        self.since = 0.0
         tensors = [t for t in arguments if isinstance(t, Tensor)]
         self.waits = any(t.is_cuda for t in tensors)
+
+    @property
+    def has_steps(self) -> bool:
+        """Whether some part is an accelerated module."""
+        return any(apart is not None for _, apart in self.parts.values())
 
     def now(self) -> float:
         """Seconds, when all that was asked for is done."""
@@ -109,16 +133,18 @@ class Timeline:
         self._step(self.model(*self.arguments))
         return self.now() - started
 
-    def timed(self) -> Run:
-        """A run with a clock at every part."""
-        self.run, self.nodes = Run(), _graph.Nodes()
-        with self._clocks():
+    def timed(self, *, steps: bool = False) -> Run:
+        """A run with a clock at every part; of accelerated modules at every call, or at every one of the ``steps``."""
+        self.run, self.nodes, self.runs = Run(), _graph.Nodes(), 0
+        with self._clocks(steps):
             self.run.begin = self.now()
             output = self.model(*self.arguments)
             self.run.end = self.now()
             if self.training:
                 self._watch_gap(output)
+                self._charge(self._charge_gap(len(self.run.marks)), self.now())
                 self._step(output)
+                self._charge(None, self.now())
         self.nodes = _graph.Nodes()  # the graph is freed before the next run
         self.run.gaps += [0.0] * (len(self.run.marks) + 1 - len(self.run.gaps))
         return self.run
@@ -130,96 +156,109 @@ class Timeline:
             backward(output)
 
     @contextmanager
-    def _clocks(self) -> Iterator[None]:
-        undo: list[Callable[[], None]] = []
+    def _clocks(self, steps: bool) -> Iterator[None]:
+        with ExitStack() as stack:
+            for name, (module, apart) in self.parts.items():
+                if apart is None:
+                    stack.enter_context(self._hooked(name, module))
+                elif steps:
+                    stack.enter_context(replaced(module, self._stepwise(name, apart)))
+                else:
+                    stack.enter_context(self._by_calls(name, module))
+            yield
+
+    @contextmanager
+    def _hooked(self, name: str, module: nn.Module) -> Iterator[None]:
+        # Hooks would take longer than some of the layers.
+        before, inner = module.__dict__.get("forward"), module.forward
+
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            self.runs += 1
+            self._enter(Mark(name, self.runs), (args, kwargs))
+            output = inner(*args, **kwargs)
+            self._leave(output)
+            return output
+
+        module.__dict__["forward"] = forward
         try:
-            for name, module in self.parts:
-                undo.append(self._replace(name, module) or self._hook(name, module))
             yield
         finally:
-            for action in undo:
-                action()
+            if before is None:
+                del module.__dict__["forward"]
+            else:
+                module.__dict__["forward"] = before
 
-    def _hook(self, name: str, module: nn.Module) -> Callable[[], None]:
-        def enter(_: nn.Module, args: Any) -> None:
-            if self.training:
-                self._watch_gap(args)
-            self.run.marks.append(Mark((name, -1), self.now()))
+    def _by_calls(self, name: str, module: nn.Module) -> AbstractContextManager[None]:
+        def watch(number: int, call: Callable[[], Any]) -> None:
+            self.runs += number == 0
+            self._watched(Mark(name, self.runs, number), call)
 
-        def leave(_: nn.Module, args: Any, output: Any) -> None:
-            mark = self.run.marks[-1]
-            mark.end = self.now()
-            if self.training:
-                self._watch(output, mark)
+        return watched(module, watch)
 
-        handles = module.register_forward_pre_hook(enter), module.register_forward_hook(leave)
+    def _stepwise(self, name: str, apart: Inference | Training) -> Callable[[Any], Any]:
+        def forward(x: Any) -> Any:
+            own = apart.steps(x)
+            self.runs += 1
 
-        def remove() -> None:
-            for handle in handles:
-                handle.remove()
+            def watch(number: int, call: Callable[[], Any]) -> None:
+                self._watched(Mark(name, self.runs, number, own[number]), call)
 
-        return remove
+            return apart.run_steps(x, watch)
 
-    def _replace(self, name: str, module: nn.Module) -> Callable[[], None] | None:
-        """Has an accelerated module run its steps one by one; None where it is none."""
-        reading = reading_of(module)
-        if reading is None:
-            return None
-        plan = None if self.training else reading.inference()
-        if plan is None and not self.training:
-            return None
-        forward = module.__dict__["forward"]
-        made: dict[tuple[int, ...], Any] = {}
+        return forward
 
-        def stepwise(x: Any) -> Any:
-            steps = made.get(tuple(x.shape))
-            if steps is None:
-                steps = TrainingSteps(reading) if plan is None else InferenceSteps(reading, plan, x)
-                made[tuple(x.shape)] = steps
-                self.steps[name] = steps.steps
-                if plan is not None:
-                    self.run.begin = self.now()  # what was prepared is not timed
-            return steps(x, timed)
+    def _watched(self, mark: Mark, call: Callable[[], Any]) -> None:
+        self._enter(mark, [])
+        result = call()
+        self._leave(tensors_of(result) if self.training else None)
 
-        def timed(number: int, call: Callable[[], Any]) -> Any:
-            self.run.marks.append(mark := Mark((name, number), self.now()))
-            result = call()
-            mark.end = self.now()
-            if self.training:
-                self._watch(tensors_of(result), mark)
-            return result
+    def _enter(self, mark: Mark, arguments: Any) -> None:
+        mark.entered = mark.begin = self.now()
+        if self.training:
+            self._watch_gap(arguments)
+            mark.begin = self.now()
+        self.run.marks.append(mark)
 
-        module.__dict__["forward"] = stepwise
-
-        def restore() -> None:
-            module.__dict__["forward"] = forward
-
-        return restore
+    def _leave(self, result: Any) -> None:
+        mark = self.run.marks[-1]
+        mark.end = mark.left = self.now()
+        if self.training:
+            self._watch(result, self._charge_mark(mark))
+            mark.left = self.now()
 
     def _watch_gap(self, tree: Any) -> None:
         """Times the backward of what ran since the last part."""
-        run, number = self.run, len(self.run.marks)
-        run.gaps += [0.0] * (number + 1 - len(run.gaps))
-        started = [0.0]
+        self._watch(tree, self._charge_gap(len(self.run.marks)))
+
+    def _watch(self, tree: Any, charge: Callable[[float], None]) -> None:
+        """Has the backward's time charged to somebody from the moment on that one of some nodes runs.
+
+        The backward runs one node at a time: what follows a node, accumulating what it made, is still its own.
+        """
 
         def before() -> None:
-            started[0] = self.now()
-
-        def after() -> None:
-            run.gaps[number] += self.now() - started[0]
+            self._charge(charge, self.now())
 
         for node in self.nodes.new(tree):
-            _graph.watch(node, before, after)
+            if not _graph.accumulates(node):
+                _graph.watch(node, before)
 
-    def _watch(self, tree: Any, mark: Mark) -> None:
-        """Times the backward of a part."""
-        started = [0.0]
+    def _charge(self, charge: Callable[[float], None] | None, now: float) -> None:
+        if self.charged is not None:
+            self.charged(now - self.since)
+        self.charged, self.since = charge, self.now()
 
-        def before() -> None:
-            started[0] = self.now()
+    def _charge_mark(self, mark: Mark) -> Callable[[float], None]:
+        def charge(seconds: float) -> None:
+            mark.backward += seconds
 
-        def after() -> None:
-            mark.backward += self.now() - started[0]
+        return charge
 
-        for node in self.nodes.new(tree):
-            _graph.watch(node, before, after)
+    def _charge_gap(self, number: int) -> Callable[[float], None]:
+        gaps = self.run.gaps
+        gaps += [0.0] * (number + 1 - len(gaps))
+
+        def charge(seconds: float) -> None:
+            gaps[number] += seconds
+
+        return charge

@@ -100,6 +100,8 @@ def analyze(
         layers=cost.layers,
         rows=tuple(rows),
         latency=None if measured is None else measured.whole,
+        between=None if measured is None else measured.between,
+        steps=None if measured is None else measured.steps,
         ceilings=ceilings,
         dtype=dtype or "other",
         promises=promises,

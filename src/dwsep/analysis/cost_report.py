@@ -16,7 +16,7 @@ from dwsep.analysis.latency import Latency
 if TYPE_CHECKING:
     from rich.table import Table
 
-FORMAT = 1
+FORMAT = 2
 # More lines than this are shown as blocks unless somebody asks for all.
 MOST_LINES = 40
 
@@ -33,6 +33,9 @@ class CostReport:
         layers: Cost of every layer by itself, in the order in which they ran.
         rows: The lines: what ran as one, with its time where it was timed.
         latency: Of the whole network, measured apart from its parts; None where nothing was timed.
+        between: Seconds of a run that no row has: Python's own between the layers, and autograd's; None likewise.
+        steps: Of an accelerated network, the seconds of its steps run one by one over those of the calls which run them
+            together: the rows hold the latter, divided in proportion. None where nothing was timed or is accelerated.
         ceilings: This machine's peak and bandwidths; None where nothing was timed, or not on a CPU.
         dtype: "float32", "bfloat16" or "other".
         promises: Separable layers with their dense twins' times.
@@ -55,6 +58,8 @@ class CostReport:
     layers: tuple[LayerCost, ...]
     rows: tuple[Row, ...]
     latency: Latency | None
+    between: Latency | None
+    steps: float | None
     ceilings: Ceilings | None
     dtype: str
     promises: tuple[Promise, ...]
@@ -75,9 +80,10 @@ class CostReport:
 
     @property
     def seconds(self) -> float | None:
-        """Sum of the rows' times; None where nothing was timed."""
-        times = [row.latency.median for row in self.rows if row.latency is not None]
-        return sum(times) if self.latency is not None else None
+        """Sum of the rows' times and the time between them; None where nothing was timed."""
+        if self.between is None:
+            return None
+        return self.between.median + sum(row.latency.median for row in self.rows if row.latency is not None)
 
     @property
     def floor(self) -> float | None:
@@ -149,7 +155,9 @@ class CostReport:
                 "saved_bytes": self.saved_bytes,
                 "saved_bytes_fused": self.saved_bytes_fused,
                 "seconds": None if self.latency is None else self.latency.median,
-                "seconds_of_rows": self.seconds,
+                "seconds_of_parts": self.seconds,
+                "seconds_between": None if self.between is None else self.between.median,
+                "steps_over_calls": self.steps,
                 "floor": self.floor,
             },
             "latency": None if self.latency is None else asdict(self.latency),
@@ -176,11 +184,12 @@ class CostReport:
             ) from error
         return pandas.DataFrame([_flat(_row_entry(row)) for row in self.rows])
 
-    def save(self, path: str | Path) -> None:
+    def save(self, path: str | Path, *, against: CostReport | None = None) -> None:
         """Writes the report as one page (".html") that needs nothing else, or as data (".json").
 
         Args:
             path: File to write; it is replaced as a whole or not at all.
+            against: A second report, of the same kind of run: the file then shows both side by side.
 
         Raises:
             ArgumentError: the name ends in neither.
@@ -188,7 +197,7 @@ class CostReport:
         """
         from dwsep.analysis._pages import save
 
-        save(self, path)
+        save(self, path, against=against)
 
 
 def _row_entry(row: Row) -> dict[str, Any]:

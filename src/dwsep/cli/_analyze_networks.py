@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from dwsep.analysis import CostReport
 
 _SIZE = 224
+_LENGTH = 256  # of texts and series
+_VOCABULARY = 10_000
 
 
 @dataclass(frozen=True)
@@ -55,18 +57,47 @@ def load(name: str, shape: str | None, *, meta: bool, training: bool, channels_l
         ArgumentError: An unknown network, or what is no shape.
         ImportError: The library that has it is not installed.
         TypeError: A function that makes no network.
+        RuntimeError: The network cannot run on such an input.
     """
     import torch
 
-    device = torch.device("meta") if meta else nullcontext()
+    device = torch.device("meta") if meta and not _looks_at_data(name) else nullcontext()
     with device:
         model, own = _make(name)
         sizes = _shape(shape) if shape is not None else (2 if training else 1, *own)
-        x = torch.rand(sizes)
+        x = torch.randint(2, _VOCABULARY, sizes) if _takes_tokens(name) else torch.rand(sizes)
+    _check_runs(name, model, x)
     model.train(training)
     if channels_last:
         model, x = model.to(memory_format=torch.channels_last), x.contiguous(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return Loaded(name, model, x)
+    return Loaded(Path(name).name if ".py:" in name else name, model, x)  # without the folders of a file
+
+
+def _takes_tokens(name: str) -> bool:
+    from dwsep import networks
+
+    return name in networks.names("text")
+
+
+def _looks_at_data(name: str) -> bool:
+    """Whether a network's way depends on what its input holds, on where a series ends: on "meta" it cannot run."""
+    from dwsep import networks
+
+    return name in (*networks.names("text"), *networks.names("series"))
+
+
+def _check_runs(name: str, model: nn.Module, x: Tensor) -> None:
+    import torch
+
+    try:
+        with torch.no_grad():
+            model.eval()(x)
+    except Exception as error:
+        shape = ",".join(map(str, x.shape))
+        raise RuntimeError(
+            f"network: {name} cannot run on an input of shape {shape} (--input sets another): {type(error).__name__}: "
+            f"{error}"
+        ) from error
 
 
 def _shape(text: str) -> tuple[int, ...]:
@@ -83,37 +114,51 @@ def _make(name: str) -> tuple[nn.Module, tuple[int, ...]]:
     """A network and the shape of one of its inputs."""
     library, colon, rest = name.rpartition(":")
     if colon and library == "timm":
-        timm = _library("timm")
+        timm = library_module("timm")
         if not timm.is_model(rest):
-            raise _unknown("timm", rest, timm.list_models())
+            raise unknown_in("timm", rest, timm.list_models())
         model = timm.create_model(rest)
         return model, tuple(model.pretrained_cfg.get("input_size", (3, _SIZE, _SIZE)))
     if colon and library == "torchvision":
-        models = _library("torchvision.models")
+        models = library_module("torchvision.models")
         if rest not in models.list_models():
-            raise _unknown("torchvision", rest, models.list_models())
-        options = {"weights": None, **({"weights_backbone": None} if _has_backbone(rest) else {})}
-        return models.get_model(rest, **options), (3, _own_size(models, rest), _own_size(models, rest))
+            raise unknown_in("torchvision", rest, models.list_models())
+        options = {"weights": None, **({"weights_backbone": None} if has_backbone(rest) else {})}
+        return models.get_model(rest, **options), (3, own_size(models, rest), own_size(models, rest))
     if colon and library.endswith(".py"):
         return _from_file(Path(library), rest), (3, _SIZE, _SIZE)
+    if name.endswith(".py"):
+        raise ArgumentError(f"network: which function of the file makes it? FILE.py:FUNCTION, got {name!r}")
+    return _own(name)
+
+
+def _own(name: str) -> tuple[nn.Module, tuple[int, ...]]:
     from dwsep import networks
 
     if name not in networks.names():
         raise unknown_name("network", name, (*networks.names(), "timm:NAME", "torchvision:NAME", "FILE.py:FUNCTION"))
-    return networks.create(name, num_classes=1000), (3, _SIZE, _SIZE)
+    task = networks.task_of(name)
+    if task == "text":
+        return networks.create(name, num_classes=2, vocabulary_size=_VOCABULARY), (_LENGTH,)
+    if task == "series":
+        return networks.create(name, num_classes=10, in_channels=12), (12, _LENGTH)
+    return networks.create(name, num_classes=21 if task == "segment" else 1000), (3, _SIZE, _SIZE)
 
 
-def _unknown(library: str, name: str, names: Sequence[str]) -> ArgumentError:
+def unknown_in(library: str, name: str, names: Sequence[str]) -> ArgumentError:
+    """The error for a name that a library does not have, with names close to it."""
     near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
     also = f"; close ones are {', '.join(near)}" if near else ""
     return ArgumentError(f"network: {library} has no {name!r}{also}")
 
 
-def _has_backbone(name: str) -> bool:
+def has_backbone(name: str) -> bool:
+    """Whether a network of torchvision is built on another, whose weights are an option of their own."""
     return any(part in name for part in ("deeplab", "fcn_", "lraspp", "rcnn", "retinanet", "ssd", "fcos"))
 
 
-def _own_size(models: Any, name: str) -> int:
+def own_size(models: Any, name: str) -> int:
+    """Pixels of the images that a network of torchvision was made for."""
     try:
         weights = models.get_model_weights(name)
         return int(next(iter(weights)).transforms().crop_size[0])
@@ -121,7 +166,8 @@ def _own_size(models: Any, name: str) -> int:
         return _SIZE
 
 
-def _library(name: str) -> Any:
+def library_module(name: str) -> Any:
+    """A module of timm or torchvision, or an ImportError that names the extra."""
     try:
         return importlib.import_module(name)
     except ImportError as error:

@@ -5,8 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from dwsep.cli._analyze_networks import has_backbone, library_module, own_size, unknown_in
+
 if TYPE_CHECKING:
     from torch import nn
+
+    from dwsep.networks._weights import ModelInfo
 
 _IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -19,7 +23,7 @@ class NamedNetwork(NamedTuple):
         in_channels: of its images.
         image_size: height and width in pixels.
         mean, std: its images are normalised with.
-        info: of our own networks, what their model file says, as JSON.
+        info: of our own networks, what their model file says.
     """
 
     model: nn.Module
@@ -27,7 +31,7 @@ class NamedNetwork(NamedTuple):
     image_size: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    info: str | None
+    info: ModelInfo | None
 
 
 def build(name: str, checkpoint: Path | None, *, num_classes: int, size: int | None) -> NamedNetwork:
@@ -47,7 +51,7 @@ def build(name: str, checkpoint: Path | None, *, num_classes: int, size: int | N
     if library == "timm":
         model, size, mean, std = _timm(own, num_classes, size)
     elif library == "torchvision":
-        model, mean, std, size = _torchvision(own, num_classes), *_IMAGENET, size or 224
+        model, size, mean, std = _torchvision(own, num_classes, size)
     elif library:
         raise ValueError(f"network: unknown library {library!r}, valid: 'timm', 'torchvision'")
     else:
@@ -67,40 +71,32 @@ def _ours(name: str, checkpoint: Path | None, size: int | None) -> NamedNetwork:
     if checkpoint is None:
         raise ValueError(f"{name} needs --checkpoint, which also tells its options")
     _, info = read_model(checkpoint)
+    if info.task not in ("classify", "segment"):
+        raise ValueError(f"{checkpoint} is of the task {info.task}, this command takes networks for images; in Python, "
+                         "dwsep.separate_ takes any")  # fmt: skip
     model = networks.create(
         name, num_classes=info.num_classes, in_channels=info.in_channels, weights=checkpoint, **info.options
     )
     side = size or max(info.image_size) or 224
-    return NamedNetwork(model.eval(), info.in_channels, side, info.mean, info.std, info.to_json())
+    return NamedNetwork(model.eval(), info.in_channels, side, info.mean, info.std, info)
 
 
 def _timm(name: str, num_classes: int, size: int | None) -> tuple[Any, int, Any, Any]:
-    try:
-        import timm
-        import timm.data
-    except ImportError as error:
-        raise ImportError(
-            f"timm: networks need timm ({error}); install it with: pip install 'dwsep[bench]'", name=error.name
-        ) from error
+    timm, data = library_module("timm"), library_module("timm.data")
     if not timm.is_model(name):
-        near = ", ".join(timm.list_models(f"*{name}*")[:5])
-        raise ValueError(f"network: timm has no model {name!r}" + (f"; did you mean {near}" if near else ""))
+        raise unknown_in("timm", name, timm.list_models())
     model = timm.create_model(name, pretrained=False, num_classes=num_classes)
-    data = timm.data.resolve_model_data_config(model)  # type: ignore[reportPrivateImportUsage]
-    return model, size or data["input_size"][-1], tuple(data["mean"]), tuple(data["std"])
+    config = data.resolve_model_data_config(model)
+    return model, size or config["input_size"][-1], tuple(config["mean"]), tuple(config["std"])
 
 
-def _torchvision(name: str, num_classes: int) -> Any:
-    try:
-        import torchvision
-    except ImportError as error:
-        raise ImportError(
-            f"torchvision: networks need torchvision ({error}); install it with: pip install 'dwsep[bench]'",
-            name=error.name,
-        ) from error
-    if name not in torchvision.models.list_models():
-        raise ValueError(f"network: torchvision has no model {name!r}")
-    return torchvision.models.get_model(name, weights=None, num_classes=num_classes)
+def _torchvision(name: str, num_classes: int, size: int | None) -> tuple[Any, int, Any, Any]:
+    models = library_module("torchvision.models")
+    if name not in models.list_models():
+        raise unknown_in("torchvision", name, models.list_models())
+    backbone = {"weights_backbone": None} if has_backbone(name) else {}  # or it would be downloaded
+    model = models.get_model(name, weights=None, num_classes=num_classes, **backbone)
+    return model, size or own_size(models, name), *_IMAGENET
 
 
 def _load(model: nn.Module, checkpoint: Path) -> None:

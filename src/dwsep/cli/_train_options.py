@@ -58,7 +58,14 @@ COMMON = (
     Option("clip_norm", float, "Norm that the gradient is scaled down to.", default="no limit"),
     Option("ema_decay", float, "Keep a moving average of the weights, and evaluate and save that.", default="none"),
     Option("early_stopping", int, "Epochs without a better score after which to stop.", default="never"),
-    Option("teacher", Path, "Model file of a network to learn from beside the labels.", default="none"),
+    Option("start_from", Path, "Model file whose network and weights to start from.", default="random weights"),
+    Option(
+        "teacher",
+        Path,
+        "Model file of a network to learn from beside the labels.",
+        ("--teacher", "--distill-from"),
+        "none",
+    ),
     Option("distill_weight", float, "Share of the loss that goes by the teacher.", default="0.5"),
     Option("distill_temperature", float, "Divides the logits there.", default="2"),
     Option("augment", bool, "Change inputs at random.", ("--augment/--no-augment",)),
@@ -79,12 +86,15 @@ DATA = {
         Option(
             "data",
             str,
-            "fashion-mnist-subset (comes with dwsep), fashion-mnist, folder, or the folder itself.",
+            "fashion-mnist-subset (comes with dwsep), fashion-mnist, folder, or the folder itself; or hf: and a data "
+            "set of the Hugging Face hub.",
             default="fashion-mnist-subset",
         ),
         Option("data_dir", Path, "Folder of IDX files, or of images with one sub-folder per class.", default="none"),
-        Option("image_size", int, "Pixels to resize the images of a folder to.", default="32"),
-        Option("in_channels", bool, "Read the images of a folder as grey.", ("--grey",), "no"),
+        Option("image_size", int, "Pixels to resize the images of a folder or of the hub to.", default="32"),
+        Option("in_channels", bool, "Read the images of a folder or of the hub as grey.", ("--grey",), "no"),
+        Option("label_column", str, "Column of the labels, for images of the hub.", default="label"),
+        Option("augmentation", str, "What --augment does: shift, or crop (for photos).", default="shift"),
         _IMAGES,
     ),
     "segment": (
@@ -95,7 +105,7 @@ DATA = {
         _IMAGES,
     ),
     "text": (
-        Option("data", Path, "Table of labelled texts: .csv, .tsv or .jsonl.", default="required"),
+        Option("data", Path, "Table of labelled texts: .csv, .tsv, .jsonl; or hf:NAME.", default="required"),
         *_TEST,
         Option("text_column", str, "Column, or key, of the texts.", default="text"),
         Option("label_column", str, "Column, or key, of the labels.", default="label"),
@@ -104,12 +114,6 @@ DATA = {
         Option("min_count", int, "Times that a word must occur to be known.", default="2"),
     ),
     "series": (Option("data", Path, "A .ts or .npz file, or a folder with a pair of .ts.", default="required"), *_TEST),
-}
-_DEFAULT_NETWORK = {
-    "classify": "mobilenet_v1",
-    "segment": "deeplab_v3_plus",
-    "text": "text_separable",
-    "series": "series_separable",
 }
 
 
@@ -130,7 +134,7 @@ def command_of(task: str, run: Callable[..., None], help: str) -> Callable[..., 
 
     annotations: dict[str, Any] = {}
     for option in options_of(task):
-        shown = option.default or _DEFAULT_NETWORK[task]
+        shown = option.default or ""
         if option.field in BY_TASK[task]:
             value = BY_TASK[task][option.field]
             shown = str(value) if not isinstance(value, bool) else f"{'' if value else 'no-'}{option.field}"

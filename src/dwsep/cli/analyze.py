@@ -19,7 +19,12 @@ def analyze(
         str | None, typer.Option("--input", help="Shape of the input, 1,3,224,224.", show_default="the network's own")
     ] = None,
     training: Annotated[bool, typer.Option("--training", help="A training step instead of an inference.")] = False,
-    accelerated: Annotated[bool, typer.Option("--accelerate", help="After dwsep.accelerate_.")] = False,
+    accelerated: Annotated[
+        bool,
+        typer.Option(
+            "--accelerate", help="After dwsep.accelerate_; not the network of --against, where it is the same."
+        ),
+    ] = False,
     latency: Annotated[bool, typer.Option("--latency/--no-latency", help="Time it, or count alone, on meta.")] = True,
     channels_last: Annotated[bool, typer.Option("--channels-last", help="Weights and input in NHWC.")] = False,
     against: Annotated[str | None, typer.Option(help="A second network, shown beside the first.")] = None,
@@ -36,8 +41,7 @@ def analyze(
 ) -> None:
     """Show what every layer of a network costs: multiply-adds, bytes, time, and the floor of this machine.
 
-    With --against, the totals of two networks side by side; --html and --json then hold the first, and the second in
-    a file of the same name with "-against".
+    With --against, two networks side by side: below their tables, on the page of --html, and in the data of --json.
     """
     from dwsep.analysis._pages import save
     from dwsep.analysis.report import require_report_packages
@@ -49,17 +53,17 @@ def analyze(
         require_report_packages()
     progress = progress_console()
     reports = []
-    for name in [network, *([against] if against else [])]:
+    asked = [(network, accelerated), *([(against, accelerated and against != network)] if against else [])]
+    for name, faster in asked:
         with progress.status(f"analysing {name}"):
             made = load(name, shape, meta=not latency, training=training, channels_last=channels_last)
-            reports.append(made.report(latency=latency, training=training, accelerated=accelerated, seconds=seconds))
+            reports.append(made.report(latency=latency, training=training, accelerated=faster, seconds=seconds))
     console = output_console()
     for report in reports:
         print_report(console, report, sort, depth)
     if len(reports) == 2:
         print_comparison(console, *reports)
-    for path in filter(None, (html, json_file)):
-        for number, report in enumerate(reports):
-            target = path.with_stem(f"{path.stem}-against") if number else path
-            save(report, target, "html" if path is html else "json")
-            progress.print(f"wrote {target}")
+    for path, what in ((html, "html"), (json_file, "json")):
+        if path is not None:
+            save(reports[0], path, what, *reports[1:])
+            progress.print(f"wrote {path}")

@@ -17,8 +17,8 @@ def evaluate(
     data: Annotated[
         str,
         typer.Option(
-            help="fashion-mnist-subset (comes with dwsep), fashion-mnist, folder; or, for networks of other tasks, "
-            "their data's path."
+            help="fashion-mnist-subset (comes with dwsep), fashion-mnist, folder, hf:NAME; or, for networks of other "
+            "tasks, their data's path."
         ),
     ] = "fashion-mnist-subset",
     data_dir: Annotated[
@@ -45,14 +45,17 @@ def evaluate(
     from dwsep.training import evaluation
     from dwsep.training.config import make_config
     from dwsep.training.data import Normalisation
+    from dwsep.training.data.huggingface import PREFIX, is_hub
     from dwsep.training.setup import load_data
 
     _, info = read_model(checkpoint)
     values: dict[str, Any] = {"task": info.task, "data": data, "seed": seed}
     values |= {"precision": precision, "memory_format": memory_format}
     if info.task == "classify":
-        values |= {"data_dir": data_dir, "image_size": max(info.image_size)}
-        values["in_channels"] = info.in_channels if data == "folder" else 3
+        values |= {"data_dir": data_dir, "image_size": max(info.image_size), "label_column": label_column}
+        if is_hub(data):
+            values |= {"data": "huggingface", "data_dir": data.removeprefix(PREFIX)}
+        values["in_channels"] = info.in_channels if values["data"] in ("folder", "huggingface") else 3
     elif data == "fashion-mnist-subset":
         raise ValueError(f"{checkpoint} is of the task {info.task}: --data must name its data")
     elif info.task == "segment":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Annotated, Any
@@ -25,9 +26,12 @@ def separate(
     min_channels: Annotated[int, typer.Option(min=1, help="Layers with fewer channels stay dense.")] = 8,
     data: Annotated[
         str | None,
-        typer.Option(help="Calibration: fashion-mnist-subset, fashion-mnist, or folder.", show_default="weights alone"),
+        typer.Option(
+            help="Calibration: a folder of images, labels not needed; or fashion-mnist-subset, fashion-mnist.",
+            show_default="weights alone",
+        ),
     ] = None,
-    data_dir: Annotated[Path | None, typer.Option(help="Folder of the calibration images.")] = None,
+    data_dir: Annotated[Path | None, typer.Option(help="Folder of IDX files, or of images.")] = None,
     images: Annotated[int, typer.Option(min=1, help="Calibration images.")] = 512,
     size: Annotated[int | None, typer.Option(min=1, help="Pixels of the images.", show_default="the network's")] = None,
     num_classes: Annotated[int, typer.Option(min=1, help="Classes of a timm or torchvision network.")] = 1000,
@@ -40,7 +44,9 @@ def separate(
 ) -> None:
     """Make the dense convolutions of a trained network separable, weights kept, within a budget.
 
-    Exactly one of --error, --macs, --latency, --latency-ms and --rank. In Python, dwsep.convert.load_ reads the output.
+    Exactly one of --error, --macs, --latency, --latency-ms and --rank. The file of one of dwsep's own networks goes
+    wherever a model file does: train --start-from, evaluate, predict. dwsep.convert.load_ reads those of timm's and
+    torchvision's into the network as the library builds it.
     """
     import torch
 
@@ -49,6 +55,7 @@ def separate(
     from dwsep.cli._console import make_progress, output_console, progress_console
     from dwsep.cli._named_network import build
     from dwsep.errors import unknown_name
+    from dwsep.networks._weights import save_model
 
     formats = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}
     if memory_format not in formats:
@@ -68,20 +75,11 @@ def separate(
         torch.set_num_threads(threads)
     named = build(network, checkpoint, num_classes=num_classes, size=size)
     model = named.model.to(memory_format=formats[memory_format])  # type: ignore[call-overload]
-    calibration = None
-    if data is not None:
-        calibration = _calibration(named, data, data_dir, images, formats[memory_format])
     console = progress_console()
     if checkpoint is None:
         console.print("no --checkpoint: the weights are random")
     if data is None:
         console.print("no --data: weights are approximated instead of outputs, which loses far more")
-    example = torch.zeros(batch_size, named.in_channels, named.image_size, named.image_size)
-    if calibration is not None:
-        example = torch.cat([calibration[0]] * -(-batch_size // len(calibration[0])))[:batch_size]
-    else:
-        example = torch.randn(example.shape, generator=torch.Generator().manual_seed(0))
-    example = example.contiguous(memory_format=formats[memory_format])
     with make_progress(console) as progress:
         tasks: dict[str, Any] = {}
 
@@ -90,36 +88,77 @@ def separate(
                 tasks[what] = progress.add_task(what, total=total, note="")
             progress.update(tasks[what], completed=done, total=total)
 
+        calibration = None
+        if data is not None:
+            batches = _calibration(named, data, data_dir, images, told).split(32)
+            calibration = [batch.contiguous(memory_format=formats[memory_format]) for batch in batches]
+            example = torch.cat([calibration[0]] * -(-batch_size // len(calibration[0])))[:batch_size]
+        else:
+            shape = (batch_size, named.in_channels, named.image_size, named.image_size)
+            example = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+        example = example.contiguous(memory_format=formats[memory_format])
         report = convert.separate_(model, config, example_inputs=example, calibration=calibration, on_progress=told)
-    metadata = {"network": network, "num_classes": str(num_classes), "report": json.dumps(report.to_dict())}
-    if named.info is not None:
-        metadata["model"] = named.info
-    convert.save(output, model, report, metadata=metadata)
     if html is not None:
         page = f"<!doctype html><meta charset=utf-8><title>{report.summary}</title>{report._repr_html_()}\n"
         write_text_atomically(html, page)
     if as_json:
         print(json.dumps(report.to_dict(), indent=2))
     else:
-        output_console().print(report)
-        console.print(f"wrote {output}", soft_wrap=True, markup=False)
+        _print(report, output_console())
+    if not report.separated:
+        console.print("no layer was separated: no network is written")
+        raise typer.Exit(1)
+    if named.info is not None:
+        save_model(output, model, dataclasses.replace(named.info, structure=convert.structure_of(model)))
+    else:
+        convert.save(output, model, metadata={"network": network, "num_classes": str(num_classes)})
+    console.print(f"wrote {output}", soft_wrap=True, markup=False)
 
 
-def _calibration(named: Any, data: str, data_dir: Path | None, count: int, memory_format: Any) -> list[Any]:
+def _print(report: Any, console: Any) -> None:
+    """As a table with lines where it fits, else as plain text, which a file or a narrow terminal keeps readable."""
+    text = str(report)
+    lines_of_the_table = 40  # characters: a column's take three
+    if console.is_terminal and console.width >= max(map(len, text.splitlines())) + lines_of_the_table:
+        console.print(report)
+    else:
+        print(text)
+
+
+def _calibration(named: Any, data: str, data_dir: Path | None, count: int, on_image: Any) -> Any:
+    """Images drawn from the training split, or from a folder, normalised as the network takes them."""
     import torch
 
+    from dwsep.training.data import Normalisation
+    from dwsep.training.data.images import check_channels, read_image
+    from dwsep.training.prediction import image_files
+
+    generator = torch.Generator().manual_seed(0)
+    if data == "folder" or Path(data).is_dir():
+        folder = data_dir if data == "folder" else Path(data)
+        if folder is None:
+            raise ValueError("--data folder needs --data-dir, the folder; or name it in --data")
+        check_channels(named.in_channels)
+        files = image_files([folder / "train" if (folder / "train").is_dir() else folder])
+        chosen, pixels = torch.randperm(len(files), generator=generator)[:count].tolist(), []
+        for done, number in enumerate(chosen, 1):
+            pixels.append(read_image(files[number], (named.image_size, named.image_size), named.in_channels))
+            on_image("reading images", done, len(chosen))
+        images = torch.stack(pixels)
+    else:
+        images = _images_of(named, data, data_dir)
+        images = images[torch.randperm(len(images), generator=generator)[:count]]
+    return Normalisation(named.mean, named.std)(images)
+
+
+def _images_of(named: Any, data: str, data_dir: Path | None) -> Any:
     from dwsep.training.config import TrainConfig
-    from dwsep.training.data import ImageDataset, Normalisation
+    from dwsep.training.data import ImageDataset
     from dwsep.training.setup import load_data
 
-    config = TrainConfig.model_validate(
-        {"data": data, "data_dir": data_dir, "image_size": named.image_size, "in_channels": named.in_channels}
-    )
-    images = load_data(config, "train")
+    images = load_data(TrainConfig.model_validate({"data": data, "data_dir": data_dir}), "train")
     assert isinstance(images, ImageDataset)  # as TrainConfig's data are
     if images.in_channels != named.in_channels:
         raise ValueError(f"the network takes images with {named.in_channels} channels, {images.name} has "
                          f"{images.in_channels}")  # fmt: skip
-    chosen = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))[:count]
-    prepared = Normalisation(named.mean, named.std)(images.images[chosen])
-    return [batch.contiguous(memory_format=memory_format) for batch in prepared.split(32)]
+    return images.images

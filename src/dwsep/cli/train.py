@@ -75,9 +75,9 @@ def _train(config: Settings, processes: Any, resume: bool, overwrite: bool) -> N
     test_data = load_data(config, "val" if config.task == "segment" else "test")
     if not resume:
         config = complete_options(config, train_data)
-    model = build_model(config, train_data)
     output_dir = config.output_dir
     assert output_dir is not None
+    model = build_model(config, train_data, output_dir / loop.CHECKPOINT_FILE if resume else None)
     try:
         result = loop.train(
             model, train_data, test_data, config, resume=resume, overwrite=overwrite, processes=processes
@@ -140,11 +140,15 @@ def _settings(task: str, given: dict[str, Any], path: Path | None, output_dir: P
 
 def _in_settings_form(task: str, given: dict[str, Any]) -> dict[str, Any]:
     """What stands on the command line as settings: grey is one channel, a folder's path is data of its kind."""
+    from dwsep.training.data.huggingface import PREFIX, is_hub
+
     values = dict(given)
     if "in_channels" in values:
         values["in_channels"] = 1 if values["in_channels"] else 3
     if task == "classify" and "data" in values and "data_dir" not in values and Path(values["data"]).is_dir():
         values["data_dir"], values["data"] = Path(values["data"]), "folder"
+    if task == "classify" and is_hub(values.get("data", "")):
+        values["data_dir"], values["data"] = Path(values["data"].removeprefix(PREFIX)), "huggingface"
     if task == "segment" and "image_size" in values:
         sides = str(values["image_size"]).lower().split("x")
         if not all(side.isdecimal() for side in sides) or len(sides) > 2:

@@ -1,4 +1,4 @@
-"""Files of separated networks: the weights, and the form of each layer that is not as the dense network has it."""
+"""Files of separated networks that are not of this package: the weights, and the form of each layer that changed."""
 
 from __future__ import annotations
 
@@ -8,42 +8,42 @@ from collections.abc import Mapping
 
 from torch import nn
 
-from dwsep.convert._api import restructure_
-from dwsep.convert._report import SeparationReport
+from dwsep.errors import ArgumentError
 from dwsep.networks import _safetensors
+from dwsep.networks._weights import read_model
+from dwsep.nn._separated import restructure_, structure_of
 
 FORMAT = "dwsep-separated"
 
 
-def save(
-    path: str | os.PathLike[str],
-    model: nn.Module,
-    report: SeparationReport,
-    *,
-    metadata: Mapping[str, str] | None = None,
-) -> None:
+def save(path: str | os.PathLike[str], model: nn.Module, *, metadata: Mapping[str, str] | None = None) -> None:
     """Write a separated network to a safetensors file, atomically.
 
     Args:
         path: the file; one that exists is replaced.
-        model: the network that :func:`dwsep.separate_` changed.
-        report: what it returned.
+        model: a network that :func:`dwsep.separate_` changed, in one call or several, trained since or not.
         metadata: texts to keep beside, such as how to build the dense network.
 
     Raises:
+        ArgumentError: (a ``ValueError``) no layer of the model is separated.
         ImportError: safetensors is missing (extra "train").
         OSError: the file cannot be written.
     """
-    texts = {**(metadata or {}), "format": FORMAT, "structure": json.dumps(report.structure)}
+    structure = structure_of(model)
+    if not structure:
+        raise ArgumentError("model has no layer that separate_ changed: its state_dict() says all there is to say")
+    texts = {**(metadata or {}), "format": FORMAT, "structure": json.dumps(structure)}
     _safetensors.write(path, dict(model.state_dict()), texts)
 
 
 def load_(model: nn.Module, path: str | os.PathLike[str]) -> dict[str, str]:
     """Make a freshly built dense network the separated one of a file: its layers and its weights, in place.
 
+    :func:`dwsep.networks.load_model` does it for the package's own networks, and builds them, too.
+
     Args:
         model: a network as the one that was separated was before.
-        path: a file that :func:`save` or ``dwsep separate`` wrote.
+        path: a file that :func:`save`, ``dwsep separate`` or, of a separated network, ``dwsep train`` wrote.
 
     Returns:
         The texts that were kept beside the weights.
@@ -54,10 +54,16 @@ def load_(model: nn.Module, path: str | os.PathLike[str]) -> dict[str, str]:
         ValueError: the file is damaged, no separated network, or one of another dense network.
     """
     tensors, texts = _safetensors.read(path)
-    if texts.get("format") != FORMAT or "structure" not in texts:
+    structure = {}
+    if texts.get("format") == FORMAT:
+        structure = json.loads(texts.get("structure", "{}"))
+    elif "model" in texts:
+        tensors, info = read_model(path)
+        structure = info.structure
+    if not structure:
         raise ValueError(f"{path} holds no network that dwsep separated")
     try:
-        restructure_(model, json.loads(texts["structure"]))
+        restructure_(model, structure)
         model.load_state_dict(tensors)
     except (ValueError, RuntimeError) as error:
         raise ValueError(f"{path} does not fit the model: {error}") from error

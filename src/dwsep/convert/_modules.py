@@ -2,85 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+from torch.nn.modules.conv import _ConvNd
 
 from dwsep.convert.fit import Factors, unpacked
 from dwsep.geometry import ConvGeometry
-from dwsep.nn import DepthwiseSeparableConv1d, DepthwiseSeparableConv2d, DepthwiseSeparableConv3d
-
-_DENSE: dict[int, Any] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
-_SEPARABLE: dict[int, Any] = {1: DepthwiseSeparableConv1d, 2: DepthwiseSeparableConv2d, 3: DepthwiseSeparableConv3d}
-Separable = DepthwiseSeparableConv1d | DepthwiseSeparableConv2d | DepthwiseSeparableConv3d
-
-
-class SumOfRanks(nn.Module):
-    """Adds up neighbouring channels: the ranks of each output of a layer with the pointwise factor first.
-
-    Args:
-        rank: how many channels make one.
-        ndim: spatial axes of the input.
-        bias: added to the sums, (K,), or ``None``.
-
-    Example:
-        >>> SumOfRanks(2, 1)(torch.ones(1, 6, 4)).shape
-        torch.Size([1, 3, 4])
-    """
-
-    def __init__(self, rank: int, ndim: int, bias: nn.Parameter | None = None) -> None:
-        super().__init__()
-        self.rank, self.ndim = rank, ndim
-        self.register_parameter("bias", bias)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, K * rank, *spatial), or unbatched, to (N, K, *spatial)."""
-        axis = -self.ndim - 1
-        out = x.unflatten(axis, (-1, self.rank)).sum(axis)
-        bias: Any = self.bias
-        return out if bias is None else out + bias.view(-1, *(1,) * self.ndim)
-
-    def extra_repr(self) -> str:
-        """The rank."""
-        return f"rank={self.rank}"
-
-
-class PointwiseFirstSeparable(nn.Sequential):
-    """A separable layer with the pointwise factor first and a rank above 1: the ranks are added up after it."""
-
-
-def why_not(module: nn.Module) -> str | None:
-    """Why a convolution cannot become separable; ``None`` if it can, or if there is nothing to say of it."""
-    if isinstance(module, _ConvTransposeNd):
-        return "a transposed convolution"
-    if not isinstance(module, _ConvNd) or is_pointwise(module):
-        return None
-    if type(module) not in _DENSE.values() or "forward" in module.__dict__ or "weight" not in module._parameters:
-        return "its convolution is not torch's plain one"
-    if module.groups > 1:
-        return "depthwise already" if module.groups == module.in_channels else f"has {module.groups} groups"
-    if not module.weight.is_floating_point():
-        return f"its weight is of {module.weight.dtype}"
-    return None
-
-
-def is_pointwise(module: _ConvNd) -> bool:
-    """Whether a convolution has one tap, so that nothing can be separated."""
-    return math.prod(module.kernel_size) == 1
-
-
-def ndim_of(module: nn.Module) -> int:
-    """Spatial axes of a plain convolution."""
-    return next(ndim for ndim, kind in _DENSE.items() if isinstance(module, kind))
-
-
-def geometry_of(conv: _ConvNd) -> ConvGeometry:
-    """A plain convolution's geometry."""
-    padding: Any = conv.padding
-    return ConvGeometry.make(ndim_of(conv), conv.kernel_size, conv.stride, padding, conv.dilation)
+from dwsep.nn._separated import DENSE, PointwiseFirstSeparable, Separable, empty_separable, factors_of
 
 
 def describe(conv: _ConvNd) -> str:
@@ -98,36 +28,6 @@ def describe(conv: _ConvNd) -> str:
     return ", ".join(parts)
 
 
-def empty_separable(conv: _ConvNd, order: str, rank: int, bias: nn.Parameter | None) -> nn.Module:
-    """The separable module that a convolution becomes, its two weights not yet set."""
-    ndim, first = ndim_of(conv), order == "depthwise_first"
-    padding: Any = conv.padding
-    layer = _SEPARABLE[ndim](
-        conv.in_channels,
-        conv.out_channels if first else conv.out_channels * rank,
-        conv.kernel_size,
-        conv.stride,
-        padding if isinstance(padding, str) else tuple(padding),
-        conv.dilation,
-        depth_multiplier=rank if first else 1,
-        bias=False,
-        padding_mode=conv.padding_mode,
-        order=order,
-        device=conv.weight.device,
-        dtype=conv.weight.dtype,
-    )
-    # A single bias, behind everything: one in between would say the same twice, or meet the padding.
-    if first:
-        layer.pointwise.register_parameter("bias", bias)
-    elif rank == 1:
-        layer.depthwise.register_parameter("bias", bias)
-    else:
-        layer = PointwiseFirstSeparable(layer, SumOfRanks(rank, ndim, bias))
-    for parameter in factors_of(layer):
-        parameter.requires_grad_(conv.weight.requires_grad)
-    return layer.train(conv.training)
-
-
 def separable(conv: _ConvNd, factors: Factors, bias: nn.Parameter | None) -> nn.Module:
     """The separable module with these factors and this bias."""
     layer = empty_separable(conv, factors.order, factors.rank, bias)
@@ -135,12 +35,6 @@ def separable(conv: _ConvNd, factors: Factors, bias: nn.Parameter | None) -> nn.
         for parameter, value in zip(factors_of(layer), (factors.depthwise, factors.pointwise), strict=True):
             parameter.copy_(value)
     return layer
-
-
-def factors_of(layer: Any) -> tuple[nn.Parameter, nn.Parameter]:
-    """Depthwise and pointwise weight of what :func:`separable` made."""
-    inner: Any = layer[0] if isinstance(layer, PointwiseFirstSeparable) else layer
-    return inner.depthwise.weight, inner.pointwise.weight
 
 
 def why_not_merged(layer: Separable) -> str | None:
@@ -175,7 +69,7 @@ def merged(layer: Any) -> nn.Module:
     whole = torch.einsum("kcr,crt->kct" if first else "krc,krt->kct", pointwise, depthwise)
     outputs, channels = whole.shape[:2]
     padding = inner.padding if isinstance(inner.padding, str) and set(g.stride) == {1} else None
-    conv = _DENSE[g.ndim](
+    conv = DENSE[g.ndim](
         channels,
         outputs,
         g.kernel_size,

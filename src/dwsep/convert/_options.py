@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from dwsep.analysis import measure
 from dwsep.convert import fit as fitting
-from dwsep.convert._modules import describe, empty_separable, geometry_of
+from dwsep.convert._modules import describe
 from dwsep.convert._runs import Call, Seen
+from dwsep.nn._separated import empty_separable, geometry_of
 
 _ROUNDS, _SECONDS = 7, 0.004
 
@@ -33,6 +34,7 @@ class Layer:
         macs: of one forward pass, by form.
         seconds: of one forward pass, by form, as far as measured.
         errors: of the layer's output (of its weight, without calibration data), relative, by form.
+        factors: by form and number of sweeps, as far as fitted.
         sensitivity: square of the network's relative error by that of the layer.
     """
 
@@ -42,7 +44,7 @@ class Layer:
     macs: dict[Option | None, int] = field(default_factory=dict)
     seconds: dict[Option | None, float] = field(default_factory=dict)
     errors: dict[Option | None, float] = field(default_factory=dict)
-    factors: dict[Option, fitting.Factors] = field(default_factory=dict)
+    factors: dict[tuple[Option, int], fitting.Factors] = field(default_factory=dict)
     sensitivity: float = 1.0
 
     @property

@@ -101,11 +101,6 @@ class SeparationReport:
         parts.append(f"output error {_percent(self.output_error)}")
         return f"{len(self.separated)} of {len(self.layers)} convolutions separated: {', '.join(parts)}"
 
-    @property
-    def structure(self) -> dict[str, dict[str, Any]]:
-        """What :func:`dwsep.convert.restructure_` gives a fresh network the same modules by."""
-        return {layer.name: {"order": layer.order, "rank": layer.rank, "bias": layer.bias} for layer in self.separated}
-
     def to_dict(self) -> dict[str, Any]:
         """Everything in the report as plain values, ready for JSON."""
         return {**asdict(self), "layers": [asdict(layer) for layer in self.layers], "budget": list(self.budget)}

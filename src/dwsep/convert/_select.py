@@ -21,12 +21,12 @@ _TRIES = 6
 
 def fit_layer(layer: Layer, option: Option, store: MomentStore | None, sweeps: int) -> fitting.Factors:
     """A layer's factors in a form, kept for the next time."""
-    if option not in layer.factors:
+    if (option, sweeps) not in layer.factors:
         moments = None if store is None else store.get(layer.conv)
-        layer.factors[option] = fitting.fit(
+        layer.factors[option, sweeps] = fitting.fit(
             layer.conv.weight, option.rank, order=option.order, moments=moments, sweeps=sweeps
         )
-    return layer.factors[option]
+    return layer.factors[option, sweeps]
 
 
 def estimate_errors(layers: Sequence[Layer], store: MomentStore | None, on_layer: Callable[[int, int], None]) -> None:

@@ -10,9 +10,9 @@ import torch
 from torch import nn
 
 from dwsep.convert._gram import PatchMoments
-from dwsep.convert._modules import geometry_of
 from dwsep.convert._runs import Batch, Seen, evaluating, hooked
 from dwsep.convert.fit import Moments
+from dwsep.nn._separated import geometry_of
 
 _LIMIT_BYTES = 1 << 30
 _LARGEST_BYTES = 2 << 30  # of a single layer: above, it is fitted to its weight

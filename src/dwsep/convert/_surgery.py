@@ -1,44 +1,13 @@
-"""A module becomes another one in place: whoever holds it, holds the new one."""
+"""What holds a network's modules and parameters from outside, and goes on holding them."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from torch import nn
 
 from dwsep.errors import ArgumentError
-
-
-class State(NamedTuple):
-    """What a module is: its class and everything in it."""
-
-    kind: type[nn.Module]
-    content: dict[str, Any]
-
-
-def state_of(module: nn.Module) -> State:
-    """A module as it is now, to go back to."""
-    return State(type(module), dict(module.__dict__))
-
-
-def successor(module: nn.Module, new: nn.Module) -> State:
-    """What ``module`` becomes: ``new``, with the hooks and the users' own attributes of ``module``.
-
-    A hook's handle goes on working, since the dictionaries of hooks are the same objects.
-    """
-    kind: Any = type(module)
-    fresh = kind() if isinstance(module, nn.Sequential) else kind(1, 1, 1)
-    own = {name: value for name, value in module.__dict__.items() if name not in fresh.__dict__}
-    hooks = {name: value for name, value in module.__dict__.items() if "hook" in name}
-    return State(type(new), {**own, **new.__dict__, **hooks, "training": module.training})
-
-
-def become(module: nn.Module, state: State) -> None:
-    """Turn a module into another, the object staying the same: shared uses, references and the root included."""
-    module.__class__ = state.kind
-    module.__dict__.clear()
-    module.__dict__.update(state.content)
 
 
 def check_optimizers(optimizers: Any) -> tuple[Any, ...]:

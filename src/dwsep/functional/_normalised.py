@@ -45,11 +45,8 @@ def depthwise_conv(
         backend,
         gradient=gradient,
         channels_last=channels_last,
+        multiplied=weight.shape[0] != x.shape[1],
     )
-    if channels_last and selection.backend == "cpu" and weight.shape[0] != x.shape[1] and not gradient:
-        # The kernels read a channel for several outputs slowly in this layout: with a copy for each they take half the
-        # time, measured. Training would keep the copies for backward.
-        x = repeat_channels(x, weight.shape[0] // x.shape[1])
     out = selection.kernel(
         x, weight, bias, geometry.stride, _flat(geometry.pads(spatial)), geometry.dilation, activation
     )

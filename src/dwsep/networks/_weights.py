@@ -31,6 +31,8 @@ class ModelInfo:
         epochs: Finished epochs of training.
         task: "classify", "segment", "text" or "series".
         extra: What else a task needs to use the network: a vocabulary, colours of masks.
+        structure: The layers that ``dwsep.separate_`` changed, by name; see
+            :func:`dwsep.nn._separated.structure_of`.
     """
 
     network: str
@@ -44,6 +46,7 @@ class ModelInfo:
     epochs: int = 0
     task: str = "classify"
     extra: dict[str, Any] = field(default_factory=dict)
+    structure: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def to_json(self) -> str:
         """Encode as JSON, for a file's metadata."""

@@ -19,6 +19,7 @@ from dwsep.networks.series_separable import SeriesSeparable
 from dwsep.networks.text_light import TextLight
 from dwsep.networks.text_separable import TextSeparable
 from dwsep.networks.xception import Xception
+from dwsep.nn._separated import restructure_
 
 # By what they are for: what goes in and what comes out is the same within a task.
 _TASKS: dict[str, dict[str, Callable[..., nn.Module]]] = {
@@ -111,7 +112,8 @@ def create(
         num_classes: Number of logits.
         in_channels: Image channels, or values per time step of a series; networks for text take none.
         weights: None for random weights, drawn from torch's global generator, or the path of a model file or training
-            checkpoint (.safetensors) made by ``dwsep train``.
+            checkpoint (.safetensors) made by ``dwsep train`` or ``dwsep separate``; layers that were separated are
+            separable in the network, too.
         **options: Options of the network; :func:`option_names` lists them.
 
     Returns:
@@ -145,6 +147,7 @@ def create(
         state, info = read_model(weights)
         if info.network != name:
             raise ValueError(f"{weights} holds weights of {info.network!r}, not of {name!r}")
+        restructure_(model, info.structure)
         load_state(model, state, weights)
     return model
 
@@ -153,7 +156,7 @@ def load_model(path: str | os.PathLike[str]) -> nn.Module:
     """Build the network of a model file with its weights.
 
     Args:
-        path: A model file or training checkpoint (.safetensors) made by ``dwsep train``.
+        path: A model file or training checkpoint (.safetensors) made by ``dwsep train`` or ``dwsep separate``.
 
     Returns:
         The network, in training mode.

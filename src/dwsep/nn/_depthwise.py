@@ -129,9 +129,8 @@ class DepthwiseConv1d(_DepthwiseConv):
         return self.geometry.effective_kernel_size[0] - 1
 
     def initial_state(self, batch_size: int = 1) -> Tensor:
-        """The state before the first chunk: zeros, (batch_size, C, :attr:`history`)."""
-        check_int("batch_size", batch_size, low=0)
-        return self.weight.detach().new_zeros((batch_size, self.in_channels, self.history))
+        """The state before the first chunk: zeros, (batch_size, C, :attr:`history` + stride - 1)."""
+        return _sequences.initial_state(self, batch_size)
 
     def step(self, x: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Run the next chunk of a stream: its output, and the state that the chunk after needs.
@@ -139,15 +138,19 @@ class DepthwiseConv1d(_DepthwiseConv):
         On a CPU the chunks' outputs are bit for bit those of the whole, for any kernel, dilation and chunking, in
         float32 and bfloat16; elsewhere equal to rounding. Differentiable, also through the state.
 
+        With a stride s, output j of the whole comes with the chunk that has element s * j: a chunk shorter than s may
+        have none, and the state grows from :attr:`history` to :attr:`history` + s - 1 elements between two outputs.
+
         Args:
-            x: (N, C, T), any T of at least 1, or (N, C) for one time step.
-            state: what the call before returned, (N, C, :attr:`history`); ``None`` for zeros.
+            x: (N, C, T), any T of at least 1; with stride 1 also (N, C) for one time step.
+            state: what the call before returned; ``None`` for zeros, as :meth:`initial_state` gives them.
 
         Returns:
-            The output, (N, C * depth_multiplier, T) or (N, C * depth_multiplier), and the state for the next call.
+            The output, (N, C * depth_multiplier, T / stride, rounded either way) or (N, C * depth_multiplier), and the
+            state for the next call, (N, C, :attr:`history`) with stride 1.
 
         Raises:
-            ArgumentError: the layer is not causal of stride 1, or a shape does not fit.
+            ArgumentError: the layer is not causal, or a shape does not fit.
 
         Cost: the macs of T outputs, and a copy of state and chunk.
 

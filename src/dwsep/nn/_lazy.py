@@ -11,7 +11,8 @@ from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.parameter import UninitializedParameter
 
 from dwsep.errors import ArgumentError
-from dwsep.nn import _depthwise, _separable
+from dwsep.nn import _depthwise, _separable, _transposed
+from dwsep.nn import _separable_transposed as _together
 
 _FACTOR_PARAMETERS = ("weight", "bias")
 
@@ -117,6 +118,12 @@ class _LazyDepthwise(_Deferred):
     def _channels_in_state(self, state: dict[str, Tensor], prefix: str) -> int | None:
         weight = state.get(f"{prefix}weight")
         return None if weight is None else weight.shape[0] // self.depth_multiplier  # type: ignore[operator]
+
+
+class _LazyTransposed(_LazyDepthwise):
+    def _channels_in_state(self, state: dict[str, Tensor], prefix: str) -> int | None:
+        weight = state.get(f"{prefix}weight")
+        return None if weight is None else weight.shape[0]  # a transposed kernel has its inputs first
 
 
 class _LazySeparable(_Deferred):
@@ -238,3 +245,87 @@ class LazyDepthwiseSeparableConv3d(_LazySeparable, _Bare, _separable.DepthwiseSe
     """
 
     cls_to_become = _separable.DepthwiseSeparableConv3d
+
+
+class LazyDepthwiseConvTranspose1d(_LazyTransposed, _Bare, _transposed.DepthwiseConvTranspose1d):  # type: ignore[misc]
+    """:class:`DepthwiseConvTranspose1d` whose ``in_channels`` comes from the first input.
+
+    See :class:`LazyDepthwiseConv2d`.
+
+    Example:
+        >>> import torch
+        >>> LazyDepthwiseConvTranspose1d(2, stride=2)(torch.ones(2, 5, 9)).shape
+        torch.Size([2, 5, 18])
+    """
+
+    cls_to_become = _transposed.DepthwiseConvTranspose1d
+
+
+class LazyDepthwiseConvTranspose2d(_LazyTransposed, _Bare, _transposed.DepthwiseConvTranspose2d):  # type: ignore[misc]
+    """:class:`DepthwiseConvTranspose2d` whose ``in_channels`` comes from the first input.
+
+    See :class:`LazyDepthwiseConv2d`.
+
+    Example:
+        >>> import torch
+        >>> LazyDepthwiseConvTranspose2d(2, stride=2)(torch.ones(2, 5, 8, 8)).shape
+        torch.Size([2, 5, 16, 16])
+    """
+
+    cls_to_become = _transposed.DepthwiseConvTranspose2d
+
+
+class LazyDepthwiseConvTranspose3d(_LazyTransposed, _Bare, _transposed.DepthwiseConvTranspose3d):  # type: ignore[misc]
+    """:class:`DepthwiseConvTranspose3d` whose ``in_channels`` comes from the first input.
+
+    See :class:`LazyDepthwiseConv2d`.
+
+    Example:
+        >>> import torch
+        >>> LazyDepthwiseConvTranspose3d(2, stride=2)(torch.ones(2, 5, 3, 3, 3)).shape
+        torch.Size([2, 5, 6, 6, 6])
+    """
+
+    cls_to_become = _transposed.DepthwiseConvTranspose3d
+
+
+class LazyDepthwiseSeparableConvTranspose1d(_LazySeparable, _Bare, _together.DepthwiseSeparableConvTranspose1d):  # type: ignore[misc]
+    """:class:`DepthwiseSeparableConvTranspose1d` whose ``in_channels`` comes from the first input.
+
+    See :class:`LazyDepthwiseSeparableConv2d`.
+
+    Example:
+        >>> import torch
+        >>> LazyDepthwiseSeparableConvTranspose1d(7, 2, 2)(torch.ones(2, 5, 9)).shape
+        torch.Size([2, 7, 18])
+    """
+
+    cls_to_become = _together.DepthwiseSeparableConvTranspose1d
+
+
+class LazyDepthwiseSeparableConvTranspose2d(_LazySeparable, _Bare, _together.DepthwiseSeparableConvTranspose2d):  # type: ignore[misc]
+    """:class:`DepthwiseSeparableConvTranspose2d` whose ``in_channels`` comes from the first input.
+
+    See :class:`LazyDepthwiseSeparableConv2d`.
+
+    Example:
+        >>> import torch
+        >>> LazyDepthwiseSeparableConvTranspose2d(7, 2, 2)(torch.ones(2, 5, 8, 8)).shape
+        torch.Size([2, 7, 16, 16])
+    """
+
+    cls_to_become = _together.DepthwiseSeparableConvTranspose2d
+
+
+class LazyDepthwiseSeparableConvTranspose3d(_LazySeparable, _Bare, _together.DepthwiseSeparableConvTranspose3d):  # type: ignore[misc]
+    """:class:`DepthwiseSeparableConvTranspose3d` whose ``in_channels`` comes from the first input.
+
+    See :class:`LazyDepthwiseSeparableConv2d`.
+
+    Example:
+        >>> import torch
+        >>> LazyDepthwiseSeparableConvTranspose3d(7, 2, 2)(torch.ones(2, 5, 3, 3, 3)).shape
+        torch.Size([2, 7, 6, 6, 6])
+    """
+
+    cls_to_become = _together.DepthwiseSeparableConvTranspose3d

@@ -253,7 +253,7 @@ class DepthwiseSeparableConv1d(_DepthwiseSeparableConv):
         return self.depthwise.history  # type: ignore[union-attr]
 
     def initial_state(self, batch_size: int = 1) -> Tensor:
-        """The state before the first chunk: zeros, (batch_size, C of the depthwise factor, :attr:`history`)."""
+        """The state before the first chunk: zeros, (batch_size, C of the depthwise factor, history + stride - 1)."""
         return self.depthwise.initial_state(batch_size)  # type: ignore[operator]
 
     def step(self, x: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -265,14 +265,14 @@ class DepthwiseSeparableConv1d(_DepthwiseSeparableConv):
         activations are (its SiLU is another at the end of a tensor); in other dtypes, equal to rounding.
 
         Args:
-            x: (N, C, T), any T of at least 1, or (N, C) for one time step.
+            x: (N, C, T), any T of at least 1; with stride 1 also (N, C) for one time step.
             state: what the call before returned; ``None`` for zeros.
 
         Returns:
-            The output, (N, K, T) or (N, K), and the state for the next call.
+            The output, (N, K, T / stride, rounded either way) or (N, K), and the state for the next call.
 
         Raises:
-            ArgumentError: the layer is not causal of stride 1, a norm is in training, or a shape does not fit.
+            ArgumentError: the layer is not causal, a norm is in training, or a shape does not fit.
 
         Example:
             >>> import torch
@@ -287,7 +287,7 @@ class DepthwiseSeparableConv1d(_DepthwiseSeparableConv):
 
     def _mix(self) -> Callable[[Tensor], Tensor]:
         """The native pointwise product for causal layers, whose bits a stream keeps: torch's depend on the length."""
-        streams = self.padding == "causal" and set(self.stride) == {1} and not self._normalises_by_batch()
+        streams = self.padding == "causal" and not self._normalises_by_batch()
         if streams and not torch.compiler.is_compiling() and _sequences.is_plain_pointwise(self.pointwise):
             return functools.partial(_sequences.pointwise, self.pointwise)
         return self.pointwise

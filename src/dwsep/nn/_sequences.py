@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from dwsep import functional
 from dwsep.errors import ArgumentError
-from dwsep.geometry import ConvGeometry
+from dwsep.geometry import ConvGeometry, check_int
 from dwsep.nn import _folding, _parts
 
 if TYPE_CHECKING:
@@ -20,16 +20,26 @@ _ONE_TAP = ConvGeometry.make(1, 1)
 
 
 def _check_causal(depthwise: _DepthwiseConv) -> None:
-    g = depthwise.geometry
-    history = g.effective_kernel_size[0] - 1
-    if g.stride != (1,) or g.padding != ((history, 0),) or (history and depthwise.padding_mode != "zeros"):
+    history = _history(depthwise.geometry)
+    if depthwise.geometry.padding != ((history, 0),) or (history and depthwise.padding_mode != "zeros"):
         raise ArgumentError(
-            "step needs a causal layer of stride 1 (padding='causal', padding_mode='zeros'), got "
-            f"padding={depthwise.padding!r}, stride={g.stride[0]}, padding_mode={depthwise.padding_mode!r}"
+            "step needs a causal layer (padding='causal', padding_mode='zeros'), got "
+            f"padding={depthwise.padding!r}, padding_mode={depthwise.padding_mode!r}"
         )
 
 
-def _chunk(x: Any, channels: int) -> Tensor:
+def _history(geometry: ConvGeometry) -> int:
+    return geometry.effective_kernel_size[0] - 1
+
+
+def initial_state(layer: _DepthwiseConv, batch_size: int) -> Tensor:
+    """The work of both layers' ``initial_state``."""
+    check_int("batch_size", batch_size, low=0)
+    size = _history(layer.geometry) + layer.geometry.stride[0] - 1
+    return layer.weight.detach().new_zeros((batch_size, layer.in_channels, size))
+
+
+def _chunk(x: Any, channels: int, stride: int) -> Tensor:
     """A chunk as (N, C, T)."""
     if not isinstance(x, Tensor):
         raise TypeError(f"x must be a tensor, got {type(x).__name__}")
@@ -38,25 +48,43 @@ def _chunk(x: Any, channels: int) -> Tensor:
             f"x must be (N, {channels}, T) with T of at least 1, or (N, {channels}) for one time step, got "
             f"{tuple(x.shape)}"
         )
+    if x.dim() == 2 and stride > 1:
+        raise ArgumentError(f"x must be (N, {channels}, T) with stride={stride}: a single time step may have no output")
     return x if x.dim() == 3 else x.unsqueeze(-1)
 
 
-def _with_past(x: Tensor, state: Tensor | None, history: int) -> tuple[Tensor, Tensor]:
-    """The chunk behind the past that its outputs need, and the state after it."""
-    shape = (x.shape[0], x.shape[1], history)
+def _with_past(x: Tensor, state: Tensor | None, geometry: ConvGeometry) -> tuple[Tensor | None, Tensor]:
+    """What the windows of a chunk's outputs cover, ``None`` where there is no output, and the state after the chunk.
+
+    A state begins stride - 1 elements before the next output's window, so that its length tells how many elements are
+    missing to that output: none of a whole stride's may be negative, however short the window is.
+    """
+    history, stride = _history(geometry), geometry.stride[0]
+    longest = history + stride - 1
     if state is None:
-        state = x.new_zeros(shape)
+        state = x.new_zeros((x.shape[0], x.shape[1], longest))
     elif not isinstance(state, Tensor):
         raise TypeError(f"state must be None or a tensor, got {type(state).__name__}")
-    elif state.shape != shape or state.dtype != x.dtype:
+    elif (
+        state.dim() != 3
+        or state.shape[:2] != x.shape[:2]
+        or not history <= state.shape[2] <= longest
+        or state.dtype != x.dtype
+    ):
+        sizes = f"{history}" if stride == 1 else f"{history} to {longest}"
         raise ArgumentError(
-            f"state must have shape {shape} and dtype {x.dtype}, got {tuple(state.shape)} and {state.dtype}"
+            f"state must have shape ({x.shape[0]}, {x.shape[1]}, {sizes}) and dtype {x.dtype}, got "
+            f"{tuple(state.shape)} and {state.dtype}"
         )
-    if history == 0:
+    if longest == 0:
         return x, state
     joined = torch.cat([state, x], -1)
+    outputs = (joined.shape[-1] - history) // stride
     # A copy, or the state of a long chunk would keep the chunk alive.
-    return joined, joined.narrow(-1, joined.shape[-1] - history, history).clone()
+    after = joined.narrow(-1, outputs * stride, joined.shape[-1] - outputs * stride).clone()
+    if outputs == 0:
+        return None, after
+    return joined.narrow(-1, stride - 1, (outputs - 1) * stride + history + 1), after
 
 
 def _unpadded(geometry: ConvGeometry) -> ConvGeometry:
@@ -73,27 +101,37 @@ def _depthwise_chunk(layer: _DepthwiseConv, joined: Tensor) -> Tensor:
 def depthwise_step(layer: DepthwiseConv1d, x: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor]:
     """The work of :meth:`DepthwiseConv1d.step`."""
     _check_causal(layer)
-    joined, state = _with_past(_chunk(x, layer.in_channels), state, layer.history)
-    out = _depthwise_chunk(layer, joined)
+    joined, state = _with_past(_chunk(x, layer.in_channels, layer.stride[0]), state, layer.geometry)
+    out = _no_output(x, layer.out_channels) if joined is None else _depthwise_chunk(layer, joined)
     return (out if x.dim() == 3 else out.squeeze(-1)), state
+
+
+def _no_output(x: Tensor, channels: int) -> Tensor:
+    return x.new_empty((x.shape[0], channels, 0))
 
 
 def separable_step(layer: DepthwiseSeparableConv1d, x: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor]:
     """The work of :meth:`DepthwiseSeparableConv1d.step`."""
     _check_causal(layer.depthwise)
     _check_norms(layer, "step")
-    chunk = _chunk(x, layer.in_channels)
+    geometry: ConvGeometry = layer.depthwise.geometry
+    chunk = _chunk(x, layer.in_channels, geometry.stride[0])
     if layer.order == "depthwise_first":
-        joined, state = _with_past(chunk, state, layer.history)
-        out = _fused_chunk(layer, chunk, joined)
+        joined, state = _with_past(chunk, state, geometry)
+        if joined is None:
+            return _no_output(x, layer.out_channels), state
+        windows = joined
+        out = _fused_chunk(layer, chunk, windows)
         if out is None:
-            out = layer._composed(chunk, depthwise=lambda _: _depthwise_chunk(layer.depthwise, joined))
+            out = layer._composed(chunk, depthwise=lambda _: _depthwise_chunk(layer.depthwise, windows))
     else:
         after: list[Tensor] = []
 
         def depthwise(inner: Tensor) -> Tensor:
-            joined, new = _with_past(inner, state, layer.history)
+            joined, new = _with_past(inner, state, geometry)
             after.append(new)
+            if joined is None:
+                return _no_output(inner, layer.depthwise.out_channels)
             return _depthwise_chunk(layer.depthwise, joined)
 
         out = layer._composed(chunk, depthwise=depthwise)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from dwsep.networks._weights import ModelInfo, save_model
+from dwsep.nn._separated import structure_of
 from dwsep.training import checkpoint
 from dwsep.training.averaging import MovingAverage
 from dwsep.training.checkpoint import EpochRecord, TrainState
@@ -97,6 +98,7 @@ class Run:
             std=self.normalisation.std,
             epochs=self.state.epoch,
             task=self.config.task,
+            structure=structure_of(self.model),
             **values,
         )
 

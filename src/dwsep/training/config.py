@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from dwsep import networks
-from dwsep.training.recipes import DEFAULTS, SEGMENT, SERIES, TEXT
+from dwsep.training.recipes import BY_TASK
 
 try:
     from pydantic import BaseModel, ConfigDict, Field, model_validator
 except ImportError as error:
     raise ImportError('training needs pydantic; install it with: pip install "dwsep[train]"') from error
 
-DataName = Literal["fashion-mnist-subset", "fashion-mnist", "folder"]
+DataName = Literal["fashion-mnist-subset", "fashion-mnist", "folder", "huggingface"]
 Precision = Literal["float32", "bfloat16"]
 MemoryFormat = Literal["channels_last", "contiguous"]
 OptimizerName = Literal["adamw", "sgd"]
@@ -26,6 +26,8 @@ TestFraction = Annotated[float, Field(gt=0, lt=1)]
 
 class Settings(BaseModel):
     """What the settings of every task have; cannot be changed once made.
+
+    What has no default here has one by task, in :data:`dwsep.training.recipes.BY_TASK`.
 
     Args:
         network: Name of the network.
@@ -45,6 +47,8 @@ class Settings(BaseModel):
             evaluated and saved. None for none.
         early_stopping: Epochs without a better score after which training ends with the best epoch's weights. The data
             which that score is of then chooses the epoch, and flatters: evaluate on other data. None for never.
+        start_from: Model file whose network and weights to start from, separated or not, in place of random weights;
+            None for these.
         teacher: Model file of a network whose predictions are learnt beside the labels; trained on the same classes
             and input.
         distill_weight: Share of the loss that goes by the teacher.
@@ -63,6 +67,8 @@ class Settings(BaseModel):
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+    # What a task's settings are where nothing is said.
+    recipe: ClassVar[dict[str, Any]] = {}
 
     task: TaskName
     network: str
@@ -79,6 +85,7 @@ class Settings(BaseModel):
     clip_norm: Positive | None = None
     ema_decay: float | None = Field(default=None, gt=0, lt=1)
     early_stopping: int | None = Field(default=None, ge=1)
+    start_from: Path | None = None
     teacher: Path | None = None
     distill_weight: float = Field(default=0.5, gt=0, le=1)
     distill_temperature: Positive = 2.0
@@ -91,6 +98,11 @@ class Settings(BaseModel):
     checkpoint_seconds: Positive = 120.0
     tensorboard: bool = False
     output_dir: Path | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_in(cls, values: Any) -> Any:
+        return {**cls.recipe, **values} if isinstance(values, dict) else values
 
     @model_validator(mode="after")
     def _check_settings(self) -> Settings:
@@ -119,7 +131,7 @@ class Settings(BaseModel):
             One text per difference, "field: ours, not theirs".
         """
         # What says where files lie, or how often they are written, decides nothing.
-        places = {"output_dir", "data_dir", "test_data", "teacher", "checkpoint_seconds", "tensorboard"}
+        places = {"output_dir", "data_dir", "test_data", "start_from", "teacher", "checkpoint_seconds", "tensorboard"}
         if self.task != "classify":
             places.add("data")
         return [
@@ -133,38 +145,36 @@ class TrainConfig(Settings):
     """The settings of a run that classifies images; beside those of :class:`Settings`:
 
     Args:
-        data: "fashion-mnist-subset" (comes with the package), "fashion-mnist" (IDX files in data_dir) or "folder"
-            (images in data_dir, one sub-folder per class).
+        data: "fashion-mnist-subset" (comes with the package), "fashion-mnist" (IDX files in data_dir), "folder"
+            (images in data_dir, one sub-folder per class) or "huggingface" (data_dir is a name on the hub, or a folder
+            that its library saved).
         data_dir: Folder of the data. For "fashion-mnist" it defaults to where Debian's package puts them.
-        image_size: Height and width in pixels that images of a folder are brought to.
-        in_channels: 1 or 3, for images of a folder.
-        on_bad_file: "stop" at an image of a folder that cannot be read, or "skip" it.
+        image_size: Height and width in pixels that images of a folder or of the hub are brought to.
+        in_channels: 1 or 3, for images of a folder or of the hub.
+        label_column: Name of the labels' column, for images of the hub.
+        augmentation: What augment does: "shift", by up to two pixels, and mirroring, for small images; or "crop", of
+            random size and place, with mirroring, colours and erasing, for photos; needs torchvision.
+        on_bad_file: "stop" at an image that cannot be read, or "skip" it.
 
     Example:
-        >>> TrainConfig(epochs=3).epochs
-        3
+        >>> TrainConfig(**{"epochs": 3}).batch_size
+        64
     """
 
+    recipe = BY_TASK["classify"]
     task: Literal["classify"] = "classify"
-    network: str = "mobilenet_v1"
     data: DataName = "fashion-mnist-subset"
     data_dir: Path | None = None
     image_size: int = Field(default=32, ge=1)
     in_channels: Literal[1, 3] = 3
+    label_column: str = "label"
+    augmentation: Literal["shift", "crop"] = "shift"
     on_bad_file: OnBadFile = "stop"
-    epochs: int = Field(default=DEFAULTS["epochs"], ge=1)
-    batch_size: int = Field(default=DEFAULTS["batch_size"], ge=1)
-    optimizer: OptimizerName = DEFAULTS["optimizer"]
-    learning_rate: Positive = DEFAULTS["learning_rate"]
-    weight_decay: float = Field(default=DEFAULTS["weight_decay"], ge=0, allow_inf_nan=False)
-    warmup_epochs: float = Field(default=DEFAULTS["warmup_epochs"], ge=0, allow_inf_nan=False)
-    label_smoothing: Share = DEFAULTS["label_smoothing"]
-    augment: bool = DEFAULTS["augment"]
 
     @model_validator(mode="after")
     def _check_data(self) -> TrainConfig:
-        if self.data == "folder" and self.data_dir is None:
-            raise ValueError("data='folder' needs data_dir")
+        if self.data in ("folder", "huggingface") and self.data_dir is None:
+            raise ValueError(f"data={self.data!r} needs data_dir")
         if self.data == "fashion-mnist-subset" and self.data_dir is not None:
             raise ValueError("data='fashion-mnist-subset' comes with the package and takes no data_dir")
         return self
@@ -181,21 +191,13 @@ class SegmentConfig(Settings):
         on_bad_file: "stop" at an image or a mask that cannot be read, or "skip" both.
     """
 
+    recipe = BY_TASK["segment"]
     task: Literal["segment"] = "segment"
-    network: str = "deeplab_v3_plus"
     data: Path
     image_size: int | tuple[int, int] | None = None
     in_channels: Literal[1, 3] = 3
     ignore_index: int = Field(default=255, ge=0, le=255)
     on_bad_file: OnBadFile = "stop"
-    epochs: int = Field(default=SEGMENT["epochs"], ge=1)
-    batch_size: int = Field(default=SEGMENT["batch_size"], ge=1)
-    optimizer: OptimizerName = SEGMENT["optimizer"]
-    learning_rate: Positive = SEGMENT["learning_rate"]
-    weight_decay: float = Field(default=SEGMENT["weight_decay"], ge=0, allow_inf_nan=False)
-    warmup_epochs: float = Field(default=SEGMENT["warmup_epochs"], ge=0, allow_inf_nan=False)
-    label_smoothing: Share = SEGMENT["label_smoothing"]
-    augment: bool = SEGMENT["augment"]
 
 
 class TextConfig(Settings):
@@ -212,8 +214,8 @@ class TextConfig(Settings):
         min_count: Times that a word must occur in the training texts to be known.
     """
 
+    recipe = BY_TASK["text"]
     task: Literal["text"] = "text"
-    network: str = "text_separable"
     data: Path
     test_data: Path | None = None
     test_fraction: TestFraction = 0.2
@@ -222,14 +224,6 @@ class TextConfig(Settings):
     encoding: str = "utf-8"
     max_length: int = Field(default=256, ge=1)
     min_count: int = Field(default=2, ge=1)
-    epochs: int = Field(default=TEXT["epochs"], ge=1)
-    batch_size: int = Field(default=TEXT["batch_size"], ge=1)
-    optimizer: OptimizerName = TEXT["optimizer"]
-    learning_rate: Positive = TEXT["learning_rate"]
-    weight_decay: float = Field(default=TEXT["weight_decay"], ge=0, allow_inf_nan=False)
-    warmup_epochs: float = Field(default=TEXT["warmup_epochs"], ge=0, allow_inf_nan=False)
-    label_smoothing: Share = TEXT["label_smoothing"]
-    augment: bool = TEXT["augment"]
 
 
 class SeriesConfig(Settings):
@@ -242,19 +236,11 @@ class SeriesConfig(Settings):
         test_fraction: Share of each class that goes to the test split if ``data`` is divided.
     """
 
+    recipe = BY_TASK["series"]
     task: Literal["series"] = "series"
-    network: str = "series_separable"
     data: Path
     test_data: Path | None = None
     test_fraction: TestFraction = 0.2
-    epochs: int = Field(default=SERIES["epochs"], ge=1)
-    batch_size: int = Field(default=SERIES["batch_size"], ge=1)
-    optimizer: OptimizerName = SERIES["optimizer"]
-    learning_rate: Positive = SERIES["learning_rate"]
-    weight_decay: float = Field(default=SERIES["weight_decay"], ge=0, allow_inf_nan=False)
-    warmup_epochs: float = Field(default=SERIES["warmup_epochs"], ge=0, allow_inf_nan=False)
-    label_smoothing: Share = SERIES["label_smoothing"]
-    augment: bool = SERIES["augment"]
 
 
 CONFIGS: dict[str, type[Settings]] = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from dataclasses import dataclass
 
 import torch
@@ -51,7 +52,15 @@ class Processes:
 
     def wrap(self, model: nn.Module) -> nn.Module:
         """The network as it is to be called in training, so that gradients are the means over all processes."""
-        return model if self.size == 1 else nn.parallel.DistributedDataParallel(model)
+        if self.size == 1:
+            return model
+        # A kernel of one channel has one order in memory and two sets of strides; the copy that this warns of is none.
+        warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
+        # A sum of more than two depends on where in its bucket an element lies, and after its first step it orders the
+        # buckets anew, so that a run which goes on would add in another order; not so where it looks for parameters
+        # without a gradient.
+        warnings.filterwarnings("ignore", message="find_unused_parameters=True was specified")
+        return nn.parallel.DistributedDataParallel(model, find_unused_parameters=self.size > 2)
 
     def sum(self, tensor: Tensor) -> Tensor:
         """The sum of a tensor over all processes."""
@@ -60,6 +69,14 @@ class Processes:
         result = tensor.clone()
         dist.all_reduce(result)
         return result
+
+    def gather(self, values: list[float]) -> list[float]:
+        """The values of all processes, those of the first one first; how many each has may differ."""
+        if self.size == 1:
+            return values
+        found: list[list[float] | None] = [None] * self.size
+        dist.all_gather_object(found, values)
+        return [value for part in found for value in part or ()]
 
     def share_buffers(self, model: nn.Module) -> None:
         """Give every process the first one's running statistics."""

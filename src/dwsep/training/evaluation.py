@@ -73,7 +73,7 @@ def evaluate(
         progress.close()
         model.train(was_training)
     if processes.size > 1:
-        evaluator.add(processes.sum)
+        evaluator.add(processes.sum, processes.gather)
     return evaluator.compute()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -108,8 +109,7 @@ class Evaluator:
         self._confusion = metrics.classification.MulticlassConfusionMatrix(
             max(2, num_classes), ignore_index=ignore_index, validate_args=False
         )
-        self._loss = metrics.SumMetric()
-        self._loss.set_dtype(torch.float64)
+        self._losses: list[float] = []
         self._num_classes = num_classes
         self._ignore_index = ignore_index
 
@@ -123,18 +123,26 @@ class Evaluator:
         logits, labels = logits.detach().float().cpu(), labels.cpu()
         self._confusion.update(logits.argmax(1), labels)
         loss = torch.nn.functional.cross_entropy(logits, labels, ignore_index=self._ignore_index, reduction="none")
-        self._loss.update(loss.double().sum())
+        self._losses.append(float(loss.double().sum()))
 
-    def add(self, combine: Callable[[Tensor], Tensor]) -> None:
-        """Put the sums of several processes together: ``combine`` returns the sum of a tensor over all of them."""
-        self._confusion.confmat = combine(self._confusion.confmat)
-        self._loss.sum_value = combine(self._loss.sum_value)
+    def add(self, total: Callable[[Tensor], Tensor], gather: Callable[[list[float]], list[float]]) -> None:
+        """Put together what several processes counted.
+
+        Args:
+            total: Returns the sum of a tensor over all of them.
+            gather: Returns the values of all of them.
+        """
+        self._confusion.confmat = total(self._confusion.confmat)
+        self._losses = gather(self._losses)
 
     def compute(self) -> EvaluationResult:
         """Summarise the batches so far."""
-        confusion = self._confusion.compute()[: self._num_classes, : self._num_classes].to(torch.int64)
+        # The metric's counts, not its result: that is summed over processes once more, and a process without batches
+        # would be warned of it.
+        confusion = self._confusion.confmat[: self._num_classes, : self._num_classes].to(torch.int64)
         right, total = int(confusion.diagonal().sum()), int(confusion.sum())
-        loss = float(self._loss.compute()) / total if total else float("nan")
+        # A sum rounded once is the same in any order, so that it does not matter which process had which batch.
+        loss = math.fsum(self._losses) / total if total else float("nan")
         return EvaluationResult(_ratio(right, total), loss, confusion)
 
 

@@ -18,6 +18,7 @@ DEFAULTS: dict[str, Any] = {
 
 # The same for the other tasks.
 SEGMENT: dict[str, Any] = {
+    "network": "deeplab_v3_plus",
     "epochs": 30,
     "batch_size": 8,
     "optimizer": "adamw",
@@ -28,6 +29,7 @@ SEGMENT: dict[str, Any] = {
     "augment": False,
 }
 TEXT: dict[str, Any] = {
+    "network": "text_separable",
     "epochs": 8,
     "batch_size": 32,
     "optimizer": "adamw",
@@ -38,6 +40,7 @@ TEXT: dict[str, Any] = {
     "augment": True,
 }
 SERIES: dict[str, Any] = {
+    "network": "series_separable",
     "epochs": 100,
     "batch_size": 16,
     "optimizer": "adamw",
@@ -47,7 +50,7 @@ SERIES: dict[str, Any] = {
     "label_smoothing": 0.05,
     "augment": True,
 }
-BY_TASK = {"classify": DEFAULTS, "segment": SEGMENT, "text": TEXT, "series": SERIES}
+BY_TASK = {"classify": {"network": "mobilenet_v1", **DEFAULTS}, "segment": SEGMENT, "text": TEXT, "series": SERIES}
 
 # What `dwsep demo` trains each of its networks with. Shortcuts help the separable network most: dense minus separable
 # was 1.4, -0.1 and 1.1 points on the 2,000 test images with seeds 0, 1, 2 after 5 epochs, and 2.1 without shortcuts

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from dwsep import networks
 from dwsep.accelerate import accelerate_
-from dwsep.networks._weights import ModelInfo
+from dwsep.networks._weights import ModelInfo, read_model
 from dwsep.training.config import SegmentConfig, SeriesConfig, Settings, TextConfig, TrainConfig
 from dwsep.training.data import (
     Examples,
     ImageDataset,
     Vocabulary,
     load_fashion_mnist_subset,
+    load_hub_images,
     load_idx,
     load_image_folder,
     load_mask_folder,
@@ -80,6 +83,10 @@ def load_data(config: Settings, split: str, info: ModelInfo | None = None) -> Ex
             class_names=None if info is None else info.class_names,
         )
     assert isinstance(config, TrainConfig)
+    return replace(_load_images(config, split), augmentation=config.augmentation)
+
+
+def _load_images(config: TrainConfig, split: str) -> ImageDataset:
     if config.data == "folder":
         assert config.data_dir is not None  # TrainConfig sees to it
         return load_image_folder(
@@ -87,6 +94,16 @@ def load_data(config: Settings, split: str, info: ModelInfo | None = None) -> Ex
             split,
             image_size=config.image_size,
             in_channels=config.in_channels,
+            seed=config.seed,
+            on_bad_file=config.on_bad_file,
+        )
+    if config.data == "huggingface":
+        return load_hub_images(
+            f"hf:{config.data_dir}",
+            split,
+            image_size=config.image_size,
+            in_channels=config.in_channels,
+            label_column=config.label_column,
             seed=config.seed,
             on_bad_file=config.on_bad_file,
         )
@@ -103,8 +120,14 @@ def complete_options(config: Settings, data: Examples) -> Settings:
         data: The training data.
 
     Returns:
-        The settings with these options.
+        The settings with these options; where training starts from a file, with the network and the options of that.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If the file is damaged, or of another task, classes, input, network or options.
     """
+    if config.start_from is not None:
+        return _options_of_file(config, config.start_from, data)
     known = networks.option_names(config.network)
     filled: dict[str, Any] = {}
     if isinstance(data, ImageDataset):
@@ -117,15 +140,36 @@ def complete_options(config: Settings, data: Examples) -> Settings:
     )
 
 
-def build_model(config: Settings, data: Examples) -> nn.Module:
+def _options_of_file(config: Settings, path: Path, data: Examples) -> Settings:
+    _, info = read_model(path)
+    described = data.describe()
+    pairs: list[tuple[str, Any, Any]] = [
+        ("the task", info.task, config.task),
+        ("the classes", info.class_names, data.class_names),
+        ("channels", info.in_channels, described.get("in_channels", 0)),
+        ("the vocabulary", info.extra.get("vocabulary"), described.get("extra", {}).get("vocabulary")),
+    ]
+    if config.network != config.recipe["network"]:  # which is what it is where none was asked for
+        pairs.append(("the network", info.network, config.network))
+    pairs += [(f"the option {name}", info.options.get(name), value) for name, value in config.network_options.items()]
+    for what, their, own in pairs:
+        if their != own:
+            shown = "another" if what == "the vocabulary" else f"{their!r}, not {own!r}"
+            raise ValueError(f"start_from {path} holds a network with {what} {shown}")
+    return config.model_copy(update={"network": info.network, "network_options": dict(info.options)})
+
+
+def build_model(config: Settings, data: Examples, checkpoint: Path | None = None) -> nn.Module:
     """Create the network that the settings name, for the classes and channels of the data.
 
     Args:
         config: Names the network, its options and the seed.
         data: Data of the kind that it is to be trained on.
+        checkpoint: Of the run that goes on: the file that training started from is not needed again.
 
     Returns:
-        The network with random weights that depend on the seed alone, accelerated unless the settings say no; the
+        The network with the weights that training starts from, else with random ones that depend on the seed alone,
+        accelerated unless the settings say no; the
         global generators are left seeded.
 
     Raises:
@@ -135,7 +179,10 @@ def build_model(config: Settings, data: Examples) -> nn.Module:
     seed_everything(config.seed)
     channels = {key: value for key, value in data.describe().items() if key == "in_channels"}
     options = {**data.network_options(), **config.network_options}
-    model = networks.create(config.network, num_classes=data.num_classes, **channels, **options)
+    if config.start_from is not None:
+        model = networks.load_model(checkpoint or config.start_from)
+    else:
+        model = networks.create(config.network, num_classes=data.num_classes, **channels, **options)
     if config.accelerate:
         accelerate_(model)
     return model

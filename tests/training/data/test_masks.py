@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from dwsep.training.data.masks import SegmentationDataset, augment_pair, load_mask_folder, read_classes
+from dwsep.training.data.masks import SegmentationDataset, load_mask_folder, read_classes
 
 Image = pytest.importorskip("PIL.Image", reason="Pillow is not installed")
 SIZE = (12, 8)  # width, height, as Pillow has them
@@ -163,25 +163,6 @@ def test_read_classes_refuses(tmp_path, text, message):
     (tmp_path / "classes.txt").write_text(text)
     with pytest.raises(ValueError, match=message):
         read_classes(tmp_path / "classes.txt")
-
-
-def test_augmentation_moves_image_and_mask_alike():
-    pytest.importorskip("torchvision", reason="augmenting images with masks needs torchvision")
-    mask = torch.zeros(32, 32, dtype=torch.uint8)
-    mask[:, 10:20] = 1
-    image = (mask * 200)[None].repeat(3, 1, 1)
-    state = torch.get_rng_state()
-    seen = set()
-    for seed in range(8):
-        moved, moved_mask = augment_pair(image, mask, seed)
-        again, again_mask = augment_pair(image, mask, seed)
-        assert torch.equal(moved, again)
-        assert torch.equal(moved_mask, again_mask)
-        bright = moved[0].float() > moved[0].float().mean()
-        assert (bright == moved_mask.bool()).float().mean() > 0.9
-        seen.add(int(moved_mask.sum()))
-    assert len(seen) > 2
-    assert torch.equal(torch.get_rng_state(), state)
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from dwsep.training.data.batches import BatchLoader, pad_crop_flip, sequential_b
 from dwsep.training.data.dataset import ImageDataset, channel_statistics
 from dwsep.training.data.examples import Examples, Normalisation
 from dwsep.training.data.folder import load_image_folder
+from dwsep.training.data.huggingface import load_hub_images
 from dwsep.training.data.idx import FASHION_MNIST_CLASSES, encode_idx, load_fashion_mnist_subset, load_idx, read_idx
 from dwsep.training.data.masks import SegmentationDataset, load_mask_folder
 from dwsep.training.data.series import SeriesDataset, load_series
@@ -22,6 +23,7 @@ __all__ = [
     "channel_statistics",
     "encode_idx",
     "load_fashion_mnist_subset",
+    "load_hub_images",
     "load_idx",
     "load_image_folder",
     "load_mask_folder",

@@ -8,8 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dwsep.errors import unknown_name
+from dwsep.training.data.augmentation import augment_image
 from dwsep.training.data.batches import CROP_PADDING, pad_crop_flip
 from dwsep.training.data.examples import Examples, Normalisation, digest_of
+
+AUGMENTATIONS = ("shift", "crop")
 
 
 @dataclass(frozen=True)
@@ -21,10 +25,13 @@ class ImageDataset(Examples):
         labels: Class indices of shape (N,), dtype int64, each in [0, len(class_names)).
         class_names: One name per class.
         name: What the data is called in logs and reports.
+        augmentation: How images are augmented: "shift" moves each by up to two pixels and mirrors some; "crop" takes a
+            part of 40 to 100 % of each, mirrors some, and changes colours (:func:`augment_image`).
 
     Raises:
         TypeError: If images is not uint8 or labels is not int64.
-        ValueError: If the shapes do not fit together, the data set is empty, or a label is out of range.
+        ValueError: If the shapes do not fit together, the data set is empty, a label is out of range, or augmentation
+            is unknown.
 
     Example:
         >>> import torch
@@ -38,8 +45,11 @@ class ImageDataset(Examples):
     labels: Tensor
     class_names: tuple[str, ...]
     name: str
+    augmentation: str = "shift"
 
     def __post_init__(self) -> None:
+        if self.augmentation not in AUGMENTATIONS:
+            raise unknown_name("augmentation", self.augmentation, AUGMENTATIONS)
         if self.images.dtype != torch.uint8:
             raise TypeError(f"images must be uint8, got {self.images.dtype}")
         if self.labels.dtype != torch.int64:
@@ -80,8 +90,10 @@ class ImageDataset(Examples):
         """Mean and standard deviation of every channel."""
         return Normalisation(*channel_statistics(self.images))
 
-    def draw(self, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Offsets, (N, 2), and whether to mirror, (N,)."""
+    def draw(self, generator: torch.Generator) -> Any:
+        """Offsets, (N, 2), and whether to mirror, (N,); for crops, a seed per image."""
+        if self.augmentation == "crop":
+            return torch.randint(0, 2**62, (len(self),), generator=generator).tolist()
         offsets = torch.randint(0, 2 * CROP_PADDING + 1, (len(self), 2), generator=generator)
         return offsets, torch.rand(len(self), generator=generator) < 0.5
 
@@ -93,9 +105,12 @@ class ImageDataset(Examples):
         randoms: Any = None,
         places: slice | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Images of shape (N, C, H, W), float32, shifted by up to two pixels and mirrored if augmented; labels (N,)."""
+        """Images of shape (N, C, H, W), float32, changed at random if augmented; labels (N,)."""
         images = self.images[chosen]
-        if randoms is not None:
+        if randoms is not None and self.augmentation == "crop":
+            seeds = randoms[places]
+            images = torch.stack([augment_image(image, seed) for image, seed in zip(images, seeds, strict=True)])
+        elif randoms is not None:
             offsets, flips = randoms
             images = pad_crop_flip(images, offsets[places], flips[places])
         return normalisation(images).contiguous(memory_format=memory_format), self.labels[chosen]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, TypeVar
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ from dwsep.errors import unknown_name
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 MODES = {1: "L", 3: "RGB"}
 ON_BAD_FILE = ("stop", "skip")
+T = TypeVar("T")
 
 
 def check_channels(in_channels: int) -> None:
@@ -47,11 +48,15 @@ def pillow() -> Any:
     return PIL
 
 
-def open_upright(path: Path) -> Any:
+def open_upright(path: Path | BinaryIO, name: str = "") -> Any:
     """Open an image and turn it as its EXIF data say.
 
+    Args:
+        path: Where it is.
+        name: What to call it where that is no path.
+
     Raises:
-        ValueError: If it cannot be read; the message names the file.
+        ValueError: If it cannot be read; the message names it.
     """
     PIL = pillow()
     try:
@@ -60,7 +65,7 @@ def open_upright(path: Path) -> Any:
             # Cameras store the upright direction beside the pixels.
             return PIL.ImageOps.exif_transpose(opened) or opened
     except (OSError, SyntaxError, ValueError, PIL.Image.DecompressionBombError) as error:
-        raise ValueError(f"cannot read image {path}: {error}") from error
+        raise ValueError(f"cannot read image {name or path}: {error}") from error
 
 
 def read_image(path: Path, size: tuple[int, int], in_channels: int) -> Tensor:
@@ -77,9 +82,14 @@ def read_image(path: Path, size: tuple[int, int], in_channels: int) -> Tensor:
     Raises:
         ValueError: If it cannot be read; the message names the file.
     """
+    return fit(open_upright(path), size, in_channels)
+
+
+def fit(image: Any, size: tuple[int, int], in_channels: int) -> Tensor:
+    """A Pillow image, resized so that it covers (H, W), and cropped at the centre: (in_channels, H, W), uint8."""
     PIL = pillow()
-    image = open_upright(path).convert(MODES[in_channels])
-    return to_tensor(PIL.ImageOps.fit(image, (size[1], size[0]), method=PIL.Image.Resampling.BILINEAR))
+    converted = image.convert(MODES[in_channels])
+    return to_tensor(PIL.ImageOps.fit(converted, (size[1], size[0]), method=PIL.Image.Resampling.BILINEAR))
 
 
 def to_tensor(image: Any) -> Tensor:
@@ -90,15 +100,15 @@ def to_tensor(image: Any) -> Tensor:
 
 
 def read_all(
-    paths: Sequence[Path],
-    read: Callable[[Path], Tensor],
+    paths: Sequence[T],
+    read: Callable[[T], Tensor],
     on_bad_file: str,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> tuple[list[Tensor], list[int], list[str]]:
     """Read files one by one.
 
     Args:
-        paths: The files.
+        paths: The files, or what else names an image.
         read: Called with each; raises a ValueError where it cannot read it.
         on_bad_file: "stop" to let that error pass, "skip" to go on without the file.
         on_progress: Called with the files read so far and their total.

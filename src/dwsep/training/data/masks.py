@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from dwsep.errors import unknown_name
+from dwsep.training.data.augmentation import augment_pair
 from dwsep.training.data.dataset import channel_statistics
 from dwsep.training.data.examples import Examples, Normalisation, digest_of
 from dwsep.training.data.images import MODES, check_channels, files_in, open_upright, pair, pillow, read_all, to_tensor
@@ -116,42 +117,6 @@ class SegmentationDataset(Examples):
             "image_size": tuple(self.images.shape[2:]),
             "extra": {"ignore_index": self.ignore_index, "palette": [list(colour) for colour in self.palette]},
         }
-
-
-def augment_pair(image: Tensor, mask: Tensor, seed: int) -> tuple[Tensor, Tensor]:
-    """Crop, scale and mirror an image and its mask alike, and change the image's brightness and contrast.
-
-    Args:
-        image: Shape (C, H, W), uint8.
-        mask: Shape (H, W), uint8.
-        seed: Decides how.
-
-    Returns:
-        Both, in their shapes.
-
-    Raises:
-        ImportError: If torchvision is not installed.
-    """
-    try:
-        from torchvision import tv_tensors
-        from torchvision.transforms import v2
-    except ImportError as error:
-        raise ImportError(
-            'augmenting images with masks needs torchvision; install it with: pip install "dwsep[vision]", or train '
-            "with --no-augment"
-        ) from error
-    size = list(mask.shape)
-    transform = v2.Compose(
-        [
-            v2.RandomResizedCrop(size, scale=(0.4, 1.0), ratio=(0.8, 1.25), antialias=True),
-            v2.RandomHorizontalFlip(),
-            v2.ColorJitter(0.2, 0.2),
-        ]
-    )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        image, mask = transform(tv_tensors.Image(image), tv_tensors.Mask(mask))
-    return image.as_subclass(Tensor), mask.as_subclass(Tensor)
 
 
 def read_classes(path: Path) -> tuple[tuple[str, ...], tuple[Colour, ...]]:

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dwsep.training.data import huggingface
 from dwsep.training.data.examples import Examples, Normalisation, digest_of
 from dwsep.training.data.splitting import class_names_of, divide, indices_of
 
@@ -149,24 +150,39 @@ def _drop_words(text: Tensor, seed: int) -> Tensor:
 
 
 def read_table(
-    path: str | os.PathLike[str], *, text_column: str = "text", label_column: str = "label", encoding: str = "utf-8"
+    path: str | os.PathLike[str],
+    *,
+    text_column: str = "text",
+    label_column: str = "label",
+    encoding: str = "utf-8",
+    split: str = "train",
 ) -> tuple[list[str], list[str]]:
     """Read texts and labels from a table with a head line (.csv, .tsv) or from lines of JSON objects (.jsonl).
 
     Args:
-        path: The file.
+        path: The file; or a data set of Hugging Face's library, as :func:`dwsep.training.data.huggingface.open_split`
+            names them.
         text_column: Name of the column, or key, of the texts.
         label_column: Name of the column, or key, of the labels.
         encoding: Of the file.
+        split: "train" or "test" of such a data set, which may have no test split; a file is one split.
 
     Returns:
-        Texts and labels, both as strings.
+        Texts and labels, both as strings; nothing where there is no such split.
 
     Raises:
         FileNotFoundError: If there is no such file.
+        ImportError: If it is such a data set and datasets is not installed.
         ValueError: If the suffix is unknown, a column is missing, a line is damaged or has no label, or there is no
             line; the message names file and line.
     """
+    if huggingface.is_hub(path):
+        data = huggingface.open_split(path, split)
+        if data is None:
+            return [], []
+        columns = (huggingface.column_of(data, column, path) for column in (text_column, label_column))
+        texts, labels = ([str(value) for value in column] for column in columns)
+        return texts, labels
     path = Path(path)
     texts, labels = [], []
     for number, row in _read_rows(path, (text_column, label_column), encoding):
@@ -242,9 +258,10 @@ def load_text(
     """Load one split of labelled texts; vocabulary and classes are those of the training texts.
 
     Args:
-        path: The table of the training texts, or of all.
+        path: The table of the training texts, or of all; or ``hf:`` and a data set of Hugging Face's library.
         split: "train" or "test".
-        test_path: The table of the test texts; None to divide ``path``, every class by the same share.
+        test_path: The table of the test texts; None for such a data set's own, or to divide ``path``, every class by
+            the same share.
         test_fraction: Share of each class that goes to the test split then.
         seed: Decides that division.
         text_column: Name of the column, or key, of the texts.
@@ -266,7 +283,10 @@ def load_text(
     columns = {"text_column": text_column, "label_column": label_column, "encoding": encoding}
     texts, labels = read_table(path, **columns)
     given = (texts, labels, str(path))
-    if test_path is None:
+    beside = read_table(path, **columns, split="test") if test_path is None and huggingface.is_hub(path) else ([], [])
+    if beside[0]:
+        train, test = given, (*beside, str(path))
+    elif test_path is None:
         parts = divide(labels, test_fraction, seed, str(path))
         taken = {name: ([texts[i] for i in chosen], [labels[i] for i in chosen]) for name, chosen in parts.items()}
         train, test = (*taken["train"], str(path)), (*taken["test"], str(path))

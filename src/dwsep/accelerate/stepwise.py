@@ -1,0 +1,229 @@
+"""An accelerated module taken apart for whoever measures it: as it runs, call by call, and step by step.
+
+A native call runs many steps in one. Here each of them can also be run by itself, in order and on the same values, and
+something is called in place of each, with its number and what runs it: a clock, say.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from dwsep.accelerate import _inference, _segments, _training
+from dwsep.accelerate._forward import AcceleratedForward
+from dwsep.accelerate._inference import Watch
+from dwsep.accelerate._inference_steps import Native
+from dwsep.accelerate._lowering import Lowering, NativeSegment, Planned, _Segment
+from dwsep.accelerate._program import Product, Program, Stage, Step, modules_of
+from dwsep.accelerate._segments import Segment
+from dwsep.accelerate._stages import Pending
+from dwsep.ops.inference_program import Kind
+
+_LABELS = {
+    Kind.DENSE: "dense",
+    Kind.DEPTHWISE: "depthwise",
+    Kind.POINTWISE: "pointwise",
+    Kind.SEPARABLE: "separable",
+    Kind.POOL: "pooling",
+    Kind.GATE: "gate",
+    Kind.ACTIVATION: "activation",
+}
+
+
+@dataclass
+class FusedStep:
+    """A step of an accelerated forward.
+
+    Attributes:
+        modules: The modules whose work it does, as far as they can be told.
+        call: The number of the call which runs it, where the module runs as it does.
+        label: What it is, "depthwise" or "pointwise + depthwise"; empty where its layers say it.
+        native: Whether a native program runs it.
+        elements: Values it reads and writes at the least, parameters aside; None where nobody knows.
+    """
+
+    modules: Sequence[nn.Module]
+    call: int
+    label: str = ""
+    native: bool = False
+    elements: int | None = None
+
+
+class Inference:
+    """The inference of an accelerated module."""
+
+    def __init__(self, plan: _inference.Plan) -> None:
+        self.plan = plan
+        self._fine: dict[tuple[int, ...], tuple[list[Planned | NativeSegment], list[FusedStep]]] = {}
+
+    def steps(self, x: Tensor) -> list[FusedStep]:
+        """The steps for inputs of this shape; the module runs for it once."""
+        return self._prepared(x)[1]
+
+    def run_steps(self, x: Tensor, watch: Watch) -> Any:
+        """The module's output: ``watch`` in place of each step."""
+        return self.plan.run(x, self._prepared(x)[0], watch)
+
+    def _prepared(self, x: Tensor) -> tuple[list[Planned | NativeSegment], list[FusedStep]]:
+        shape = tuple(x.shape)
+        if shape not in self._fine:
+            plan = self.plan
+            plan.run(x)
+            values: list[Any] = [None] * plan.count
+            values[0] = x.contiguous(memory_format=torch.channels_last)
+            lowering = _Recorder(plan.steps, plan.kept, plan.weights, shape)
+            for step in plan.steps:
+                lowering.run(step, values)
+            lowering.finish(values)
+            call_of = _calls_by_value(plan.lowered[shape])
+            steps = [_described(run, group, lowering.shapes, call_of) for run, group in lowering.fine]
+            self._fine[shape] = [run for run, _ in lowering.fine], steps
+        return self._fine[shape]
+
+
+class Training:
+    """The training step of an accelerated module."""
+
+    def __init__(self, program: Program, plan: _segments.Plan) -> None:
+        self.program, self.plan = program, plan
+        self.fine = _segments.plan(program, together=False)
+        call_of: dict[int, int] = {}
+        for number, item in enumerate(plan.items):
+            for step in item.steps if isinstance(item, Segment) else [item]:
+                call_of[step.output] = number
+        own = [item for item in self.fine.items if not isinstance(item, Segment)]
+        self._steps = [FusedStep(modules_of(step), call_of[step.output], _label(step)) for step in own]
+
+    def steps(self, x: Tensor) -> list[FusedStep]:
+        """The steps for inputs of this shape."""
+        return self._steps
+
+    def run_steps(self, x: Tensor, watch: Watch) -> Any:
+        """The module's output: ``watch`` in place of each step."""
+        return _training.run(self.program, self.fine, x, watch)
+
+
+def taken_apart(module: nn.Module, training: bool) -> Inference | Training | None:
+    """What runs in place of a module's forward in its present state; None for a module that runs its own."""
+    forward = module.__dict__.get("forward")
+    reading = forward.reading() if isinstance(forward, AcceleratedForward) else None
+    if reading is None:
+        return None
+    if training:
+        runs = _training.is_available() and _training.admits(reading.program)
+        return Training(reading.program, reading.training) if runs else None
+    plan = reading.inference()
+    return None if plan is None else Inference(plan)
+
+
+@contextmanager
+def watched(module: nn.Module, watch: Watch) -> Iterator[None]:
+    """Has an accelerated module call ``watch`` in place of each call of its program."""
+    forward = module.__dict__["forward"]
+    forward.watch = watch
+    try:
+        yield
+    finally:
+        del forward.watch
+
+
+@contextmanager
+def replaced(module: nn.Module, forward: Callable[[Any], Any]) -> Iterator[None]:
+    """Has an accelerated module run something else."""
+    before = module.__dict__["forward"]
+    module.__dict__["forward"] = forward
+    try:
+        yield
+    finally:
+        module.__dict__["forward"] = before
+
+
+def tensors_of(result: Any) -> list[Tensor]:
+    """The tensors of a step's result, which may be pending."""
+    leaves = pytree.tree_leaves(result)
+    pending = [leaf for value in leaves if isinstance(value, Pending) for leaf in vars(value).values()]
+    return [leaf for leaf in (*leaves, *pending) if isinstance(leaf, Tensor)]
+
+
+def empty_program() -> Callable[[], None]:
+    """Makes a call of a native program that computes next to nothing."""
+    shape = (1, 16, 1, 1)
+    segment = _Segment([(Native(Kind.ACTIVATION, 0, shape), 1)])
+    program = NativeSegment(segment, {0: shape, 1: shape}, torch.zeros(16), [1])
+    values: list[Any] = [torch.ones(shape), None]
+    return lambda: program.apply(values)
+
+
+class _Recorder(Lowering):
+    """A lowering that also makes a program of every single step."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.groups: list[list[Planned]] = []
+        self.fine: list[tuple[Planned | NativeSegment, list[Planned]]] = []
+
+    def _append(self, step: Planned) -> bool:
+        before = len(self.segment.steps)
+        appended = super()._append(step)
+        if appended and len(self.segment.steps) > before:
+            self.groups.append([step])
+        elif appended:
+            self.groups[-1].append(step)
+        return appended
+
+    def finish(self, values: list[Any]) -> None:
+        segment, groups = self.segment, self.groups
+        self.groups = []
+        super().finish(values)
+        if len(segment.steps) < 2 or self.weights is None:
+            return  # its steps were run alone
+        for (native, output), group in zip(segment.steps, groups, strict=True):
+            single = _Segment([(native, output)], group, segment.aliases)
+            wanted = [output, *(alias for alias, root in segment.aliases.items() if root == output)]
+            run = NativeSegment(single, self.shapes, self.weights, wanted)
+            run.release = tuple(dict.fromkeys(value for planned in group for value in planned.release))
+            run.step = native  # type: ignore[attr-defined]
+            self.fine.append((run, group))
+
+    def _run_alone(self, step: Planned, values: list[Any]) -> None:
+        super()._run_alone(step, values)
+        self.fine.append((step, [step]))
+
+
+def _calls_by_value(lowered: Sequence[Planned | NativeSegment]) -> dict[int, int]:
+    """The number of the call that makes each value."""
+    found: dict[int, int] = {}
+    for number, run in enumerate(lowered):
+        for planned in run.planned if isinstance(run, NativeSegment) else [run]:
+            found[planned.output] = number
+    return found
+
+
+def _described(
+    run: Planned | NativeSegment, group: Sequence[Planned], shapes: Mapping[int, Any], call_of: Mapping[int, int]
+) -> FusedStep:
+    modules = [module for planned in group for module in planned.modules]
+    call = call_of[group[0].output]
+    if not isinstance(run, NativeSegment):
+        values = [*run.taken, run.output]
+        known = all(shapes[value] is not None for value in values)
+        return FusedStep(modules, call, "", False, sum(math.prod(shapes[value]) for value in values) if known else None)
+    native: Native = run.step  # type: ignore[attr-defined]
+    label = _LABELS[native.kind]
+    if native.expansion >= 0:
+        label = f"pointwise + {label}"
+    elements = sum(math.prod(shapes[value]) for value in native.taken()) + math.prod(native.shape)
+    return FusedStep(modules, call, label, True, elements)
+
+
+def _label(step: Step) -> str:
+    if isinstance(step, Stage) and not step.convs and step.norm is None:
+        return "activation"
+    return "gate" if isinstance(step, Product) else ""
