@@ -153,11 +153,7 @@ def test_parts_take_every_layer_once(accelerated, training):
     assert report.seconds > 0
 
 
-@pytest.mark.sweep  # a machine which is busy with something else would decide it
-@pytest.mark.parametrize("accelerated", [False, True])
-@pytest.mark.parametrize("training", [False, True])
-def test_parts_sum_up_to_the_whole(accelerated, training):
-    model, x = _timed_network(accelerated)
+def check_sum_of_parts(model, x, training):
     sums = []
     for _ in range(6):
         report = dwsep.analyze(model.train(training), x, training=training, advice=False, seconds=0.3)
@@ -165,6 +161,29 @@ def test_parts_sum_up_to_the_whole(accelerated, training):
         if 0.85 <= sums[-1] <= 1.15:
             return
     pytest.fail(f"the parts sum up to {sums} of the whole")
+
+
+@pytest.mark.sweep  # a machine which is busy with something else would decide it
+@pytest.mark.parametrize("accelerated", [False, True])
+@pytest.mark.parametrize("training", [False, True])
+def test_parts_sum_up_to_the_whole(accelerated, training):
+    check_sum_of_parts(*_timed_network(accelerated), training)
+
+
+@pytest.mark.sweep
+@pytest.mark.parametrize("accelerated", [False, True])
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize(
+    "name",
+    ["mobilenetv1_100", "mobilenetv2_100", "mobilenetv3_large_100", "efficientnet_b0", "convnext_atto", "mixnet_s"],
+)
+def test_parts_of_a_network_sum_up_to_the_whole(name, training, accelerated):
+    model = pytest.importorskip("timm", reason="timm is an extra").create_model(name)
+    model = model.train(training).to(memory_format=torch.channels_last)
+    if accelerated:
+        dwsep.accelerate_(model)
+    x = torch.randn(4 if training else 1, 3, 224, 224).contiguous(memory_format=torch.channels_last)
+    check_sum_of_parts(model, x, training)
 
 
 class Clock:
