@@ -306,6 +306,19 @@ def test_analyze_shows_an_accelerated_network_stage_by_stage():
     assert model.__dict__["forward"] is forward
 
 
+def test_a_norm_that_others_load_moves_no_result_of_its_own():
+    if not dwsep.backends()["cpu"].available:
+        pytest.skip("the native library is not built")
+    start, residual, *_ = network()
+    model = nn.Sequential(start, nn.BatchNorm2d(16), nn.ReLU(), residual)
+    dwsep.accelerate_(model)
+    report = dwsep.analyze(model, torch.randn(2, 3, 32, 32), training=True, seconds=0, advice=False)
+    row = next(row for row in report.rows if "1" in row.layers)
+    assert (row.kind, row.layers) == ("norm + activation", ("1", "2"))
+    values = 2 * 16 * 256
+    assert row.bytes == 4 * (4 * values + 3 * 32)  # its input for the sums; input and gradient, and its own gradient
+
+
 def test_analyze_times_a_separable_layer_as_one():
     layer = dwsep.nn.DepthwiseSeparableConv2d(8, 16, norm="batch", activation="relu")
     report = dwsep.analyze(nn.Sequential(layer, nn.ReLU()), torch.randn(1, 8, 12, 12), seconds=0, advice=False)
