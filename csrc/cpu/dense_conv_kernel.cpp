@@ -73,10 +73,14 @@ void dense_conv_forward(const DenseConv& conv) {
       padded.fill(row / p.output[1], row % p.output[1], rows);
       for (int64_t part = 0; part < tiles; ++part) {
         const int64_t column = columns * part / tiles, pixels = columns * (part + 1) / tiles - column;
-        const int64_t step = p.stride[2] * p.channels;
-        table.patch_row(
-            {rows + column * step, runs.data(), static_cast<int64_t>(runs.size()), run_length, step, pixels, panel});
+        const int64_t step = p.stride[2] * p.channels, run_count = static_cast<int64_t>(runs.size());
         const int64_t at = (row * columns + column) * p.out_channels;
+        const float *source = rows + column * step, *residual = conv.residual != nullptr ? conv.residual + at : nullptr;
+        if (table.dense_row({source, runs.data(), run_count, run_length, step, pixels, p.out_channels, packed.weights,
+                             packed.bias, packed.inner, conv.activation, residual, conv.out + at})) {
+          continue;
+        }
+        table.patch_row({source, runs.data(), run_count, run_length, step, pixels, panel});
         table.pointwise_tile({panel,
                               0,
                               p.inner_channels,
@@ -85,7 +89,7 @@ void dense_conv_forward(const DenseConv& conv) {
                               packed.weights,
                               packed.bias,
                               conv.activation,
-                              conv.residual != nullptr ? conv.residual + at : nullptr,
+                              residual,
                               conv.out + at,
                               0,
                               packed.blocks,

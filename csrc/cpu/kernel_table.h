@@ -43,6 +43,7 @@ struct KernelTable {
   void (*plane_conv)(const PlaneConv&);
   void (*expand_planes)(const PlaneExpansion&);
   void (*patch_row)(const PatchRow&);
+  bool (*dense_row)(const DenseRow&);
   void (*finish_streams)();  // behind stores past the caches, before another thread reads
   // One K block of a pointwise weight (rows, inner) as [inner, padded to whole vectors][column].
   void (*pack_columns)(const float* source, int64_t rows, int64_t inner, float* target);

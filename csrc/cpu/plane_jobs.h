@@ -257,6 +257,23 @@ struct PatchRow {
   float* panel;
 };
 
+// A row of a dense convolution's outputs, from what a pixel's runs say of its padded input rows.
+struct DenseRow {
+  const float* source;  // the first pixel's first operand
+  const int64_t* runs;  // floats from a pixel's first operand to each run
+  int64_t run_count;
+  int64_t run_length;
+  int64_t step;  // floats from a pixel to the next
+  int64_t pixels;
+  int64_t out_channels;
+  const float* weights;  // [K block][operand, padded][column]
+  const float* bias;
+  int64_t inner_padded;
+  Activation activation;
+  const float* residual;  // lies as `out` does; or null
+  float* out;
+};
+
 // Operands of products which an instruction set wants in a form of its own; for what is multiplied as it lies,
 // `prepared` says false and the others are null.
 struct OperandKernels {
