@@ -106,7 +106,7 @@ def test_bands_of_rows_exact_on_integers(kind, kernel, stride):
 @pytest.mark.parametrize("expansion", [True, False])
 def test_means_of_a_depthwise_step_are_the_same_for_any_number_of_threads(expansion):
     torch.manual_seed(2)
-    for batch, channels, side in ((1, 24, 14), (3, 40, 7), (1, 40, 1)):
+    for batch, side in ((1, 14), (3, 7), (1, 1)):
         step = _wide(Kind.DEPTHWISE, 3, 1, expansion)
         step.x = torch.randn(batch, step.x.shape[1], side, side)
         step.activations = ("silu", "none", "none")

@@ -7,6 +7,7 @@ import os
 import pickle
 import signal
 import socket
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -58,4 +59,5 @@ def _main(where: dict[str, Any], path: Path, work: Callable[..., Any], arguments
     import torch
 
     torch.set_num_threads(1)
+    warnings.simplefilter("error")  # as everywhere in the tests
     path.write_bytes(pickle.dumps(work(*arguments)))

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from dwsep.networks._weights import read_model
-from dwsep.training import distributed
+from dwsep.training import checkpoint, distributed
 from dwsep.training.distributed import Processes
 from dwsep.training.evaluation import evaluate
 from dwsep.training.log import read_log
@@ -29,19 +29,20 @@ def config_of(folder, **changes):
 
 
 def fit(folder, resume=False, kill_at=None, changes=None):
-    """Trains in one of the processes; returns what it found."""
+    """Trains in one of the processes; returns what it found, and the seconds that it took."""
     if kill_at is not None:
         _die_in_checkpoint(*kill_at)
     data = TOYS["series"](8 * STEPS), TOYS["series"](21, seed=1)
     config = config_of(folder, **(changes or {}))
     together = Processes.join()
     try:
-        result = train(
-            build_model(config, data[0]), *data, config, resume=resume, show_progress=False, processes=together
-        )
+        model = build_model(config, data[0])
+        begun = time.monotonic()
+        result = train(model, *data, config, resume=resume, show_progress=False, processes=together)
     finally:
         together.leave()
-    return result.history[-1].train_loss, result.final.loss, result.final.accuracy
+    found = result.history[-1].train_loss, result.final.loss, result.final.accuracy
+    return found, time.monotonic() - begun
 
 
 def _die_in_checkpoint(place, count):
@@ -81,15 +82,14 @@ def assert_same(one, other):
 
 @pytest.fixture(scope="module")
 def straight(tmp_path_factory):
-    """The uninterrupted run of so many processes: its weights, and what each of them found."""
+    """The uninterrupted run of so many processes: its weights, what each of them found, and its seconds."""
     made = {}
 
     def of(size):
         if size not in made:
             folder = tmp_path_factory.mktemp("straight") / "run"
-            begun = time.monotonic()
             found = run(folder, size)
-            made[size] = weights(folder), found, time.monotonic() - begun
+            made[size] = weights(folder), [own for own, _ in found], found[0][1]
         return made[size]
 
     return of
@@ -101,7 +101,7 @@ def check_goes_on(folder, size, straight):
     found = run(folder, size, resume)
     expected, theirs, _ = straight(size)
     assert_same(weights(folder), expected)
-    assert found == theirs
+    assert [own for own, _ in found] == theirs
     assert sorted(path.name for path in folder.iterdir()) == sorted([CHECKPOINT_FILE, MODEL_FILE, LOG_FILE])
     epochs = [record["epoch"] for record in read_log(folder / LOG_FILE) if record["type"] == "epoch"]
     assert epochs == list(range(1, EPOCHS + 1))
@@ -124,20 +124,26 @@ def test_a_run_killed_at_a_random_moment_goes_on_bit_for_bit(size, straight, tmp
     for moment in range(moments):
         folder = tmp_path / str(moment) / "run"
         started = processes.start(fit, folder, folder=tmp_path / "out", size=size)
+        deadline = time.monotonic() + 120
+        while not (folder / LOG_FILE).exists() and time.monotonic() < deadline:
+            time.sleep(0.001)
         time.sleep(seconds * generator.random())
         processes.kill(started)
-        log = read_log(folder / LOG_FILE)
-        stages.append((folder / CHECKPOINT_FILE).exists() + (folder / MODEL_FILE).exists() if log else -1)
+        if (folder / MODEL_FILE).exists():
+            stages.append("after the end")
+        elif (folder / CHECKPOINT_FILE).exists():
+            state = checkpoint.load(folder / CHECKPOINT_FILE).state
+            part = " (in a checkpoint)" if list(folder.glob(f".{CHECKPOINT_FILE}.*.part")) else ""
+            stages.append(f"step {state.epoch * STEPS + state.batch}{part}")
+        else:
+            stages.append("before the first checkpoint")
         check_goes_on(folder, size, straight)
-    print(f"{size} processes: killed before the first checkpoint {stages.count(0) + stages.count(-1)} times, "
-          f"while training {stages.count(1)}, after the end {stages.count(2)}")  # fmt: skip
+    print(f"{size} processes were killed at: {', '.join(stages)}")
 
 
 @pytest.mark.parametrize("size", [1, 2])
 @pytest.mark.parametrize(("place", "count"), [("fdopen", 7), ("fsync", 11), ("replace", 9)])
-def test_a_run_killed_inside_a_checkpoint_goes_on_bit_for_bit(size, place, count, straight, tmp_path, request):
-    if size == 2 and place != "fdopen" and not request.config.getoption("--sweep"):
-        pytest.skip("one place is enough for two processes, but in the sweep")
+def test_a_run_killed_inside_a_checkpoint_goes_on_bit_for_bit(size, place, count, straight, tmp_path):
     folder = tmp_path / "run"
     started = processes.start(fit, folder, False, (place, count), folder=tmp_path / "out", size=size)
     started[0].join(120)
@@ -151,7 +157,6 @@ def test_a_run_killed_inside_a_checkpoint_goes_on_bit_for_bit(size, place, count
     check_goes_on(folder, size, straight)
 
 
-@pytest.mark.sweep
 def test_three_processes_go_on_bit_for_bit(straight, tmp_path):
     """Sums of three depend on their order, which must be the same after going on."""
     changes = {"batch_size": 6}

@@ -56,7 +56,11 @@ class Processes:
             return model
         # A kernel of one channel has one order in memory and two sets of strides; the copy that this warns of is none.
         warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
-        return nn.parallel.DistributedDataParallel(model)
+        # A sum of more than two depends on where in its bucket an element lies, and after its first step it orders the
+        # buckets anew, so that a run which goes on would add in another order; not so where it looks for parameters
+        # without a gradient.
+        warnings.filterwarnings("ignore", message="find_unused_parameters=True was specified")
+        return nn.parallel.DistributedDataParallel(model, find_unused_parameters=self.size > 2)
 
     def sum(self, tensor: Tensor) -> Tensor:
         """The sum of a tensor over all processes."""

@@ -105,9 +105,9 @@ class Evaluator:
 
     def __init__(self, num_classes: int, ignore_index: int = -100) -> None:
         metrics = _import()
-        # torchmetrics refuses to count the confusion of a single class, and would sum over processes once more.
+        # torchmetrics refuses to count the confusion of a single class.
         self._confusion = metrics.classification.MulticlassConfusionMatrix(
-            max(2, num_classes), ignore_index=ignore_index, validate_args=False, sync_on_compute=False
+            max(2, num_classes), ignore_index=ignore_index, validate_args=False
         )
         self._losses: list[float] = []
         self._num_classes = num_classes
@@ -137,7 +137,9 @@ class Evaluator:
 
     def compute(self) -> EvaluationResult:
         """Summarise the batches so far."""
-        confusion = self._confusion.compute()[: self._num_classes, : self._num_classes].to(torch.int64)
+        # The metric's counts, not its result: that is summed over processes once more, and a process without batches
+        # would be warned of it.
+        confusion = self._confusion.confmat[: self._num_classes, : self._num_classes].to(torch.int64)
         right, total = int(confusion.diagonal().sum()), int(confusion.sum())
         # A sum rounded once is the same in any order, so that it does not matter which process had which batch.
         loss = math.fsum(self._losses) / total if total else float("nan")
