@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 # Threads that spin while they wait would keep the other tests, which run beside, from the cores.
 if "PYTEST_XDIST_WORKER" in os.environ:
@@ -16,6 +17,10 @@ import torch
 # asked for before triton is imported.
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
+
+# A timing never decides a test: the first draw alone takes seconds on a busy machine.
+settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("untimed")
 
 # The same for the memory which the native library keeps by itself.
 os.environ.setdefault("DWSEP_KEEP_MEMORY", "spoil")

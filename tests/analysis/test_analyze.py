@@ -153,11 +153,7 @@ def test_parts_take_every_layer_once(accelerated, training):
     assert report.seconds > 0
 
 
-@pytest.mark.sweep  # a machine which is busy with something else would decide it
-@pytest.mark.parametrize("accelerated", [False, True])
-@pytest.mark.parametrize("training", [False, True])
-def test_parts_sum_up_to_the_whole(accelerated, training):
-    model, x = _timed_network(accelerated)
+def check_sum_of_parts(model, x, training):
     sums = []
     for _ in range(6):
         report = dwsep.analyze(model.train(training), x, training=training, advice=False, seconds=0.3)
@@ -165,6 +161,29 @@ def test_parts_sum_up_to_the_whole(accelerated, training):
         if 0.85 <= sums[-1] <= 1.15:
             return
     pytest.fail(f"the parts sum up to {sums} of the whole")
+
+
+@pytest.mark.sweep  # a machine which is busy with something else would decide it
+@pytest.mark.parametrize("accelerated", [False, True])
+@pytest.mark.parametrize("training", [False, True])
+def test_parts_sum_up_to_the_whole(accelerated, training):
+    check_sum_of_parts(*_timed_network(accelerated), training)
+
+
+@pytest.mark.sweep
+@pytest.mark.parametrize("accelerated", [False, True])
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize(
+    "name",
+    ["mobilenetv1_100", "mobilenetv2_100", "mobilenetv3_large_100", "efficientnet_b0", "convnext_atto", "mixnet_s"],
+)
+def test_parts_of_a_network_sum_up_to_the_whole(name, training, accelerated):
+    model = pytest.importorskip("timm", reason="timm is an extra").create_model(name)
+    model = model.train(training).to(memory_format=torch.channels_last)
+    if accelerated:
+        dwsep.accelerate_(model)
+    x = torch.randn(4 if training else 1, 3, 224, 224).contiguous(memory_format=torch.channels_last)
+    check_sum_of_parts(model, x, training)
 
 
 class Clock:
@@ -285,6 +304,19 @@ def test_analyze_shows_an_accelerated_network_stage_by_stage():
     assert fused.bytes <= 4 * (3 * values) + 4 * (16 * 9 + 16 * 16 + 64)
     assert len(report.rows) < len(report.layers)
     assert model.__dict__["forward"] is forward
+
+
+def test_a_norm_that_others_load_moves_no_result_of_its_own():
+    if not dwsep.backends()["cpu"].available:
+        pytest.skip("the native library is not built")
+    start, residual, *_ = network()
+    model = nn.Sequential(start, nn.BatchNorm2d(16), nn.ReLU(), residual)
+    dwsep.accelerate_(model)
+    report = dwsep.analyze(model, torch.randn(2, 3, 32, 32), training=True, seconds=0, advice=False)
+    row = next(row for row in report.rows if "1" in row.layers)
+    assert (row.kind, row.layers) == ("norm + activation", ("1", "2"))
+    values = 2 * 16 * 256
+    assert row.bytes == 4 * (4 * values + 3 * 32)  # its input for the sums; input and gradient, and its own gradient
 
 
 def test_analyze_times_a_separable_layer_as_one():

@@ -11,6 +11,8 @@ def tiny():
     return torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3, groups=1), torch.nn.ReLU())
 def wide():
     return torch.nn.Sequential(torch.nn.Conv2d(3, 16, 3), torch.nn.ReLU())
+def sized(channels):
+    return torch.nn.Conv2d(3, channels, 3)
 def nothing():
     return 3
 """
@@ -87,6 +89,21 @@ def test_analyze_names_close_names_of_a_library():
     finished = invoke("timm:mobilenetv2_10")
     assert finished.exit_code == 2
     assert "timm has no 'mobilenetv2_10'; close ones are" in finished.output
+
+
+def test_analyze_names_the_library_that_has_the_network():
+    pytest.importorskip("timm", reason="timm is an extra")
+    finished = invoke("mobilenetv2_100", "--no-latency")
+    assert finished.exit_code == 2
+    assert "unknown name 'mobilenetv2_100'" in finished.output
+    assert finished.output.rstrip().endswith("did you mean timm:mobilenetv2_100?")
+
+
+def test_analyze_refuses_a_function_that_wants_arguments(network):
+    finished = invoke(network.replace(":tiny", ":sized"))
+    assert finished.exit_code == 2
+    assert "sized of " in finished.output
+    assert "must be callable without arguments: missing a required argument: 'channels'" in finished.output
 
 
 def test_analyze_refuses_what_is_no_network(network):

@@ -14,6 +14,7 @@ from dwsep.analysis.cost import LayerCost
 from dwsep.analysis.latency import Latency
 
 _ELEMENT_BYTES = 4  # accelerated networks are float32
+_LOADED = {"norm", "activation", "elementwise"}  # the latter counts a norm's batches
 
 
 @dataclass(frozen=True)
@@ -155,6 +156,7 @@ def _kind(unit: Unit, counted: Sequence[LayerCost]) -> str:
     if unit.step is not None and unit.step.label:
         return unit.step.label
     kinds = [layer.kind for layer in counted]
+    kinds = [kind for kind in kinds if kind != "elementwise"] or kinds  # counting a norm's batches is not worth a word
     if unit.mark is not None and sorted(kinds) == ["depthwise", "pointwise"]:
         return "separable"
     return kinds[0] if len(set(kinds)) == 1 else " + ".join(dict.fromkeys(kinds))
@@ -170,6 +172,9 @@ def _bytes(unit: Unit, own: Sequence[LayerCost], training: bool) -> int:
         # forward: input and output; backward: both again and their gradients, of which one is read and one written
         source, result = math.prod(convolutions[0].input_shape), math.prod(convolutions[-1].output_shape)
         return 3 * _ELEMENT_BYTES * (source + result) + 3 * weights
+    if training and unit.step is not None and {layer.kind for layer in own} <= _LOADED:
+        # whoever takes it computes it while loading: it is read for its sums, and corrected in the backward
+        return 4 * _ELEMENT_BYTES * max(math.prod(layer.output_shape) for layer in own) + 3 * weights
     together = unit.mark is not None and len(convolutions) > 1 and not training
     if together:  # a separable layer of this package, in one operator
         return weights + _ELEMENT_BYTES * (math.prod(own[0].input_shape) + math.prod(own[-1].output_shape))

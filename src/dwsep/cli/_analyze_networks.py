@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import importlib.util
+import inspect
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -136,13 +137,25 @@ def _own(name: str) -> tuple[nn.Module, tuple[int, ...]]:
     from dwsep import networks
 
     if name not in networks.names():
-        raise unknown_name("network", name, (*networks.names(), "timm:NAME", "torchvision:NAME", "FILE.py:FUNCTION"))
+        own = (*networks.names(), "timm:NAME", "torchvision:NAME", "FILE.py:FUNCTION")
+        raise ArgumentError(f"{unknown_name('network', name, own)}{_elsewhere(name)}")
     task = networks.task_of(name)
     if task == "text":
         return networks.create(name, num_classes=2, vocabulary_size=_VOCABULARY), (_LENGTH,)
     if task == "series":
         return networks.create(name, num_classes=10, in_channels=12), (12, _LENGTH)
     return networks.create(name, num_classes=21 if task == "segment" else 1000), (3, _SIZE, _SIZE)
+
+
+def _elsewhere(name: str) -> str:
+    """Where a library that is installed has a network of this name."""
+    places = []
+    for library, module, listed in (("timm", "timm", "is_model"), ("torchvision", "torchvision.models", "list_models")):
+        if importlib.util.find_spec(library) is not None:
+            look = getattr(importlib.import_module(module), listed)
+            if look(name) if library == "timm" else name in look():
+                places.append(f"{library}:{name}")
+    return f"; did you mean {' or '.join(places)}?" if places else ""
 
 
 def unknown_in(library: str, name: str, names: Sequence[str]) -> ArgumentError:
@@ -193,9 +206,19 @@ def _from_file(path: Path, attribute: str) -> nn.Module:
         make: Callable[[], Any] | None = getattr(module, attribute, None)
         if not callable(make):
             raise ArgumentError(f"network: {path} has no function or class {attribute!r}")
+        _check_takes_nothing(path, attribute, make)
         model = make()
     finally:
         sys.path.remove(str(path.parent))
     if not isinstance(model, nn.Module):
         raise TypeError(f"network: {attribute} of {path} must return a torch.nn.Module, got {type(model).__name__}")
     return model
+
+
+def _check_takes_nothing(path: Path, attribute: str, make: Callable[..., Any]) -> None:
+    try:
+        inspect.signature(make).bind()
+    except TypeError as error:
+        raise TypeError(f"network: {attribute} of {path} must be callable without arguments: {error}") from None
+    except ValueError:
+        return  # nobody knows what it takes

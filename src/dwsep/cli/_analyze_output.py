@@ -14,8 +14,7 @@ if TYPE_CHECKING:
 
 def print_report(console: Console, report: CostReport, sort: str | None, depth: int | None) -> None:
     """Prints the table, and below it what a reader must know and can do."""
-    if not console.is_terminal:  # a file has no width: nothing is cut off
-        console = type(console)(file=console.file, width=max(console.width, 130), highlight=False)
+    console = _wide(console)
     console.print(report.table(sort=sort, depth=depth))
     console.print()
     for line in notes(report):
@@ -34,5 +33,13 @@ def print_comparison(console: Console, one: CostReport, other: CostReport) -> No
     for pair in (*totals(one, other), *(pair for _, *pairs in kinds(one, other) for pair in pairs)):
         if pair.one or pair.other:
             table.add_row(pair.title, *pair.cells)
+    console = _wide(console)
     console.print()
     console.print(table)
+
+
+def _wide(console: Console) -> Console:
+    """A file has no width: nothing is cut off there."""
+    if console.is_terminal:
+        return console
+    return type(console)(file=console.file, width=max(console.width, 180), highlight=False)
