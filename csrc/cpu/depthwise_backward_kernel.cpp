@@ -18,9 +18,8 @@ namespace {
 
 bool is_channels_last(const DepthwiseBackwardTensors& tensors, const ConvProblem& problem) {
   const auto dense = [](const Strides& strides, const Strides& wanted) {
-    const bool deep = wanted.image != wanted.axis[0];  // else the tensor may have no such axis
-    return strides.image == wanted.image && strides.channel == 1 && (!deep || strides.axis[0] == wanted.axis[0]) &&
-           strides.axis[1] == wanted.axis[1] && strides.axis[2] == wanted.axis[2];
+    return strides.image == wanted.image && strides.channel == 1 && strides.axis[1] == wanted.axis[1] &&
+           strides.axis[2] == wanted.axis[2];
   };
   const Strides x = channels_last_strides(problem.input, problem.channels);
   return dense(tensors.x_strides, x) && (tensors.x_gradient == nullptr || dense(tensors.x_gradient_strides, x)) &&
@@ -106,7 +105,7 @@ void depthwise_stage_backward(const ConvProblem& problem, const WeightSources& w
                               const DepthwiseBackwardTensors& tensors) {
   RowsPlan rows(kernels(), problem, true);
   rows.pixel_stride = stage.row_length;
-  if (rows.group > 0 && rows.flat()) {
+  if (rows.group > 0) {
     depthwise_rows_backward(rows, weights, stage, tensors);
     return;
   }

@@ -1,6 +1,5 @@
 // Depthwise convolution of channels-last floats row by row: of every tensor that is read, the last few rows lie in the
-// cache as planes, a block of channels each, and every row is fetched once. With an axis of depth, rows are counted
-// through: row d * height + h.
+// cache as planes, a block of channels each, and every row is fetched once.
 #pragma once
 
 #include <algorithm>
@@ -48,7 +47,7 @@ class RowRing {
 struct RowsPlan {
   const KernelTable& table;
   const ConvProblem& problem;
-  ConvAxis depth, height, width;
+  ConvAxis height, width;
   int64_t lanes, blocks;
   int64_t group = 0;  // channel blocks together; 0 where not even the rows of one fit into the cache
   int64_t bands = 1;
@@ -64,37 +63,18 @@ struct RowsPlan {
   // whole pixels, where planes read 64 channels of a pixel, but they prepare the taps of every row anew.
   bool pays(bool backward) const;
 
-  bool flat() const { return depth.input == 1 && depth.output == 1 && depth.kernel == 1 && depth.pad_low == 0; }
   int64_t groups() const { return ceil_div(blocks, group); }
-  int64_t input_rows() const { return depth.input * height.input; }
-  int64_t output_rows() const { return depth.output * height.output; }
-  int64_t kernel_rows() const { return depth.kernel * height.kernel; }
-  // The input row under a kernel row of an output row, and the output row that a kernel row joins to an input row; -1
-  // where there is none.
-  int64_t input_row(int64_t output, int64_t kernel_row) const;
-  int64_t output_row(int64_t input, int64_t kernel_row) const;
-  // The input rows from the first to the last under any kernel row of an output row.
-  Range inputs_of(int64_t output) const;
-  // The last output row that any kernel row joins to an input row.
-  int64_t last_output_of(int64_t input) const;
   // A band of an image is an item; a part is some items, with sums of its own.
   int64_t items() const { return problem.batch * bands; }
   int64_t parts() const { return std::clamp<int64_t>(items(), 1, 16); }
   Range items_of(int64_t part) const { return {items() * part / parts(), items() * (part + 1) / parts()}; }
   Range band(int64_t item) const {
-    return {output_rows() * (item % bands) / bands, output_rows() * (item % bands + 1) / bands};
+    return {height.output * (item % bands) / bands, height.output * (item % bands + 1) / bands};
   }
-  int64_t taps() const { return kernel_rows() * width.kernel; }
+  int64_t taps() const { return height.kernel * width.kernel; }
   int64_t padded() const { return blocks * lanes; }
   int64_t packed_floats() const { return blocks * (taps() + 1) * lanes; }
   void pack(const WeightSources& sources, float* memory);
-
- private:
-  // Rows of a tensor of `rows` rows a plane that `together` rows of the other one and all between them meet.
-  int64_t slots(int64_t rows, int64_t together) const {
-    return (depth.kernel - 1) * depth.dilation * rows + (height.kernel - 1) * height.dilation +
-           (together - 1) * height.stride + 1;
-  }
 };
 
 // Where the channels of one group are being computed, and how rows come into the rings.

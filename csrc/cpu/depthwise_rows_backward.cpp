@@ -48,15 +48,15 @@ class BackwardRows : RowsGroup {
     image_ = item / plan_.bands;
     const Range band = plan_.band(item);
     const ConvAxis& height = plan_.height;
-    const bool last = band.end == plan_.output_rows();
+    const bool last = band.end == height.output;
     next_input_ = 0;
     next_result_ = band.begin == 0 ? 0 : std::clamp<int64_t>(first_result(band.begin), 0, height.input);
-    const int64_t results = last ? plan_.input_rows() : std::clamp<int64_t>(first_result(band.end), 0, height.input);
+    const int64_t results = last ? height.input : std::clamp<int64_t>(first_result(band.end), 0, height.input);
     // Rows before the band whose gradients reach the same inputs.
     const int64_t reach = (height.kernel - 1) * height.dilation / height.stride;
     const int64_t first = wants_x() ? std::max<int64_t>(0, band.begin - reach) : band.begin;
     for (int64_t row = first; row < band.end; ++row) {
-      fetch(gradients_, gradient(), gradient_load_, image_, plan_.output_rows(), plan_.width.output, row);
+      fetch(gradients_, gradient(), gradient_load_, image_, height.output, plan_.width.output, row);
       const bool own = row >= band.begin;
       if (own && wants_weight()) fetch_inputs(row);
       look_ahead(row + 1 < band.end, row + 1);
@@ -66,7 +66,8 @@ class BackwardRows : RowsGroup {
         add_weight_gradient(begin, row + 1);
       }
       if (own && tensors_.bias_gradient != nullptr) add_bias_gradient(row);
-      for (; wants_x() && next_result_ < results && plan_.last_output_of(next_result_) <= row; ++next_result_) {
+      for (; wants_x() && next_result_ < results && floor_div(next_result_ + height.pad_low, height.stride) <= row;
+           ++next_result_) {
         compute_x_gradient(next_result_);
       }
       ahead_.ask(ahead_.lines());
@@ -98,45 +99,49 @@ class BackwardRows : RowsGroup {
 
   // The first input row that no output row before `row` is the last to reach.
   int64_t first_result(int64_t row) const { return row * plan_.height.stride - plan_.height.pad_low; }
+  int64_t inputs_end(int64_t row) const {
+    return std::min(plan_.height.input, plan_.height.position(row, plan_.height.kernel - 1) + 1);
+  }
 
   void fetch_inputs(int64_t row) {
-    const Range met = plan_.inputs_of(row);
-    for (next_input_ = std::max(next_input_, met.begin); next_input_ < met.end; ++next_input_) {
-      fetch(inputs_, x(), input_load_, image_, plan_.input_rows(), plan_.width.input, next_input_);
+    const int64_t stop = inputs_end(row);
+    for (next_input_ = std::max(next_input_, plan_.height.position(row, 0)); next_input_ < stop; ++next_input_) {
+      fetch(inputs_, x(), input_load_, image_, plan_.height.input, plan_.width.input, next_input_);
     }
   }
 
   void look_ahead(bool more, int64_t row) {
     ahead_.clear();
     if (!more) return;
-    const ConvAxis& width = plan_.width;
-    const int64_t from = at(image_, plan_.output_rows(), width.output, row);
+    const ConvAxis &height = plan_.height, &width = plan_.width;
+    const int64_t from = at(image_, height.output, width.output, row);
     expect(ahead_, gradient() + from, width.output);
     if (gradient_load_.y != nullptr) expect(ahead_, gradient_load_.y + from, width.output);
-    const Range met = plan_.inputs_of(row);
-    for (int64_t input = std::max(next_input_, met.begin); wants_weight() && input < met.end; ++input) {
-      expect(ahead_, x() + at(image_, plan_.input_rows(), width.input, input), width.input);
+    const int64_t stop = inputs_end(row);
+    for (int64_t input = std::max(next_input_, height.position(row, 0)); wants_weight() && input < stop; ++input) {
+      expect(ahead_, x() + at(image_, height.input, width.input, input), width.input);
     }
   }
   // A share of what is to be asked for, of the work on one output row.
   void ask() { ahead_.ask(ceil_div(ahead_.lines(), 2 * group_)); }
 
   void add_weight_gradient(int64_t begin, int64_t end) {
-    const ConvAxis& width = plan_.width;
+    const ConvAxis &height = plan_.height, &width = plan_.width;
     const int64_t lanes = plan_.lanes, left = width.position(0, 0) * lanes;
     for (int64_t block = 0; block < group_; ++block) {
       ask();
       pointers_.clear();
       for (int64_t row = begin; row < end; ++row) {
         pointers_.push_back(gradients_.row(row, block));
-        for (int64_t h = 0; h < plan_.kernel_rows(); ++h) {
-          const int64_t from = plan_.input_row(row, h);
-          const float* input = from >= 0 ? inputs_.row(from, block) : zeros_ - plan_.inputs.columns().begin * lanes;
+        for (int64_t h = 0; h < height.kernel; ++h) {
+          const int64_t from = height.position(row, h);
+          const bool inside = from >= 0 && from < height.input;
+          const float* input = inside ? inputs_.row(from, block) : zeros_ - plan_.inputs.columns().begin * lanes;
           pointers_.push_back(input + left);
         }
       }
       plan_.table.weight_gradient_rows({pointers_.data(), end - begin, width.output, width.stride * lanes,
-                                        width.dilation * lanes, plan_.kernel_rows(), width.kernel,
+                                        width.dilation * lanes, height.kernel, width.kernel,
                                         sums_ + (block_ + block) * sums_of_block(), width.kernel * lanes});
     }
   }
@@ -150,21 +155,21 @@ class BackwardRows : RowsGroup {
 
   // The taps that bring output rows to input row `row`, for columns `residue` and those a stride further each.
   void list_taps(int64_t row, int64_t residue) {
-    const ConvAxis& width = plan_.width;
+    const ConvAxis &height = plan_.height, &width = plan_.width;
     std::vector<Tap>& taps = taps_[static_cast<std::size_t>(residue)];
     int64_t& run = runs_[static_cast<std::size_t>(residue)];
     const float* origin = gradients_.row(0, 0);
     taps.clear();
-    for (int64_t h = 0; h < plan_.kernel_rows(); ++h) {
-      const int64_t above = plan_.output_row(row, h);
-      if (above < 0) continue;
+    for (int64_t h = 0; h < height.kernel; ++h) {
+      const int64_t above = row + height.pad_low - h * height.dilation;
+      if (above < 0 || above % height.stride != 0 || above / height.stride >= height.output) continue;
       run = 0;
       // The last tap first: its operand is the first in memory.
       for (int64_t w = width.kernel - 1; w >= 0; --w) {
         const int64_t before = residue + width.pad_low - w * width.dilation;
         if (floor_div(before, width.stride) * width.stride != before) continue;
         ++run;
-        taps.push_back({gradients_.row(above, 0) - origin + before / width.stride * plan_.lanes,
+        taps.push_back({gradients_.row(above / height.stride, 0) - origin + before / width.stride * plan_.lanes,
                         (h * width.kernel + w) * plan_.lanes});
       }
     }
@@ -176,7 +181,7 @@ class BackwardRows : RowsGroup {
     taps_.resize(static_cast<std::size_t>(residues));
     runs_.resize(static_cast<std::size_t>(residues));
     for (int64_t residue = 0; residue < residues; ++residue) list_taps(row, residue);
-    const int64_t to = at(image_, plan_.input_rows(), width.input, row);
+    const int64_t to = at(image_, plan_.height.input, width.input, row);
     const bool plain = stage_.scale == nullptr && stage_.activation == Activation::kNone;
     for (int64_t block = 0; block < group_; ++block) {
       ask();
@@ -230,7 +235,7 @@ void depthwise_rows_backward(RowsPlan& plan, const WeightSources& weights, const
   auto* affine_sums = reinterpret_cast<double*>(memory + affine_at);
   if (affine) std::fill_n(affine_sums, parts * 2 * plan.padded(), 0.0);
   const auto* x_gradient = static_cast<const float*>(tensors.x_gradient);
-  const int64_t pixels = problem.batch * plan.input_rows() * problem.input[2];
+  const int64_t pixels = problem.batch * problem.input[1] * problem.input[2];
   const bool stream = x_gradient != nullptr && streams(x_gradient, pixels, problem.channels, plan.pixel_stride);
   parallel_for(groups * parts, 1, [&](int64_t begin, int64_t end) {
     float* panel = scratch(Scratch::kPanel, static_cast<std::size_t>(BackwardRows::floats(plan)));

@@ -34,13 +34,14 @@ class ForwardRows : RowsGroup {
   void run(int64_t item) {
     const int64_t image = item / plan_.bands;
     const Range band = plan_.band(item);
+    const ConvAxis& height = plan_.height;
     int64_t next = 0;
     for (int64_t row = band.begin; row < band.end; ++row) {
-      const Range met = plan_.inputs_of(row);
-      for (next = std::max(next, met.begin); next < met.end; ++next) {
-        fetch(inputs_, x_, load_, image, plan_.input_rows(), plan_.width.input, next);
+      const int64_t stop = std::min(height.input, last_row(row) + 1);
+      for (next = std::max(next, height.position(row, 0)); next < stop; ++next) {
+        fetch(inputs_, x_, load_, image, height.input, plan_.width.input, next);
       }
-      look_ahead(image, next, row + 1 < plan_.output_rows() ? plan_.inputs_of(row + 1).end : 0);
+      look_ahead(image, next, std::min(height.input, last_row(row + 1) + 1));
       compute(image, row);
     }
   }
@@ -57,27 +58,29 @@ class ForwardRows : RowsGroup {
   std::vector<Tap> taps_;
   RowsAhead ahead_;
 
+  int64_t last_row(int64_t row) const { return plan_.height.position(row, plan_.height.kernel - 1); }
+
   void look_ahead(int64_t image, int64_t begin, int64_t end) {
     ahead_.clear();
     const int64_t width = plan_.width.input;
     for (int64_t row = begin; row < end; ++row) {
-      expect(ahead_, x_ + at(image, plan_.input_rows(), width, row), width);
+      expect(ahead_, x_ + at(image, plan_.height.input, width, row), width);
     }
   }
 
   void compute(int64_t image, int64_t row) {
-    const ConvAxis& width = plan_.width;
+    const ConvAxis &height = plan_.height, &width = plan_.width;
     const int64_t lanes = plan_.lanes;
     const float* origin = inputs_.row(0, 0);
     taps_.clear();
-    for (int64_t h = 0; h < plan_.kernel_rows(); ++h) {
-      const int64_t from = plan_.input_row(row, h);
-      if (from < 0) continue;
+    for (int64_t h = 0; h < height.kernel; ++h) {
+      const int64_t from = height.position(row, h);
+      if (from < 0 || from >= height.input) continue;
       for (int64_t w = 0; w < width.kernel; ++w) {
         taps_.push_back({inputs_.row(from, 0) - origin + w * width.dilation * lanes, (h * width.kernel + w) * lanes});
       }
     }
-    const int64_t to = at(image, plan_.output_rows(), width.output, row), share = ceil_div(ahead_.lines(), group_);
+    const int64_t to = at(image, height.output, width.output, row), share = ceil_div(ahead_.lines(), group_);
     for (int64_t block = 0; block < group_; ++block) {
       CorrelateRow job = {};
       job.taps = taps_.data();
@@ -123,7 +126,7 @@ void depthwise_rows_forward(RowsPlan& plan, const WeightSources& weights, const 
   plan.pack(weights, memory + packed_at);
   auto* part_sums = reinterpret_cast<double*>(memory + sums_at);
   std::fill_n(part_sums, parts * sums_size, 0.0);
-  const int64_t pixels = problem.batch * plan.output_rows() * problem.output[2];
+  const int64_t pixels = problem.batch * problem.output[1] * problem.output[2];
   const bool stream = streams(y, pixels, problem.channels, plan.pixel_stride);
   parallel_for(groups * parts, 1, [&](int64_t begin, int64_t end) {
     float* panel = scratch(Scratch::kPanel, static_cast<std::size_t>(ForwardRows::floats(plan)));

@@ -58,7 +58,7 @@ void depthwise_stage_forward(const ConvProblem& problem, const WeightSources& we
   const int64_t row_length = y_strides.axis[kWidth];
   RowsPlan rows(kernels(), problem, false);
   rows.pixel_stride = row_length;
-  if (rows.group > 0 && rows.flat()) {
+  if (rows.group > 0) {
     depthwise_rows_forward(rows, weights, load, Activation::kNone, x, y, sums);
     return;
   }
