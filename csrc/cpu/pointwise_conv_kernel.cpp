@@ -40,7 +40,7 @@ PackedPointwise::PackedPointwise(const KernelTable& table, int64_t channels, int
     : inner(padded_inner(table, channels)),
       blocks(ceil_div(out_channels, table.tile_columns)),
       weights(packed),
-      bias(packed + blocks * inner * table.tile_columns) {}
+      bias(packed == nullptr ? nullptr : packed + blocks * inner * table.tile_columns) {}
 
 int64_t PackedPointwise::pixels_in_l1(const KernelTable& table) const {
   return std::max(l1_cache_bytes() / 2 / (inner * kFloatBytes), 2 * table.tile_pixels);
