@@ -22,7 +22,8 @@ float value(const void* base, ElementType type, int64_t index) {
 
 bool lines_pay(const ConvProblem& problem, const Strides& x_strides, const Strides& out_strides) {
   const bool one_axis = problem.input[0] == 1 && problem.input[1] == 1 && problem.output[0] == 1 &&
-                        problem.output[1] == 1 && problem.kernel[0] == 1 && problem.kernel[1] == 1;
+                        problem.output[1] == 1 && problem.kernel[0] == 1 && problem.kernel[1] == 1 &&
+                        problem.pad_low[0] == 0 && problem.pad_low[1] == 0;
   return one_axis && problem.stride[2] == 1 && problem.kernel[2] <= kMostLineTaps && x_strides.axis[2] == 1 &&
          out_strides.axis[2] == 1;
 }

@@ -135,12 +135,14 @@ def test_report_names_one_chain():
     assert not report.left_alone
 
 
-@pytest.mark.parametrize("frozen", ["depthwise.convs.1", "depthwise", "norm2", "stem", "all but one"])
+@pytest.mark.parametrize("frozen", ["depthwise.convs.1", "depthwise", "norm2", "stem", "all but two"])
 def test_frozen_parameters_get_no_gradient(frozen, x):
     net = randomise(Net(bias=(True, True, True)))
     dwsep.accelerate_(net)
     for name, parameter in net.named_parameters():
-        kept = name == "depthwise.convs.2.bias" if frozen == "all but one" else not name.startswith(frozen)
+        # The bias alone would be compared with what is zero but for rounding: its norm takes it out again.
+        some = ("depthwise.convs.2.bias", "norm3.weight")
+        kept = name in some if frozen == "all but two" else not name.startswith(frozen)
         parameter.requires_grad_(kept)
     check_step(net, x)
 

@@ -438,7 +438,7 @@ def test_the_help_shows_the_defaults_that_the_settings_have(task):
     from dwsep.training.config import make_config
 
     settings = make_config({"task": task, "data": "fashion-mnist" if task == "classify" else "x"})
-    no_value = ("none", "no limit", "never", "all alike", "as they are")
+    no_value = ("none", "no limit", "never", "all alike", "as they are", "random weights")
     checked = 0
     for option in (*DATA[task], *COMMON):
         value = getattr(settings, option.field)

@@ -28,6 +28,7 @@ class SumOfRanks(nn.Module):
         bias: added to the sums, (K,), or ``None``.
 
     Example:
+        >>> import torch
         >>> SumOfRanks(2, 1)(torch.ones(1, 6, 4)).shape
         torch.Size([1, 3, 4])
     """
