@@ -100,35 +100,37 @@ class Expansion {
     }
   }
 
-  // Output rows [begin, end) of an image and the channels of a K block, from planes of the input rows `have`. `out` is
-  // where channel 0 of the first of these rows lies, whole vectors `vector_stride` apart.
-  void convolve(int64_t image, const float* planes, Range have, int64_t begin, int64_t end, int64_t block, float* out,
-                int64_t row_stride, int64_t pixel_stride, int64_t vector_stride) const {
-    const int64_t lanes = table.lanes, taps = p.kernel[1] * p.kernel[2];
+  // Output rows [begin, end) of an image and the channels of a K block, from planes of the input rows `have`: into the
+  // panel `made` of these rows where a pointwise factor follows, else to where they lie in the output.
+  void convolve(int64_t image, const float* planes, Range have, int64_t begin, int64_t end, int64_t block,
+                float* made) const {
+    const int64_t lanes = table.lanes, taps = p.kernel[1] * p.kernel[2], first = image * p.output[1] + begin;
+    float* out = conv.separable ? made : conv.out + first * p.output[2] * p.channels;
+    const int64_t pixel_stride = conv.separable ? lanes : p.channels;
+    const int64_t vector_stride = conv.separable ? (end - begin) * p.output[2] * lanes : lanes;
     for (int64_t vector = 0; vector < vectors; ++vector) {
       const int64_t at = block * vectors + vector;
       if (at >= lane_blocks()) return;
       // Of a panel, the lanes behind the last channel are read, too.
       const int64_t channels = conv.separable ? lanes : std::min(lanes, p.channels - at * lanes);
-      table.plane_conv(
-          {planes + vector * have.size() * shape.pitch + shape.origin,
-           shape.pitch,
-           have.size(),
-           position(begin) - have.begin,
-           end - begin,
-           p.output[2],
-           {p.kernel[1], p.kernel[2]},
-           {p.stride[1], p.stride[2]},
-           {p.dilation[1], p.dilation[2]},
-           conv.weights.depthwise + at * taps * lanes,
-           conv.weights.depthwise_bias + at * lanes,
-           conv.separable ? conv.options.inner_activation : conv.options.activation,
-           out + at * vector_stride,
-           row_stride,
-           pixel_stride,
-           channels,
-           row_sums == nullptr ? nullptr : row_sums + (image * p.output[1] + begin) * padded() + at * lanes,
-           padded()});
+      table.plane_conv({planes + vector * have.size() * shape.pitch + shape.origin,
+                        shape.pitch,
+                        have.size(),
+                        position(begin) - have.begin,
+                        end - begin,
+                        p.output[2],
+                        {p.kernel[1], p.kernel[2]},
+                        {p.stride[1], p.stride[2]},
+                        {p.dilation[1], p.dilation[2]},
+                        conv.weights.depthwise + at * taps * lanes,
+                        conv.weights.depthwise_bias + at * lanes,
+                        conv.separable ? conv.options.inner_activation : conv.options.activation,
+                        out + at * vector_stride,
+                        p.output[2] * pixel_stride,
+                        pixel_stride,
+                        channels,
+                        row_sums == nullptr ? nullptr : row_sums + first * padded() + at * lanes,
+                        padded()});
     }
   }
 
@@ -203,10 +205,9 @@ class Bands {
   // that the next band reads.
   void run_band(int64_t image, int64_t begin, int64_t end, Range before, int64_t next) {
     const ConvProblem& p = e_.p;
-    const int64_t lanes = e_.table.lanes, pixels = (end - begin) * p.output[2], pitch = e_.shape.pitch;
+    const int64_t pixels = (end - begin) * p.output[2], pitch = e_.shape.pitch;
     const Range have = e_.rows_under(begin, end);
     const int64_t kept = shared_rows(before.end, have.begin), keep = shared_rows(have.end, next);
-    const int64_t first = (image * p.output[1] + begin) * p.output[2];
     e_.fill_panel(image, have, panel_);
     for (int64_t vector = 0; vector < e_.vectors; ++vector) {
       e_.shape.clear_sides(planes_ + vector * have.size() * pitch, have.size());
@@ -217,18 +218,15 @@ class Bands {
         std::copy_n(seam, kept * pitch, planes_ + vector * have.size() * pitch);
       }
       e_.fill_planes(image, panel_, have, kept, block, planes_);
-      if (e_.conv.separable) {
-        e_.convolve(image, planes_, have, begin, end, block, made_, p.output[2] * lanes, lanes, pixels * lanes);
-      } else {
-        e_.convolve(image, planes_, have, begin, end, block, e_.conv.out + first * p.channels, p.output[2] * p.channels,
-                    p.channels, lanes);
-      }
+      e_.convolve(image, planes_, have, begin, end, block, made_);
       for (int64_t vector = 0; vector < e_.vectors; ++vector) {
         const float* from = planes_ + ((vector + 1) * have.size() - keep) * pitch;
         std::copy_n(from, keep * pitch, seams_ + (block * e_.vectors + vector) * seam_floats_);
       }
     }
-    if (e_.conv.separable) e_.project(made_, pixels * lanes, first, pixels);
+    if (e_.conv.separable) {
+      e_.project(made_, pixels * e_.table.lanes, (image * p.output[1] + begin) * p.output[2], pixels);
+    }
   }
 };
 
@@ -252,7 +250,6 @@ void by_channels(const Expansion& e) {
   const Range rows = e.rows_under(0, p.output[1]);
   const Workspace made(static_cast<std::size_t>(e.conv.separable ? pixels * e.padded() : 0));
   for (int64_t image = 0; image < p.batch; ++image) {
-    const int64_t first = image * pixels;
     parallel_for(e.widen.blocks, 1, [&](int64_t begin, int64_t end) {
       float* panel = scratch(Scratch::kPanel, static_cast<std::size_t>(e.panel_floats(rows.size())));
       float* planes = scratch(Scratch::kPlanes, static_cast<std::size_t>(e.planes_floats(rows.size())));
@@ -260,19 +257,13 @@ void by_channels(const Expansion& e) {
       e.shape.clear_sides(planes, e.vectors * rows.size());
       for (int64_t block = begin; block < end; ++block) {
         e.fill_planes(image, panel, rows, 0, block, planes);
-        if (e.conv.separable) {
-          e.convolve(image, planes, rows, 0, p.output[1], block, made.data(), p.output[2] * lanes, lanes,
-                     pixels * lanes);
-        } else {
-          e.convolve(image, planes, rows, 0, p.output[1], block, e.conv.out + first * p.channels,
-                     p.output[2] * p.channels, p.channels, lanes);
-        }
+        e.convolve(image, planes, rows, 0, p.output[1], block, made.data());
       }
     });
     if (!e.conv.separable) continue;
     parallel_for(threads, 1, [&](int64_t begin, int64_t end) {
       const int64_t from = pixels * begin / threads, count = pixels * end / threads - from;
-      if (count > 0) e.project(made.data() + from * lanes, pixels * lanes, first + from, count);
+      if (count > 0) e.project(made.data() + from * lanes, pixels * lanes, image * pixels + from, count);
     });
   }
 }
@@ -297,11 +288,14 @@ void apart(const ExpandedConv& conv) {
 
 // Whether threads waste less by sharing an image's channels than by sharing its rows: a block of channels too many for
 // some against a row too many for some and rows that two of them widen.
-bool channels_waste_less(const Expansion& e, int64_t threads) {
-  const ConvProblem& p = e.p;
-  if (p.batch >= threads || e.planes_floats(p.input[1]) * kFloatBytes > l2_cache_bytes() / 4) return false;
-  const int64_t blocks = e.widen.blocks, rows = p.batch * p.output[1];
-  const int64_t seam = e.widens ? std::max<int64_t>(0, e.reach + 1 - p.stride[1]) * (threads - p.batch) : 0;
+bool channels_waste_less(const ConvProblem& p, bool widens) {
+  const KernelTable& table = kernels();
+  const int64_t threads = thread_count(), vectors = table.tile_columns / table.lanes;
+  const int64_t planes = vectors * p.input[1] * PlaneShape(p, table.lanes).pitch;
+  if (p.batch >= threads || planes * kFloatBytes > l2_cache_bytes() / 4) return false;
+  const int64_t blocks = ceil_div(p.channels, table.tile_columns), rows = p.batch * p.output[1];
+  const int64_t reach = (p.kernel[1] - 1) * p.dilation[1];
+  const int64_t seam = widens ? std::max<int64_t>(0, reach + 1 - p.stride[1]) * (threads - p.batch) : 0;
   const int64_t idle_blocks = ceil_div(blocks, threads) * threads - blocks;
   const int64_t idle_rows = ceil_div(rows, threads) * threads - rows;
   // idle_blocks / blocks <= idle_rows / rows + seam / input rows
@@ -330,16 +324,13 @@ void write_means(const Expansion& e) {
 
 }  // namespace
 
-bool planes_balance(const ConvProblem& problem) {
-  const ExpandedConv conv = {problem, problem.channels, nullptr, nullptr, {}, {}, {}, true, nullptr};
-  return channels_waste_less(Expansion(conv), thread_count());
-}
+bool planes_balance(const ConvProblem& problem) { return channels_waste_less(problem, false); }
 
 void expanded_conv_forward(const ExpandedConv& conv) {
   Expansion expansion(conv);
   const ConvProblem& p = conv.problem;
   const int64_t threads = thread_count();
-  const bool channels = channels_waste_less(expansion, threads);
+  const bool channels = channels_waste_less(p, expansion.widens);
   if (!channels && expansion.widens && threads > 1 && p.batch * p.output[1] < threads * kLeastRows) return apart(conv);
   const int64_t sums = conv.means == nullptr ? 0 : p.batch * p.output[1] * expansion.padded();
   const Workspace row_sums(static_cast<std::size_t>(sums));
