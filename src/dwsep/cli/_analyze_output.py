@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from dwsep.analysis._tables import notes
+from dwsep.analysis._tables import legend, notes
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -19,6 +19,7 @@ def print_report(console: Console, report: CostReport, sort: str | None, depth: 
     console.print()
     for line in notes(report):
         console.print(line, markup=False)
+    console.print(legend(report), style="dim", markup=False)
 
 
 def print_comparison(console: Console, one: CostReport, other: CostReport) -> None:
