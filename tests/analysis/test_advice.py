@@ -20,12 +20,28 @@ def test_advice_names_an_unfolded_norm_with_its_figures():
     model = nn.Sequential(nn.Conv2d(3, 24, 3), nn.BatchNorm2d(24)).eval()
     report, row = advice_of(model, torch.randn(1, 3, 64, 64), "1")
     assert row.advice == (
-        f"the norm takes {1e3 * row.latency.median:.3g} ms of its own and moves {row.bytes / 1e6:.1f} MB: folded into "
+        f"the norm takes {1e3 * row.latency.median:.3g} ms of its own and moves {row.bytes / 1e6:.3g} MB: folded into "
         "the convolution before it (dwsep.accelerate_) it takes neither",
     )
     assert str(row.advice[0]) in " ".join(str(report).split())
     _, row = advice_of(model.train(), torch.randn(1, 3, 64, 64), "1", training=True)
     assert row.advice == ()  # in training no norm can be folded
+
+
+@pytest.mark.parametrize(
+    "layers",
+    [
+        (nn.Conv2d(3, 24, 3), nn.GroupNorm(2, 24)),
+        (nn.Conv2d(3, 24, 3), nn.InstanceNorm2d(24)),
+        (nn.Conv2d(3, 24, 3), nn.BatchNorm2d(24, track_running_stats=False)),
+        (nn.Conv2d(3, 24, 3), nn.ReLU(), nn.BatchNorm2d(24)),
+    ],
+    ids=["group", "instance", "no statistics", "behind an activation"],
+)
+def test_no_advice_to_fold_what_no_convolution_can_take_in(layers):
+    report = dwsep.analyze(nn.Sequential(*layers).eval(), torch.randn(1, 3, 32, 32), seconds=0)
+    norm = next(row for row in report.rows if row.kind == "norm")
+    assert norm.advice == ()
 
 
 def _dilated(layer, weight, training, channels_last):
@@ -69,10 +85,10 @@ def test_advice_compares_a_separable_pair_with_the_dense_convolution(monkeypatch
     pair = [row for row in report.rows if row.name in ("1.body.0", "1.body.1", "1.body.2", "1.body.3", "1.body.4")]
     assert promise.seconds <= sum(row.latency.median for row in pair)
     assert row.advice[-1] == (
-        f"it does {promise.reduction:.1f} times fewer multiply-adds than a dense convolution, yet takes "
-        f"{1e3 * promise.seconds:.3g} ms with what lies between its factors, where that takes 1e-06 ms"
+        f"with its pointwise partner and what lies between them it takes {1e3 * promise.seconds:.3g} ms, where the "
+        f"dense convolution in their place takes 1e-06 ms for {promise.reduction:.1f} times the macs"
     )
     monkeypatch.setattr(_advice, "_conv_seconds", lambda *arguments: 1e3)
     report, row = advice_of(network().eval(), torch.randn(1, 3, 32, 32), "1.body.0")
     assert report.promises[0].speedup > 1
-    assert not [text for text in row.advice if "fewer multiply-adds" in text]
+    assert not [text for text in row.advice if "the dense convolution" in text]

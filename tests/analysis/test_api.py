@@ -60,6 +60,8 @@ def test_analyze_leaves_the_model_as_it_was(training):
         ((nn.ReLU(), "x"), {}, TypeError, "example_inputs must be a tensor"),
         ((len, torch.ones(1)), {}, TypeError, "model must be a torch.nn.Module"),
         ((nn.ReLU(), torch.ones(1, device="meta")), {}, ValueError, "latency must be False for tensors on 'meta'"),
+        ((nn.Linear(1, 1), torch.ones(1, device="meta")), {"latency": False}, ValueError, "got cpu and meta"),
+        ((nn.ReLU(), torch.ones(1)), {"seconds": "4"}, TypeError, "seconds must be a number, got '4' of type str"),
         ((nn.ReLU(), torch.ones(1)), {"seconds": -1}, ValueError, "seconds must not be negative, got -1"),
         ((nn.ReLU(), torch.ones(1)), {"training": True}, ValueError, "model must return something that depends on"),
     ],

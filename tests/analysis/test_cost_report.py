@@ -28,6 +28,18 @@ def test_report_as_table_data_and_notebook():
     assert data["totals"]["seconds_of_parts"] == report.seconds
 
 
+@pytest.mark.parametrize("latency", [False, True])
+def test_report_of_a_network_that_does_nothing_says_so(latency, tmp_path):
+    report = dwsep.analyze(nn.Sequential(), torch.ones(1, 3), latency=latency, seconds=0)
+    assert (report.rows, report.macs, report.floor) == ((), 0, None)
+    assert "the network runs no operator that computes anything" in str(report)
+    assert "no floors" not in str(report)
+    json.dumps(report.to_dict())
+    pytest.importorskip("matplotlib", reason="the extra report is not installed")
+    report.save(tmp_path / "report.html")
+    assert "computes anything" in (tmp_path / "report.html").read_text(encoding="utf-8")
+
+
 def test_to_pandas_has_a_line_for_each_row_or_names_what_is_missing(monkeypatch):
     report = dwsep.analyze(network(), torch.randn(2, 3, 32, 32), latency=False)
     monkeypatch.setitem(__import__("sys").modules, "pandas", None)

@@ -69,6 +69,17 @@ def test_analyze_times_a_separable_layer_as_one():
     assert report.rows[0].bytes < sum(layer.bytes for layer in report.layers[:-1])
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_bytes_of_a_separable_layer_follow_its_dtype(dtype):
+    layer = dwsep.nn.DepthwiseSeparableConv2d(8, 16).to(dtype)
+    report = dwsep.analyze(layer, torch.randn(1, 8, 12, 12, dtype=dtype), seconds=0, advice=False)
+    elements = 8 * 144 + 16 * 144 + sum(parameter.numel() for parameter in layer.parameters())
+    assert report.bytes == dtype.itemsize * elements
+    assert report.dtype == str(dtype).removeprefix("torch.")
+    assert ("floor" in str(report).splitlines()[0]) == (dtype != torch.float64)
+    assert ("no floors: they are known on a CPU" in str(report)) == (dtype == torch.float64)
+
+
 def test_floor_is_what_the_ceilings_say():
     report = dwsep.analyze(network(), torch.randn(2, 3, 32, 32), seconds=0, advice=False)
     row = report.rows[0]

@@ -136,7 +136,7 @@ def _unfolded(row: Row, folding: set[str]) -> list[str]:
     if row.name not in folding or row.latency is None or len(row.input_shape) != 4:
         return []
     return [
-        f"the norm takes {_ms(row.latency.median)} of its own and moves {row.bytes / 1e6:.1f} MB: folded into the "
+        f"the norm takes {_ms(row.latency.median)} of its own and moves {row.bytes / 1e6:.3g} MB: folded into the "
         "convolution before it (dwsep.accelerate_) it takes neither"
     ]
 
@@ -181,8 +181,8 @@ def _unpaid(promise: Promise) -> list[str]:
     if promise.speedup >= 1:
         return []
     return [
-        f"it does {promise.reduction:.1f} times fewer multiply-adds than a dense convolution, yet takes "
-        f"{_ms(promise.seconds)} with what lies between its factors, where that takes {_ms(promise.dense_seconds)}"
+        f"with its pointwise partner and what lies between them it takes {_ms(promise.seconds)}, where the dense "
+        f"convolution in their place takes {_ms(promise.dense_seconds)} for {promise.reduction:.1f} times the macs"
     ]
 
 

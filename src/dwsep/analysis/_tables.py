@@ -14,6 +14,7 @@ from dwsep.analysis.report import format_count
 from dwsep.errors import ArgumentError, unknown_name
 
 if TYPE_CHECKING:
+    from rich.console import Console
     from rich.table import Table
 
     from dwsep.analysis.cost_report import CostReport
@@ -204,7 +205,9 @@ def notes(report: CostReport) -> list[str]:
         )
     if report.disturbance is not None:
         lines.append(report.disturbance)
-    if report.latency is not None and report.floor is None:
+    if not report.rows:
+        lines.append("the network runs no operator that computes anything")
+    elif report.latency is not None and report.floor is None:
         lines.append(_WITHOUT_FLOOR)
     lines += [f"{row.name or report.name}: {text}" for row in report.rows for text in row.advice]
     return lines
@@ -233,12 +236,21 @@ def render_text(report: CostReport, width: int = 120) -> str:
 
     from rich.console import Console
 
-    console = Console(file=io.StringIO(), width=width, color_system=None)
-    console.print(make_table(report, None, None, None))
-    for line in notes(report):
-        console.print(line, markup=False, highlight=False)
-    console.print(legend(report), markup=False, highlight=False)
+    console = Console(file=io.StringIO(), width=width, color_system=None, highlight=False)
+    print_report(console, report)
     return console.file.getvalue().rstrip("\n")  # type: ignore[attr-defined]
+
+
+def print_report(console: Console, report: CostReport, sort: str | None = None, depth: int | None = None) -> None:
+    """Prints the table, and below it what a reader must know and can do."""
+    table = make_table(report, sort, depth)
+    table.title = None  # which would be no wider than the table
+    console.print(headline(report), style="italic", markup=False)
+    console.print(table)
+    console.print()
+    for line in notes(report):
+        console.print(line, markup=False)
+    console.print(legend(report), style="dim", markup=False)
 
 
 def render_notebook(report: CostReport) -> str:

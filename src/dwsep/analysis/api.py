@@ -50,9 +50,10 @@ def analyze(
         The report: prints as a table, shows as one in a notebook, and saves as a page.
 
     Raises:
-        TypeError: ``model`` is no ``torch.nn.Module``, or ``example_inputs`` neither a tensor nor a tuple or list.
-        ArgumentError: (a ``ValueError`` and a ``RuntimeError``) ``latency`` is asked for of tensors without data, or
-            ``seconds`` is negative.
+        TypeError: ``model`` is no ``torch.nn.Module``, ``example_inputs`` neither a tensor nor a tuple or list, or
+            ``seconds`` no number.
+        ArgumentError: (a ``ValueError`` and a ``RuntimeError``) ``latency`` is asked for of tensors without data,
+            some tensors are on "meta" and some are not, or ``seconds`` is negative.
 
     Cost: one forward (with ``training`` a step) to count; with ``latency`` some seconds to time and to advise.
 
@@ -67,15 +68,21 @@ def analyze(
     """
     import dwsep.analysis.flops  # noqa: F401  for torch's own counter from now on
 
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    if isinstance(seconds, bool) or not isinstance(seconds, (int, float)):
+        raise TypeError(f"seconds must be a number, got {seconds!r} of type {type(seconds).__name__}")
     if not seconds >= 0:
         raise ArgumentError(f"seconds must not be negative, got {seconds}")
     arguments = positional(example_inputs)
+    tensors = [*tensors_in(arguments), *model.parameters()]
+    devices = sorted({tensor.device.type for tensor in tensors})
+    if latency and "meta" in devices:
+        raise ArgumentError("latency must be False for tensors on 'meta', which hold no data, got True")
+    if "meta" in devices and len(devices) > 1:
+        raise ArgumentError(f"model and example_inputs must all be on 'meta' or none, got {' and '.join(devices)}")
     with torch.random.fork_rng():  # a network's own draws, and those of the experiments
         cost = analyse(model, arguments, training=training)
-        tensors = [*tensors_in(arguments), *model.parameters()]
-        devices = sorted({tensor.device.type for tensor in tensors})
-        if latency and "meta" in devices:
-            raise ArgumentError("latency must be False for tensors on 'meta', which hold no data, got True")
         dtype = _dtype(tensors)
         measured: Measured | None = None
         ceilings: Ceilings | None = None

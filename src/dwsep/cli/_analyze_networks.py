@@ -66,7 +66,8 @@ def load(name: str, shape: str | None, *, meta: bool, training: bool, channels_l
     with device:
         model, own = _make(name)
         sizes = _shape(shape) if shape is not None else (2 if training else 1, *own)
-        x = torch.randint(2, _VOCABULARY, sizes) if _takes_tokens(name) else torch.rand(sizes)
+        dtype = next((each.dtype for each in model.parameters() if each.is_floating_point()), torch.float32)
+        x = torch.randint(2, _VOCABULARY, sizes) if _takes_tokens(name) else torch.rand(sizes).to(dtype)
     check_runs(name, model, x, "--input")
     model.train(training)
     if channels_last:

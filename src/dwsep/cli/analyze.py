@@ -47,7 +47,7 @@ def analyze(
     from dwsep.analysis._tables import SORTS
     from dwsep.analysis.report import require_report_packages
     from dwsep.cli._analyze_networks import load
-    from dwsep.cli._analyze_output import print_comparison, print_report
+    from dwsep.cli._analyze_output import print_comparison, print_table
     from dwsep.cli._console import check_writable, output_console, progress_console
     from dwsep.errors import unknown_name
 
@@ -66,7 +66,7 @@ def analyze(
             reports.append(made.report(latency=latency, training=training, accelerated=faster, seconds=seconds))
     console = output_console()
     for report in reports:
-        print_report(console, report, sort, depth)
+        print_table(console, report, sort, depth)
     if len(reports) == 2:
         print_comparison(console, *reports)
     for path, what in ((html, "html"), (json_file, "json")):

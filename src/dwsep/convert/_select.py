@@ -203,12 +203,14 @@ def by_latency(
     assert best is not None
     over, miss, choice = best
     if over and miss > 0.1:
-        wanted = (
-            f"latency={share}" if share is not None else f"latency_seconds={seconds} ({1e3 * (seconds or 0):.3g} ms)"
-        )
+        if share is not None:
+            wanted, takes = f"latency={share}", f"{share * (1 + miss):.3g} of the dense network's time"
+        else:
+            made = (seconds or 0.0) * (1 + miss)
+            wanted, takes = f"latency_seconds={seconds} ({1e3 * (seconds or 0.0):.3g} ms)", f"{1e3 * made:.3g} ms"
         raise ArgumentError(
-            f"{wanted} cannot be met: the fastest choice found takes {1 + miss:.2f} times as long, measured; the "
-            "layers that may be separated are too small a part of its time, or separable forms do not pay on them"
+            f"{wanted} cannot be met: the fastest choice found takes {takes}, measured; the layers that may be "
+            "separated are too small a part of its time, or separable forms do not pay on them"
         )
     return choice
 
