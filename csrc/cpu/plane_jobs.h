@@ -269,6 +269,19 @@ struct PointwiseTile {
   Prefetch prefetch;
 };
 
+// A handful of pixels of a pointwise stage, or of its way back: what each of the kernels reads and writes.
+struct FewPixels {
+  int64_t pixels;
+  int64_t channels;
+  int64_t rows;           // output channels
+  const float* panel;     // inputs [channel block][pixel][lane]
+  const float* gradient;  // of the outputs [row block][pixel][lane]
+  const float* weight;    // [row][channel]
+  const float* bias;      // or null
+  float* out;             // [pixel][row]; back, [channel block][pixel][lane]; of the weight, [row][channel]
+  bool stream;            // store past the caches: `out` and the channels are whole cache lines
+};
+
 // The operands of consecutive output pixels of a dense convolution, as a panel [inner block][pixel][lane]: per pixel,
 // the runs one behind the other. Up to a vector behind the last of a run is read, and must be memory of the same
 // buffer.
