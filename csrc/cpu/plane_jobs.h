@@ -228,6 +228,11 @@ struct PlaneConv {
   int64_t channels;  // lanes that are stored
   float* sums;       // [lane], of each row's outputs; null for none
   int64_t sums_stride;
+  // Where input rows do not follow one another: floats from `plane` to each.
+  const int64_t* row_offsets = nullptr;
+  double* moments = nullptr;  // of the outputs [lane], and moments_stride further of their squares: added to
+  int64_t moments_stride = 0;
+  bool stream = false;  // store past the caches: `out` and its strides are whole cache lines
 };
 
 // One K block of a 1x1 convolution, for rows of pixels, into planes [vector of the block][row][column][lane].
@@ -262,6 +267,19 @@ struct PointwiseTile {
   int64_t block_begin;
   int64_t block_end;
   Prefetch prefetch;
+};
+
+// A handful of pixels of a pointwise stage, or of its way back: what each of the kernels reads and writes.
+struct FewPixels {
+  int64_t pixels;
+  int64_t channels;
+  int64_t rows;           // output channels
+  const float* panel;     // inputs [channel block][pixel][lane]
+  const float* gradient;  // of the outputs [row block][pixel][lane]
+  const float* weight;    // [row][channel]
+  const float* bias;      // or null
+  float* out;             // [pixel][row]; back, [channel block][pixel][lane]; of the weight, [row][channel]
+  bool stream;            // store past the caches: `out` and the channels are whole cache lines
 };
 
 // The operands of consecutive output pixels of a dense convolution, as a panel [inner block][pixel][lane]: per pixel,

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "cpu/cache_size.h"
+#include "cpu/few_pixels_stage.h"
 #include "cpu/isa.h"
 #include "cpu/layout.h"
 #include "cpu/moments.h"
@@ -230,6 +231,7 @@ void Backward::run() {
 }  // namespace
 
 void pointwise_stage_forward(const PointwiseStage& stage, const float* bias, float* y, double* sums) {
+  if (has_few_pixels(stage)) return few_pixels_stage_forward(stage, bias, y, sums);
   const KernelTable& table = kernels();
   const int64_t lanes = table.lanes, inner_blocks = ceil_div(stage.channels, lanes);
   const int64_t blocks = ceil_div(stage.out_channels, table.tile_columns), k_padded = blocks * table.tile_columns;
@@ -283,6 +285,7 @@ void pointwise_stage_forward(const PointwiseStage& stage, const float* bias, flo
 }
 
 void pointwise_stage_backward(const PointwiseStage& stage, const PointwiseStageGradients& gradients) {
+  if (has_few_pixels(stage)) return few_pixels_stage_backward(stage, gradients);
   Backward(stage, gradients).run();
 }
 

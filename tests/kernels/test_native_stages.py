@@ -97,6 +97,21 @@ def test_drawn_problems_exact_on_integers(isa):
     isas.run_on(isa, "from tests.kernels import test_native_stages as t; t.check_many(400, seed=3)")
 
 
+def check_few_pixels() -> None:
+    """As many pixels as there are images behind a pooling, around the numbers that are computed together."""
+    torch.manual_seed(4)
+    for pixels in (1, 2, 3, 4, 5, 7, 8, 9, 12, 16, 17):
+        for channels, outputs in ((1, 1), (5, 17), (33, 8), (48, 70), (150, 49)):
+            options = {"affine": channels != 33, "bias": True, "corrected": channels > 8, "mask": [True, True]}
+            weight = integers(outputs, channels, 1, 1)
+            check("pointwise_stage", last(integers(pixels, channels, 1, 1)), weight, (), "relu6", **options)
+
+
+@pytest.mark.parametrize("isa", isas.SUPPORTED)
+def test_few_pixels_exact_on_integers(isa):
+    isas.run_on(isa, "from tests.kernels import test_native_stages as t; t.check_few_pixels()")
+
+
 def test_large_problems_exact_on_integers():
     """Sizes at which tensors are cut into tiles, bands and groups of channels, and stored past the caches."""
     torch.manual_seed(1)
@@ -112,6 +127,8 @@ def test_large_problems_exact_on_integers():
     check("depthwise_stage", wide, integers(20, 1, 9, 3, top=1), ([1, 1], [4, 4, 1, 1], [1, 1]), "relu", **options)
     few = last(integers(1, 640, 3, 3))
     check("pointwise_stage", few, integers(700, 640, 1, 1, top=1), (), "relu", **options)
+    # A gradient of the weight that is stored past the caches.
+    check("pointwise_stage", last(integers(8, 1280, 1, 1)), integers(1024, 1280, 1, 1, top=1), (), "relu", **options)
 
 
 @pytest.mark.parametrize("activation", ["none", "relu", "relu6", "silu", "hardswish", "gelu"])
