@@ -182,7 +182,7 @@ def test_create_refuses_a_safetensors_file_of_somebody_else(tmp_path):
 
 
 def test_create_refuses_a_folder(tmp_path):
-    with pytest.raises(FileNotFoundError, match="is not a file"):
+    with pytest.raises(FileNotFoundError, match="is a folder, not a file"):
         create(weights=tmp_path)
 
 

@@ -265,8 +265,8 @@ def _read_pair(
     wrong = (indices >= classes) & (indices != ignore_index)
     if bool(wrong.any()):
         raise ValueError(
-            f"{mask_path} has the class {int(indices[wrong][0])}; known are 0 to {classes - 1}, and {ignore_index}, "
-            "which is left out"
+            f"{mask_path} has the class {int(indices[wrong][0])}; known are 0 to {classes - 1}, and "
+            f"ignore_index={ignore_index}, which is left out"
         )
     if size is not None:
         wide = (size[1], size[0])

@@ -212,22 +212,36 @@ def _read_rows(path: Path, columns: Sequence[str], encoding: str) -> list[tuple[
         raise ValueError(f"{path} is empty: it has no line with {' and '.join(columns)}")
     for number, row in rows:
         for column in columns:
-            if row.get(column) is None:
+            if column not in row:
                 raise ValueError(
                     f"{path}, line {number}: no column {column!r}, the columns are {', '.join(map(repr, row))}"
                 )
+            if row[column] is None:
+                raise ValueError(f"{path}, line {number}: nothing in the column {column!r}")
     return rows
 
 
 def _rows(file: Any, path: Path) -> Iterable[tuple[int, dict[str, Any]]]:
     delimiter = _DELIMITERS.get(path.suffix.lower())
-    if delimiter is not None:
-        # A table of tabs has no quotes that mean anything: texts are full of single ones.
-        quoting = csv.QUOTE_NONE if delimiter == "\t" else csv.QUOTE_MINIMAL
-        reader = csv.DictReader(file, delimiter=delimiter, quoting=quoting)
+    return _table_rows(file, path, delimiter) if delimiter is not None else _json_rows(file, path)
+
+
+def _table_rows(file: Any, path: Path, delimiter: str) -> Iterable[tuple[int, dict[str, Any]]]:
+    # A table of tabs has no quotes that mean anything: texts are full of single ones.
+    quoted = delimiter != "\t"
+    reader = csv.DictReader(file, delimiter=delimiter, quoting=csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE)
+    try:
         for row in reader:
-            yield reader.line_num, {key: value for key, value in row.items() if key is not None}
-        return
+            # Values behind the last column: a text with a delimiter in it was cut, its rest would pass for the label.
+            if any(row.pop(None, ())):  # type: ignore[call-overload]
+                rule = "; a text with commas must stand in double quotes" if quoted else ""
+                raise ValueError(f"{path}, line {reader.line_num}: more values than the {len(row)} columns{rule}")
+            yield reader.line_num, row
+    except csv.Error as error:
+        raise ValueError(f"{path}, line {reader.line_num}: {error}; is a double quote not closed?") from error
+
+
+def _json_rows(file: Any, path: Path) -> Iterable[tuple[int, dict[str, Any]]]:
     for number, line in enumerate(file, 1):
         if not line.strip():
             continue
