@@ -115,6 +115,7 @@ def test_names_lists_what_a_task_has():
         ("mobilenet_v9", {}, ValueError, "unknown name 'mobilenet_v9'; .*'mobilenet_v1', 'mobilenet_v1_dense'"),
         ("text_light", {}, TypeError, "text_light takes tokens and has no in_channels, got 1"),
         ("mobilenet_v2", {"dense": 1}, ValueError, "dense must be True or False, got 1"),
+        ("mobilenet_v1", {"dense": "no"}, ValueError, "dense must be True or False, got 'no'"),
         ("mobilenet_v3_small", {"dropout": 1}, ValueError, r"dropout must be in \[0, 1\), got 1"),
         (
             "mobilenet_v1",
