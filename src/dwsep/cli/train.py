@@ -110,6 +110,7 @@ def _train(config: Settings, processes: Any, resume: bool, overwrite: bool) -> N
 
 def _settings(task: str, given: dict[str, Any], path: Path | None, output_dir: Path, resume: bool) -> Settings:
     """The settings of a run: those on the command line, then the YAML file's, then those of the run that goes on."""
+    from dwsep import networks
     from dwsep.training import checkpoint, loop
     from dwsep.training.config import make_config, read_yaml
 
@@ -124,7 +125,10 @@ def _settings(task: str, given: dict[str, Any], path: Path | None, output_dir: P
     if not resume:
         if task != "classify" and "data" not in values:
             raise ValueError(f"dwsep train {task} needs --data")
-        return make_config({**values, "network_options": options, "output_dir": output_dir})
+        config = make_config({**values, "network_options": options, "output_dir": output_dir})
+        if config.network not in networks.names(task):  # known before the data is read
+            raise unknown_name("network", config.network, networks.names(task))
+        return config
     saved_path = output_dir / loop.CHECKPOINT_FILE
     if not saved_path.exists():
         raise FileNotFoundError(f"{output_dir} holds no {loop.CHECKPOINT_FILE} to resume")
