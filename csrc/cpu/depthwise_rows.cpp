@@ -25,6 +25,37 @@ Range gradient_columns(const ConvAxis& axis) {
 
 }  // namespace
 
+void RowRing::place(float* memory, int64_t group, int64_t width, int64_t rows) {
+  memory_ = memory;
+  offsets_.resize(static_cast<std::size_t>(rows));
+  for (int64_t row = 0; row < rows; ++row) offsets_[static_cast<std::size_t>(row)] = offset(row);
+  for (float* slot = memory; slot < memory + group * block_floats(); slot += row_floats()) {
+    std::fill_n(slot, -columns_.begin * lanes_, 0.0f);
+    std::fill(slot + (width - columns_.begin) * lanes_, slot + row_floats(), 0.0f);
+  }
+}
+
+std::vector<AxisResidue> axis_residues(const ConvAxis& axis) {
+  std::vector<AxisResidue> residues;
+  for (int64_t first = 0; first < std::min(axis.stride, axis.input); ++first) {
+    AxisResidue residue = {first, 0, 0, 0, 0, 1};
+    for (int64_t tap = axis.kernel - 1; tap >= 0; --tap) {
+      const int64_t before = first + axis.pad_low - tap * axis.dilation;
+      if (floor_div(before, axis.stride) * axis.stride != before) continue;
+      if (residue.taps == 0) {
+        residue.last_tap = tap;
+        residue.from = before / axis.stride;
+      } else if (residue.taps == 1) {
+        residue.tap_step = residue.last_tap - tap;
+        residue.dilation = before / axis.stride - residue.from;
+      }
+      ++residue.taps;
+    }
+    residues.push_back(residue);
+  }
+  return residues;
+}
+
 RowsPlan::RowsPlan(const KernelTable& kernels, const ConvProblem& of, bool backward)
     : table(kernels),
       problem(of),
@@ -35,22 +66,30 @@ RowsPlan::RowsPlan(const KernelTable& kernels, const ConvProblem& of, bool backw
       pixel_stride(of.channels) {
   const bool flat = of.input[0] == 1 && of.output[0] == 1 && of.kernel[0] == 1 && of.pad_low[0] == 0;
   if (!flat || of.multiplier != 1 || of.element_type != ElementType::kFloat32) return;
+  if (backward) {
+    height_residues = axis_residues(height);
+    width_residues = axis_residues(width);
+  }
   const int64_t reach = (height.kernel - 1) * height.dilation;
   const int64_t budget = l2_cache_bytes() / 2 / static_cast<int64_t>(sizeof(float));
-  const auto fitting = [&](int64_t together) {
-    inputs = RowRing(std::min(reach + (together - 1) * height.stride + 1, height.input), input_columns(width), lanes);
-    if (backward) {
-      const int64_t slots = std::max(reach / height.stride + 1, together);
-      gradients = RowRing(std::min(slots, height.output), gradient_columns(width), lanes);
-    }
-    return std::min(blocks, budget / (inputs.floats(1) + gradients.floats(1)));
+  const auto rings = [&](int64_t rows) {
+    inputs = RowRing(std::min(reach + (rows - 1) * height.stride + 1, height.input), input_columns(width), lanes);
+    if (backward)
+      gradients = RowRing(std::min(reach / height.stride + rows, height.output), gradient_columns(width), lanes);
+    return inputs.block_floats() + gradients.block_floats();
   };
-  group = fitting(1);
+  const int64_t least = rings(1);
+  group = std::min(blocks, budget / least);
   if (group == 0) return;
-  // The sums of the weight's gradient are loaded and stored once for so many rows, where that takes no block out.
-  constexpr int64_t kMostTogether = 4;
-  for (together = backward ? kMostTogether : 1; together > 1 && fitting(together) < group;) --together;
-  if (together == 1) fitting(1);
+  // As many rows as leave a block in the first cache, and take none out of the second: what is prepared for rows, and
+  // the sums of the weight's gradient, are loaded and stored once for all of them.
+  constexpr int64_t kMostTogether = 8;
+  const int64_t near = l1_cache_bytes() * 3 / 4 / static_cast<int64_t>(sizeof(float));
+  for (together = std::min(kMostTogether, height.output); together > 1; --together) {
+    const int64_t size = rings(together);
+    if (size <= std::max(near, least) && size * group <= budget) break;
+  }
+  rings(together);
   // Groups of the same size, as far as that goes.
   group = ceil_div(blocks, ceil_div(blocks, group));
   const int64_t wanted = ceil_div(16, groups() * std::max<int64_t>(1, of.batch));
@@ -69,21 +108,32 @@ bool RowsPlan::pays(bool backward) const {
 }
 
 void RowsPlan::pack(const WeightSources& sources, float* memory) {
-  float* packed_bias = memory + blocks * taps() * lanes;
-  pack_for_planes(problem, lanes, sources, memory, packed_bias);
+  const int64_t floats = blocks * taps() * lanes;
   weights = memory;
-  bias = packed_bias;
+  bias = memory + floats;
+  pack_for_planes(problem, lanes, sources, memory, memory + floats);
+  if (!is_backward()) return;
+  residue_weights = memory + floats + blocks * lanes;
+  pack_residues(memory + floats + blocks * lanes);
+}
+
+void RowsPlan::pack_residues(float* memory) const {
+  for (int64_t block = 0; block < blocks; ++block) {
+    const float* from = weights + block * taps() * lanes;
+    float* to = memory + block * taps() * lanes;
+    for (const AxisResidue& h : height_residues) {
+      for (const AxisResidue& w : width_residues) {
+        for (int64_t i = 0; i < h.taps * w.taps; ++i, to += lanes) {
+          const int64_t row = h.last_tap - i / w.taps * h.tap_step, column = w.last_tap - i % w.taps * w.tap_step;
+          std::copy_n(from + (row * width.kernel + column) * lanes, lanes, to);
+        }
+      }
+    }
+  }
 }
 
 void RowsGroup::fetch(const RowRing& ring, const float* tensor, const StageLoad& load, int64_t image, int64_t rows,
                       int64_t columns, int64_t row) const {
-  const int64_t lanes = plan_.lanes, from = at(image, rows, columns, row);
-  const Range& range = ring.columns();
-  for (int64_t block = 0; block < group_; ++block) {
-    float* plane = ring.row(row, block);
-    std::fill(plane + range.begin * lanes, plane, 0.0f);
-    std::fill(plane + columns * lanes, plane + range.end * lanes, 0.0f);
-  }
   const StageRow row_job = {tensor,
                             nullptr,
                             nullptr,
@@ -94,7 +144,7 @@ void RowsGroup::fetch(const RowRing& ring, const float* tensor, const StageLoad&
                             channels(),
                             ring.row(row, 0),
                             ring.block_floats()};
-  load_stage_row(plan_.table, load, from, channel(), row_job);
+  load_stage_row(plan_.table, load, at(image, rows, columns, row), channel(), row_job);
 }
 
 }  // namespace dwsep

@@ -1,5 +1,5 @@
-// Depthwise convolution of channels-last floats row by row: of every tensor that is read, the last few rows lie in the
-// cache as planes, a block of channels each, and every row is fetched once.
+// Depthwise convolution of channels-last floats, a few rows at a time: of every tensor that is read, the last rows lie
+// in the cache as planes, a block of channels each, and every row is fetched once.
 #pragma once
 
 #include <algorithm>
@@ -14,24 +14,22 @@
 
 namespace dwsep {
 
-// The last rows of a tensor, of a group of channel blocks: [slot][block][column][lane], zeros beyond the tensor's
+// The last rows of a tensor, of a group of channel blocks: [block][slot][column][lane], zeros beyond the tensor's
 // columns.
 class RowRing {
  public:
   RowRing() = default;
   RowRing(int64_t slots, Range columns, int64_t lanes) : slots_(slots), columns_(columns), lanes_(lanes) {}
 
-  int64_t block_floats() const { return columns_.size() * lanes_; }
-  int64_t floats(int64_t group) const { return slots_ * group * block_floats(); }
-  void place(float* memory, int64_t group) {
-    memory_ = memory;
-    group_ = group;
-  }
-  // Column 0 of a row's block; columns before it may be there too.
-  float* row(int64_t row, int64_t block) const {
-    const int64_t slot = ((row % slots_) + slots_) % slots_;
-    return memory_ + (slot * group_ + block) * block_floats() - columns_.begin * lanes_;
-  }
+  int64_t row_floats() const { return columns_.size() * lanes_; }
+  int64_t block_floats() const { return slots_ * row_floats(); }
+  // Places memory for `group` blocks. The tensor has columns [0, width) and `rows` rows.
+  void place(float* memory, int64_t group, int64_t width, int64_t rows);
+  // What column 0 of any block is relative to.
+  float* block(int64_t block) const { return memory_ + block * block_floats() - columns_.begin * lanes_; }
+  float* row(int64_t row, int64_t of_block) const { return block(of_block) + offset(row); }
+  // Floats from a block to each of the tensor's rows.
+  const int64_t* offsets() const { return offsets_.data(); }
   const Range& columns() const { return columns_; }
 
  private:
@@ -39,8 +37,22 @@ class RowRing {
   Range columns_ = {0, 0};
   int64_t lanes_ = 0;
   float* memory_ = nullptr;
-  int64_t group_ = 0;
+  std::vector<int64_t> offsets_;
+
+  int64_t offset(int64_t row) const { return row % slots_ * row_floats(); }
 };
+
+// Input positions of an axis which are a stride apart, from `first` on, and the taps that bring outputs to them, the
+// last tap first: its operand is the first in memory.
+struct AxisResidue {
+  int64_t first;
+  int64_t taps;
+  int64_t last_tap, tap_step;  // from a tap to the one before it
+  int64_t from;                // the output position that the last tap brings to `first`
+  int64_t dilation;            // output positions from a tap's operand to the next one's
+};
+
+std::vector<AxisResidue> axis_residues(const ConvAxis& axis);
 
 // How a problem is cut for this: groups of channel blocks, and bands of output rows that parts of the threads' work are
 // made of. All of it depends on the shape alone.
@@ -52,10 +64,13 @@ struct RowsPlan {
   int64_t group = 0;  // channel blocks together; 0 where not even the rows of one fit into the cache
   int64_t bands = 1;
   int64_t pixel_stride;  // floats from a pixel of either tensor to the next: its channels, or more where these are some
-  int64_t together = 1;  // output rows whose share of the weight's gradient is computed at once
+  int64_t together = 1;  // output rows that are computed at once
   RowRing inputs, gradients;
   const float* weights = nullptr;  // [block][tap][lane]
   const float* bias = nullptr;     // [block][lane]
+  // The same for the way back, [block][height's residue][width's residue][tap][lane].
+  const float* residue_weights = nullptr;
+  std::vector<AxisResidue> height_residues, width_residues;
 
   RowsPlan(const KernelTable& kernels, const ConvProblem& of, bool backward);
 
@@ -73,8 +88,12 @@ struct RowsPlan {
   }
   int64_t taps() const { return height.kernel * width.kernel; }
   int64_t padded() const { return blocks * lanes; }
-  int64_t packed_floats() const { return blocks * (taps() + 1) * lanes; }
+  int64_t packed_floats() const { return blocks * ((is_backward() ? 2 : 1) * taps() + 1) * lanes; }
   void pack(const WeightSources& sources, float* memory);
+
+ private:
+  bool is_backward() const { return !height_residues.empty(); }
+  void pack_residues(float* memory) const;
 };
 
 // Where the channels of one group are being computed, and how rows come into the rings.

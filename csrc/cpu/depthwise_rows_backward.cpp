@@ -11,6 +11,9 @@
 namespace dwsep {
 namespace {
 
+constexpr int64_t kMostLanes = 16;
+alignas(64) constexpr float kNoBias[kMostLanes] = {};
+
 class BackwardRows : RowsGroup {
  public:
   // Added to: `sums` [block][taps, then bias][lane], `affine_sums` [2][padded channels] or null.
@@ -29,17 +32,17 @@ class BackwardRows : RowsGroup {
     if (stage.correction != nullptr) {
       gradient_load_ = {stage.y, stage.correction, stage.correction + plan.pixel_stride, Activation::kNone};
     }
-    inputs_.place(memory, group_);
-    float* behind = memory + inputs_.floats(plan.group);
-    gradients_.place(behind, group_);
-    row_ = behind + gradients_.floats(plan.group);
-    zeros_ = row_ + plan.width.input * plan.lanes;
-    std::fill_n(zeros_, plan.inputs.block_floats(), 0.0f);
+    inputs_.place(memory, group_, plan.width.input, plan.height.input);
+    float* behind = memory + plan.group * plan.inputs.block_floats();
+    gradients_.place(behind, group_, plan.width.output, plan.height.output);
+    result_ = behind + plan.group * plan.gradients.block_floats();
+    zeros_ = result_ + result_rows(plan) * plan.width.input * plan.lanes;
+    std::fill_n(zeros_, plan.inputs.row_floats(), 0.0f);
   }
 
   static int64_t floats(const RowsPlan& plan) {
-    return plan.inputs.floats(plan.group) + plan.gradients.floats(plan.group) + plan.width.input * plan.lanes +
-           plan.inputs.block_floats();
+    return plan.group * (plan.inputs.block_floats() + plan.gradients.block_floats()) +
+           result_rows(plan) * plan.width.input * plan.lanes + plan.inputs.row_floats();
   }
 
   // One band of output rows: their share of the weight's gradient, and the gradients of the input rows which no later
@@ -54,25 +57,22 @@ class BackwardRows : RowsGroup {
     const int64_t results = last ? height.input : std::clamp<int64_t>(first_result(band.end), 0, height.input);
     // Rows before the band whose gradients reach the same inputs.
     const int64_t reach = (height.kernel - 1) * height.dilation / height.stride;
-    const int64_t first = wants_x() ? std::max<int64_t>(0, band.begin - reach) : band.begin;
-    for (int64_t row = first; row < band.end; ++row) {
-      fetch(gradients_, gradient(), gradient_load_, image_, height.output, plan_.width.output, row);
-      const bool own = row >= band.begin;
-      if (own && wants_weight()) fetch_inputs(row);
-      look_ahead(row + 1 < band.end, row + 1);
-      const bool full = (row + 1 - band.begin) % plan_.together == 0 || row + 1 == band.end;
-      if (own && wants_weight() && full) {
-        const int64_t begin = row - (row - band.begin) % plan_.together;
-        add_weight_gradient(begin, row + 1);
-      }
-      if (own && tensors_.bias_gradient != nullptr) add_bias_gradient(row);
-      for (; wants_x() && next_result_ < results && floor_div(next_result_ + height.pad_low, height.stride) <= row;
-           ++next_result_) {
-        compute_x_gradient(next_result_);
+    if (wants_x()) fetch_gradients(std::max<int64_t>(0, band.begin - reach), band.begin);
+    for (int64_t row = band.begin; row < band.end; row += plan_.together) {
+      const int64_t end = std::min(band.end, row + plan_.together);
+      fetch_gradients(row, end);
+      if (wants_weight()) fetch_inputs(row, end);
+      look_ahead(end, std::min(band.end, end + plan_.together));
+      if (wants_weight()) add_weight_gradient(row, end);
+      if (tensors_.bias_gradient != nullptr) add_bias_gradient(row, end);
+      const int64_t ready = end == band.end ? results : std::min(results, std::max<int64_t>(0, first_result(end)));
+      while (wants_x() && next_result_ < ready) {
+        const int64_t stop = std::min(ready, next_result_ + result_rows(plan_));
+        compute_x_gradient(next_result_, stop);
+        next_result_ = stop;
       }
       ahead_.ask(ahead_.lines());
     }
-    for (; wants_x() && next_result_ < results; ++next_result_) compute_x_gradient(next_result_);
   }
 
  private:
@@ -83,11 +83,9 @@ class BackwardRows : RowsGroup {
   double* affine_sums_;
   StageLoad input_load_, gradient_load_;
   RowRing inputs_, gradients_;
-  float* row_;
+  float* result_;  // gradients of inputs, before the stage
   float* zeros_;
   int64_t image_ = 0, next_input_ = 0, next_result_ = 0;
-  std::vector<std::vector<Tap>> taps_;  // of each residue of the stride
-  std::vector<int64_t> runs_;
   std::vector<const float*> pointers_;
   RowsAhead ahead_;
 
@@ -103,26 +101,38 @@ class BackwardRows : RowsGroup {
     return std::min(plan_.height.input, plan_.height.position(row, plan_.height.kernel - 1) + 1);
   }
 
-  void fetch_inputs(int64_t row) {
-    const int64_t stop = inputs_end(row);
-    for (next_input_ = std::max(next_input_, plan_.height.position(row, 0)); next_input_ < stop; ++next_input_) {
+  // Input rows whose gradients are computed at once.
+  static int64_t result_rows(const RowsPlan& plan) { return plan.together * plan.height.stride; }
+
+  void fetch_gradients(int64_t begin, int64_t end) {
+    for (int64_t row = begin; row < end; ++row) {
+      fetch(gradients_, gradient(), gradient_load_, image_, plan_.height.output, plan_.width.output, row);
+    }
+  }
+
+  void fetch_inputs(int64_t begin, int64_t end) {
+    const int64_t stop = inputs_end(end - 1);
+    for (next_input_ = std::max(next_input_, plan_.height.position(begin, 0)); next_input_ < stop; ++next_input_) {
       fetch(inputs_, x(), input_load_, image_, plan_.height.input, plan_.width.input, next_input_);
     }
   }
 
-  void look_ahead(bool more, int64_t row) {
+  // Output rows [begin, end) come next.
+  void look_ahead(int64_t begin, int64_t end) {
     ahead_.clear();
-    if (!more) return;
+    if (begin >= end) return;
     const ConvAxis &height = plan_.height, &width = plan_.width;
-    const int64_t from = at(image_, height.output, width.output, row);
-    expect(ahead_, gradient() + from, width.output);
-    if (gradient_load_.y != nullptr) expect(ahead_, gradient_load_.y + from, width.output);
-    const int64_t stop = inputs_end(row);
-    for (int64_t input = std::max(next_input_, height.position(row, 0)); wants_weight() && input < stop; ++input) {
+    for (int64_t row = begin; row < end; ++row) {
+      const int64_t from = at(image_, height.output, width.output, row);
+      expect(ahead_, gradient() + from, width.output);
+      if (gradient_load_.y != nullptr) expect(ahead_, gradient_load_.y + from, width.output);
+    }
+    const int64_t stop = inputs_end(end - 1);
+    for (int64_t input = std::max(next_input_, height.position(begin, 0)); wants_weight() && input < stop; ++input) {
       expect(ahead_, x() + at(image_, height.input, width.input, input), width.input);
     }
   }
-  // A share of what is to be asked for, of the work on one output row.
+  // A share of what is to be asked for, of the work on a few rows.
   void ask() { ahead_.ask(ceil_div(ahead_.lines(), 2 * group_)); }
 
   void add_weight_gradient(int64_t begin, int64_t end) {
@@ -146,72 +156,69 @@ class BackwardRows : RowsGroup {
     }
   }
 
-  void add_bias_gradient(int64_t row) {
+  void add_bias_gradient(int64_t begin, int64_t end) {
     for (int64_t block = 0; block < group_; ++block) {
-      plan_.table.sum_row(gradients_.row(row, block), plan_.width.output,
-                          sums_ + (block_ + block) * sums_of_block() + plan_.taps() * plan_.lanes);
-    }
-  }
-
-  // The taps that bring output rows to input row `row`, for columns `residue` and those a stride further each.
-  void list_taps(int64_t row, int64_t residue) {
-    const ConvAxis &height = plan_.height, &width = plan_.width;
-    std::vector<Tap>& taps = taps_[static_cast<std::size_t>(residue)];
-    int64_t& run = runs_[static_cast<std::size_t>(residue)];
-    const float* origin = gradients_.row(0, 0);
-    taps.clear();
-    for (int64_t h = 0; h < height.kernel; ++h) {
-      const int64_t above = row + height.pad_low - h * height.dilation;
-      if (above < 0 || above % height.stride != 0 || above / height.stride >= height.output) continue;
-      run = 0;
-      // The last tap first: its operand is the first in memory.
-      for (int64_t w = width.kernel - 1; w >= 0; --w) {
-        const int64_t before = residue + width.pad_low - w * width.dilation;
-        if (floor_div(before, width.stride) * width.stride != before) continue;
-        ++run;
-        taps.push_back({gradients_.row(above / height.stride, 0) - origin + before / width.stride * plan_.lanes,
-                        (h * width.kernel + w) * plan_.lanes});
+      float* sums = sums_ + (block_ + block) * sums_of_block() + plan_.taps() * plan_.lanes;
+      for (int64_t row = begin; row < end; ++row) {
+        plan_.table.sum_row(gradients_.row(row, block), plan_.width.output, sums);
       }
     }
   }
 
-  void compute_x_gradient(int64_t row) {
-    const ConvAxis& width = plan_.width;
-    const int64_t lanes = plan_.lanes, residues = std::min(width.stride, width.input);
-    taps_.resize(static_cast<std::size_t>(residues));
-    runs_.resize(static_cast<std::size_t>(residues));
-    for (int64_t residue = 0; residue < residues; ++residue) list_taps(row, residue);
-    const int64_t to = at(image_, plan_.height.input, width.input, row);
+  // Of input rows [begin, end).
+  void compute_x_gradient(int64_t begin, int64_t end) {
+    const int64_t lanes = plan_.lanes, columns = plan_.width.input;
+    const int64_t to = at(image_, plan_.height.input, columns, begin);
     const bool plain = stage_.scale == nullptr && stage_.activation == Activation::kNone;
     for (int64_t block = 0; block < group_; ++block) {
       ask();
       const int64_t first = channel() + block * lanes, valid = std::min(lanes, plan_.problem.channels - first);
       float* target = static_cast<float*>(tensors_.x_gradient) + to + block * lanes;
-      const bool direct = plain && valid == lanes;
-      float* out = direct ? target : row_;
-      const int64_t pixel = direct ? plan_.pixel_stride : lanes;
-      for (int64_t residue = 0; residue < residues; ++residue) {
-        const auto index = static_cast<std::size_t>(residue);
-        CorrelateRow job = {};
-        job.taps = taps_[index].data();
-        job.tap_count = static_cast<int64_t>(taps_[index].size());
-        if (width.stride == 1 && width.dilation == 1) job.run = runs_[index];
-        job.run_step = -lanes;
-        job.source = gradients_.row(0, block);
-        job.weights = plan_.weights + (block_ + block) * plan_.taps() * lanes;
-        job.step = lanes;
-        job.out = out + residue * pixel;
-        job.out_stride = width.stride * pixel;
-        job.stream = direct && stream_;
-        job.pixels = ceil_div(width.input - residue, width.stride);
-        plan_.table.correlate_row(job);
+      if (plain) {
+        correlate(block, begin, end, target, plan_.pixel_stride, valid, stream_);
+        continue;
       }
-      if (direct) continue;
+      correlate(block, begin, end, result_, lanes, lanes, false);
       const bool affine = stage_.scale != nullptr;
-      plan_.table.stage_gradient_row({row_, lanes, 0, x() + to + block * lanes, affine ? stage_.scale + first : nullptr,
-                                      affine ? stage_.shift + first : nullptr, stage_.activation, plan_.pixel_stride,
-                                      width.input, valid, target, stream_, affine ? affine_sums_ + first : nullptr,
-                                      plan_.padded()});
+      plan_.table.stage_gradient_row({result_, lanes, 0, x() + to + block * lanes,
+                                      affine ? stage_.scale + first : nullptr, affine ? stage_.shift + first : nullptr,
+                                      stage_.activation, plan_.pixel_stride, (end - begin) * columns, valid, target,
+                                      stream_, affine ? affine_sums_ + first : nullptr, plan_.padded()});
+    }
+  }
+
+  // The same for a block of channels, before the stage, `pixel` floats from a pixel to the next.
+  void correlate(int64_t block, int64_t begin, int64_t end, float* out, int64_t pixel, int64_t valid, bool stream) {
+    const ConvAxis &height = plan_.height, &width = plan_.width;
+    const int64_t lanes = plan_.lanes;
+    const float* weights = plan_.residue_weights + (block_ + block) * plan_.taps() * lanes;
+    for (const AxisResidue& h : plan_.height_residues) {
+      const int64_t skipped = std::max<int64_t>(0, ceil_div(begin - h.first, height.stride));
+      const int64_t row = h.first + skipped * height.stride;
+      for (const AxisResidue& w : plan_.width_residues) {
+        PlaneConv job = {gradients_.block(block) + w.from * lanes,
+                         0,
+                         height.output,
+                         skipped + h.from,
+                         std::max<int64_t>(0, ceil_div(end - row, height.stride)),
+                         ceil_div(width.input - w.first, width.stride),
+                         {h.taps, w.taps},
+                         {1, 1},
+                         {h.dilation, w.dilation},
+                         weights,
+                         kNoBias,
+                         Activation::kNone,
+                         out + ((row - begin) * width.input + w.first) * pixel,
+                         height.stride * width.input * pixel,
+                         width.stride * pixel,
+                         valid,
+                         nullptr,
+                         0};
+        job.row_offsets = gradients_.offsets();
+        job.stream = stream;
+        plan_.table.plane_conv(job);
+        weights += h.taps * w.taps * lanes;
+      }
     }
   }
 };

@@ -22,27 +22,34 @@ class ForwardRows : RowsGroup {
         y_(y),
         stream_(stream),
         sums_(sums),
-        inputs_(plan.inputs) {
-    inputs_.place(memory, group_);
-    row_ = memory + inputs_.floats(plan.group);
+        inputs_(plan.inputs),
+        // What goes past the caches is written most quickly in the order in which it lies.
+        together_(stream ? std::min<int64_t>(2, plan.together) : plan.together) {
+    inputs_.place(memory, group_, plan.width.input, plan.height.input);
   }
 
-  static int64_t floats(const RowsPlan& plan) {
-    return plan.inputs.floats(plan.group) + plan.width.output * plan.lanes;
-  }
+  static int64_t floats(const RowsPlan& plan) { return plan.group * plan.inputs.block_floats(); }
 
-  void run(int64_t item) {
+  // What comes behind is item `next`, if there is one.
+  void run(int64_t item, int64_t next) {
     const int64_t image = item / plan_.bands;
     const Range band = plan_.band(item);
-    const ConvAxis& height = plan_.height;
-    int64_t next = 0;
-    for (int64_t row = band.begin; row < band.end; ++row) {
-      const int64_t stop = std::min(height.input, last_row(row) + 1);
-      for (next = std::max(next, height.position(row, 0)); next < stop; ++next) {
-        fetch(inputs_, x_, load_, image, height.input, plan_.width.input, next);
+    Range held = {0, 0};
+    for (int64_t row = band.begin; row < band.end; row += together_) {
+      const int64_t end = std::min(band.end, row + together_);
+      const Range under = rows_under(row, end);
+      for (int64_t at = std::max(held.end, under.begin); at < under.end; ++at) {
+        fetch(inputs_, x_, load_, image, plan_.height.input, plan_.width.input, at);
       }
-      look_ahead(image, next, std::min(height.input, last_row(row + 1) + 1));
-      compute(image, row);
+      held = under;
+      ahead_.clear();
+      if (end < band.end) {
+        look_ahead(image, {under.end, rows_under(end, std::min(band.end, end + together_)).end});
+      } else if (next < plan_.items()) {
+        const Range after = plan_.band(next);
+        look_ahead(next / plan_.bands, rows_under(after.begin, std::min(after.end, after.begin + together_)));
+      }
+      compute(image, row, end);
     }
   }
 
@@ -54,60 +61,54 @@ class ForwardRows : RowsGroup {
   bool stream_;
   double* sums_;
   RowRing inputs_;
-  float* row_;
-  std::vector<Tap> taps_;
+  int64_t together_;
   RowsAhead ahead_;
 
-  int64_t last_row(int64_t row) const { return plan_.height.position(row, plan_.height.kernel - 1); }
+  // The input rows that output rows [begin, end) read.
+  Range rows_under(int64_t begin, int64_t end) const {
+    const ConvAxis& height = plan_.height;
+    return {std::max<int64_t>(0, height.position(begin, 0)),
+            std::min(height.input, height.position(end - 1, height.kernel - 1) + 1)};
+  }
 
-  void look_ahead(int64_t image, int64_t begin, int64_t end) {
-    ahead_.clear();
+  void look_ahead(int64_t image, Range rows) {
     const int64_t width = plan_.width.input;
-    for (int64_t row = begin; row < end; ++row) {
+    for (int64_t row = rows.begin; row < rows.end; ++row) {
       expect(ahead_, x_ + at(image, plan_.height.input, width, row), width);
     }
   }
 
-  void compute(int64_t image, int64_t row) {
+  void compute(int64_t image, int64_t begin, int64_t end) {
     const ConvAxis &height = plan_.height, &width = plan_.width;
-    const int64_t lanes = plan_.lanes;
-    const float* origin = inputs_.row(0, 0);
-    taps_.clear();
-    for (int64_t h = 0; h < height.kernel; ++h) {
-      const int64_t from = height.position(row, h);
-      if (from < 0 || from >= height.input) continue;
-      for (int64_t w = 0; w < width.kernel; ++w) {
-        taps_.push_back({inputs_.row(from, 0) - origin + w * width.dilation * lanes, (h * width.kernel + w) * lanes});
-      }
-    }
-    const int64_t to = at(image, height.output, width.output, row), share = ceil_div(ahead_.lines(), group_);
+    const int64_t lanes = plan_.lanes, pixel = plan_.pixel_stride;
+    float* out = y_ + at(image, height.output, width.output, begin);
+    const int64_t share = ceil_div(ahead_.lines(), group_);
     for (int64_t block = 0; block < group_; ++block) {
-      CorrelateRow job = {};
-      job.taps = taps_.data();
-      job.tap_count = static_cast<int64_t>(taps_.size());
-      if (width.stride == 1 && width.dilation == 1) job.run = width.kernel;
-      job.run_step = lanes;
-      job.source = inputs_.row(0, block) + width.position(0, 0) * lanes;
-      job.weights = plan_.weights + (block_ + block) * plan_.taps() * lanes;
-      job.bias = plan_.bias + (block_ + block) * lanes;
-      job.step = width.stride * lanes;
-      job.pixels = width.output;
-      job.activation = activation_;
       const int64_t first = channel() + block * lanes, valid = std::min(lanes, plan_.problem.channels - first);
-      float* target = y_ + to + block * lanes;
-      const bool direct = sums_ == nullptr && valid == lanes;
-      job.out = direct ? target : row_;
-      job.out_stride = direct ? plan_.pixel_stride : lanes;
-      job.stream = direct && stream_;
+      PlaneConv job = {inputs_.block(block) + width.position(0, 0) * lanes,
+                       0,
+                       height.input,
+                       height.position(begin, 0),
+                       end - begin,
+                       width.output,
+                       {height.kernel, width.kernel},
+                       {height.stride, width.stride},
+                       {height.dilation, width.dilation},
+                       plan_.weights + (block_ + block) * plan_.taps() * lanes,
+                       plan_.bias + (block_ + block) * lanes,
+                       activation_,
+                       out + block * lanes,
+                       width.output * pixel,
+                       pixel,
+                       valid,
+                       nullptr,
+                       0};
+      job.row_offsets = inputs_.offsets();
+      job.moments = sums_ != nullptr ? sums_ + first : nullptr;
+      job.moments_stride = plan_.padded();
+      job.stream = stream_;
       ahead_.ask(share);
-      plan_.table.correlate_row(job);
-      if (direct) continue;
-      if (sums_ == nullptr) {
-        plan_.table.scatter_row({ElementType::kFloat32, plan_.pixel_stride, 1, width.output, valid, 0}, row_, target);
-        continue;
-      }
-      plan_.table.finish_row(
-          {row_, width.output, valid, target, plan_.pixel_stride, stream_, sums_ + first, plan_.padded()});
+      plan_.table.plane_conv(job);
     }
   }
 };
@@ -135,7 +136,9 @@ void depthwise_rows_forward(RowsPlan& plan, const WeightSources& weights, const 
       ForwardRows rows(plan, unit % groups * plan.group, load, activation, x, y, stream,
                        sums != nullptr ? part_sums + part * sums_size : nullptr, panel);
       const Range items = plan.items_of(part);
-      for (int64_t item = items.begin; item < items.end; ++item) rows.run(item);
+      for (int64_t item = items.begin; item < items.end; ++item) {
+        rows.run(item, item + 1 < items.end ? item + 1 : plan.items());
+      }
     }
     plan.table.finish_streams();
   });

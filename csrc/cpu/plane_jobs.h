@@ -228,6 +228,11 @@ struct PlaneConv {
   int64_t channels;  // lanes that are stored
   float* sums;       // [lane], of each row's outputs; null for none
   int64_t sums_stride;
+  // Where input rows do not follow one another: floats from `plane` to each.
+  const int64_t* row_offsets = nullptr;
+  double* moments = nullptr;  // of the outputs [lane], and moments_stride further of their squares: added to
+  int64_t moments_stride = 0;
+  bool stream = false;  // store past the caches: `out` and its strides are whole cache lines
 };
 
 // One K block of a 1x1 convolution, for rows of pixels, into planes [vector of the block][row][column][lane].
