@@ -347,12 +347,14 @@ def test_predict_says_in_one_line_what_is_wrong(trained, tmp_path):
     series, _ = trained("series")
     (tmp_path / "a.ts").write_text("@data\n1,2:3,4:x\n")
     (tmp_path / "a.txt").write_text("\n")
+    (tmp_path / "b.txt").write_bytes(b"caf\xe9\n")
     for arguments, message in (
         (["--checkpoint", text / MODEL_FILE], "predict needs at least one input"),
         (["--checkpoint", tmp_path / "no.safetensors", "x"], "does not exist"),
         (["--checkpoint", text, "x"], "is a folder, not a file"),
         (["--checkpoint", text / MODEL_FILE, tmp_path], "is a folder; the network takes texts, and files of them"),
         (["--checkpoint", text / MODEL_FILE, tmp_path / "a.txt"], "a.txt is empty: it has no line of text"),
+        (["--checkpoint", text / MODEL_FILE, tmp_path / "b.txt"], "b.txt is not in the encoding utf-8"),
         (["--checkpoint", series / MODEL_FILE, tmp_path / "a.ts"], "has 2 channels, the network takes 1"),
         (["--checkpoint", text / MODEL_FILE, tmp_path / "no.csv"], "No such file or directory"),
     ):

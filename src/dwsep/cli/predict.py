@@ -43,12 +43,11 @@ def predict(
     if threads is not None:
         torch.set_num_threads(threads)
     predictor = Predictor(checkpoint, accelerate=accelerate)
-    if predictor.task == "segment":
-        with plain_warnings():
-            _masks(predictor, inputs, output_dir, as_json, on_bad_file)
-        return
-    total, predictions = _labels(predictor, inputs, text_column, encoding, on_bad_file)
     with plain_warnings():
+        if predictor.task == "segment":
+            _masks(predictor, inputs, output_dir, as_json, on_bad_file)
+            return
+        total, predictions = _labels(predictor, inputs, text_column, encoding, on_bad_file)
         for prediction in _with_progress(predictions, total):
             _print(prediction, as_json)
 
@@ -88,6 +87,7 @@ def _lines(inputs: list[str]) -> list[str]:
 
 def _texts(entry: str, text_column: str, encoding: str) -> list[str]:
     """An input's texts: the column of a table, the lines of another file or of standard input, or the input itself."""
+    from dwsep.training.data.files import read_file
     from dwsep.training.data.text import read_texts
 
     if entry == "-":
@@ -96,7 +96,7 @@ def _texts(entry: str, text_column: str, encoding: str) -> list[str]:
     if path.suffix.lower() in (*_TABLES, ".txt") or (len(entry) < 255 and path.is_file()):
         if path.suffix.lower() in _TABLES:
             return read_texts(path, text_column=text_column, encoding=encoding)
-        lines = [line for line in path.read_text(encoding=encoding).splitlines() if line.strip()]
+        lines = [line for line in read_file(path, encoding).splitlines() if line.strip()]
         if not lines:
             raise ValueError(f"{path} is empty: it has no line of text")
         return lines

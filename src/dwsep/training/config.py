@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 from dwsep import networks
+from dwsep.training.data.files import read_file
 from dwsep.training.recipes import BY_TASK
 
 try:
@@ -296,7 +297,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         import yaml
     except ImportError as error:
         raise ImportError('settings in YAML need PyYAML; install it with: pip install "dwsep[train]"') from error
-    text = path.read_text(encoding="utf-8")
+    text = read_file(path)
     try:
         values = yaml.safe_load(text)
     except yaml.YAMLError as error:

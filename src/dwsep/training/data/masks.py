@@ -16,6 +16,7 @@ from dwsep.errors import unknown_name
 from dwsep.training.data.augmentation import augment_pair
 from dwsep.training.data.dataset import channel_statistics
 from dwsep.training.data.examples import Examples, Normalisation, digest_of
+from dwsep.training.data.files import read_file
 from dwsep.training.data.images import MODES, check_channels, files_in, open_upright, pair, pillow, read_all, to_tensor
 
 IGNORE = 255
@@ -132,7 +133,7 @@ def read_classes(path: Path) -> tuple[tuple[str, ...], tuple[Colour, ...]]:
         ValueError: If the file is empty, a colour is no colour, or only some lines have one.
     """
     names, colours = [], []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(read_file(path).splitlines(), 1):
         words = line.replace(",", " ").split()
         if not words or words[0].startswith("#"):
             continue

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import os
 import re
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from dwsep.training.data import huggingface
 from dwsep.training.data.examples import Examples, Normalisation, digest_of
+from dwsep.training.data.files import read_file
 from dwsep.training.data.splitting import class_names_of, divide, indices_of
 
 PADDING, UNKNOWN = 0, 1
@@ -203,11 +205,7 @@ def _read_rows(path: Path, columns: Sequence[str], encoding: str) -> list[tuple[
     """The rows of a file with the numbers of their lines; each has the columns, and there is at least one."""
     if path.suffix.lower() not in SUFFIXES:
         raise ValueError(f"{path}: unknown kind of file {path.suffix!r}; known are {', '.join(SUFFIXES)}")
-    try:
-        with path.open(encoding=encoding, newline="") as file:
-            rows = list(_rows(file, path))
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not in the encoding {encoding}: {error}") from error
+    rows = list(_rows(io.StringIO(read_file(path, encoding), newline=""), path))
     if not rows:
         raise ValueError(f"{path} is empty: it has no line with {' and '.join(columns)}")
     for number, row in rows:
