@@ -13,6 +13,12 @@ def wide():
     return torch.nn.Sequential(torch.nn.Conv2d(3, 16, 3), torch.nn.ReLU())
 def sized(channels):
     return torch.nn.Conv2d(3, channels, 3)
+def half():
+    return tiny().bfloat16()
+
+def raises():
+    raise KeyError("no such weights")
+
 def nothing():
     return 3
 """
@@ -75,7 +81,8 @@ def test_analyze_against_shows_two_side_by_side(network, tmp_path):
         (["mobilenet_v1", "--input", "1,x"], "--input must be positive sizes"),
         (["missing.py:f"], "No such file"),
         (["network.py"], "which function of the file makes it? FILE.py:FUNCTION, got 'network.py'"),
-        (["mobilenet_v1", "--no-latency", "--sort", "size"], "sort: unknown name 'size'"),
+        (["series_separable", "--no-latency", "--channels-last"], "--channels-last needs a network of images"),
+        (["mobilenet_v9", "--no-latency", "--sort", "size"], "sort: unknown name 'size'"),
     ],
 )
 def test_analyze_says_what_is_wrong(arguments, message):
@@ -104,6 +111,30 @@ def test_analyze_refuses_a_function_that_wants_arguments(network):
     assert finished.exit_code == 2
     assert "sized of " in finished.output
     assert "must be callable without arguments: missing a required argument: 'channels'" in finished.output
+
+
+def test_analyze_gives_a_network_an_input_of_its_dtype(network):
+    finished = invoke(network.replace(":tiny", ":half"), "--no-latency", "--input", "1,3,20,20")
+    assert finished.exit_code == 0, finished.output
+    assert "inference in bfloat16" in finished.stdout
+
+
+def test_analyze_says_what_failed_in_a_file(network, tmp_path):
+    finished = invoke(network.replace(":tiny", ":raises"))
+    assert finished.exit_code == 2
+    assert "raises of " in finished.output
+    assert "failed: KeyError: 'no such weights' (dwsep --debug shows where)" in finished.output
+    (tmp_path / "broken.py").write_text("import no_such_module\n")
+    finished = invoke(f"{tmp_path / 'broken.py'}:tiny")
+    assert finished.exit_code == 2
+    assert "broken.py cannot be loaded: ModuleNotFoundError: No module named 'no_such_module'" in finished.output
+
+
+@pytest.mark.parametrize("option", ["--html", "--json"])
+def test_analyze_refuses_a_file_that_cannot_be_written_before_it_begins(option, tmp_path):
+    finished = invoke("mobilenet_v9", option, str(tmp_path))
+    assert finished.exit_code == 2
+    assert f"{option}: {tmp_path} is a folder, name a file in it" in finished.output
 
 
 def test_analyze_refuses_what_is_no_network(network):

@@ -134,8 +134,20 @@ def test_where_nothing_can_be_separated_nothing_is_written(saved, tmp_path):
     output = tmp_path / "separated.safetensors"
     finished = run("mobilenet_v1_dense", "--checkpoint", saved, "--error", 1e-9, "--output", output)
     assert finished.exit_code == 1
-    assert "its error would cost more than it saves" in finished.stdout
+    assert "no rank keeps the error budget" in finished.stdout
     assert finished.stderr.strip().splitlines()[-1] == "no layer was separated: no network is written"
+    assert not output.exists()
+
+
+def test_an_interrupt_writes_nothing_and_says_so(saved, tmp_path, monkeypatch):
+    def interrupted(*arguments, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("dwsep.convert.separate_", interrupted)
+    output = tmp_path / "separated.safetensors"
+    finished = run("mobilenet_v1_dense", "--checkpoint", saved, "--rank", 1, "--output", output)
+    assert finished.exit_code == 130
+    assert finished.stderr.strip().splitlines()[-1] == "interrupted: nothing is written"
     assert not output.exists()
 
 
@@ -164,16 +176,27 @@ def test_separate_takes_networks_of_libraries(network, tmp_path):
 @pytest.mark.parametrize(
     "arguments, words",
     [
-        (["timm:resnet18"], ["exactly one of error, macs", "got none"]),
-        (["timm:resnet18", "--rank", "1", "--error", "0.1"], ["got error, rank"]),
+        (["timm:resnet18"], ["exactly one of --error, --macs, --latency, --latency-ms, --rank", "got none"]),
+        (["timm:resnet18", "--rank", "1", "--error", "0.1"], ["got --error and --rank"]),
+        (["timm:resnet18", "--latency-ms", "0"], ["--latency-ms must be finite and above 0, got 0.0"]),
+        (["timm:resnet18", "--rank", "1", "--data-dir", "photos"], ["--data-dir photos needs --data"]),
+        (["timm:resnet18", "--rank", "1", "--output", "."], ["--output: . is a folder, name a file in it"]),
+        (["timm:vit_tiny_patch16_224", "--rank", "1"], ["cannot run on an input of shape 1,3,32,32 (--size sets"]),
+        (["timm:resnet10t", "--macs", "0.001"], ["macs cannot be met", "is the least that the layers allow"]),
+        (
+            ["timm:resnet10t", "--macs", "0.5", "--min-channels", "2000"],
+            ["macs cannot be met", "no layer of the model"],
+        ),
         (["timm:resnet1o", "--rank", "1"], ["timm has no 'resnet1o'", "close ones are resnet1"]),
         (["torchvision:resnet1o", "--rank", "1"], ["torchvision has no 'resnet1o'", "close ones are resnet1"]),
         (["keras:resnet", "--rank", "1"], ["unknown library 'keras'"]),
         (["resnet18", "--rank", "1"], ["unknown name 'resnet18'", "mobilenet_v1_dense", "timm:NAME"]),
+        (["resnet18", "--rank", "1"], ["did you mean timm:resnet18 or torchvision:resnet18?"]),
+        (["torchvision:raft_small", "--rank", "1"], ["torchvision:raft_small has no classes of images or pixels"]),
         (["mobilenet_v1_dense", "--rank", "1"], ["needs --checkpoint"]),
         (["timm:resnet18", "--rank", "1", "--checkpoint", "nothing.pth"], ["nothing.pth does not exist"]),
         (["timm:resnet18", "--rank", "1", "--data", "folder"], ["--data folder needs --data-dir"]),
-        (["timm:resnet18", "--rank", "1", "--data", "photos"], ["data", "photos"]),
+        (["timm:resnet18", "--rank", "1", "--data", "photos"], ["--data: photos is neither a folder nor one of"]),
         (["timm:resnet18", "--rank", "1", "--memory-format", "nhwc"], ["memory_format: unknown name 'nhwc'"]),
         (["timm:resnet18", "--rank", "1", "--include", "layer9"], ["include: 'layer9' matches no module"]),
     ],

@@ -65,7 +65,7 @@ def test_error_budget_that_nothing_keeps_leaves_all_dense():
     net, data = trained_net()
     report = separate(net, data, error=1e-6)
     assert report.separated == ()
-    assert {layer.reason for layer in report.left_dense} >= {"its error would cost more than it saves"}
+    assert {layer.reason for layer in report.left_dense} >= {"no rank keeps the error budget"}
     assert report.macs_before == report.macs_after
 
 
@@ -270,6 +270,31 @@ def test_nothing_changes_when_a_budget_cannot_be_met():
     assert not any(h for m in net.modules() for h in (m._forward_hooks, m._forward_pre_hooks))
 
 
+@pytest.mark.parametrize(
+    "budget, message",
+    [
+        ({"macs": 0.9}, r"macs cannot be met: 25\.2 k wanted, and no layer of the model, which does 28 k, does fewer"),
+        ({"macs": 5000}, r"macs cannot be met: 5 k wanted"),
+        ({"latency": 0.9}, r"latency=0\.9 cannot be met: no layer of the model is faster"),
+        ({"latency_seconds": 1e-9}, r"latency_seconds=1e-09 \(1e-06 ms\) cannot be met: the model takes"),
+    ],
+)
+def test_a_budget_is_refused_where_no_layer_may_become_separable(budget, message):
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 1))
+    x = torch.randn(1, 3, 12, 12)
+    with pytest.raises(ValueError, match=message):
+        dwsep.separate_(net, SeparateConfig(**budget), example_inputs=x)
+
+
+@pytest.mark.parametrize(
+    "budget", [{"macs": 1.0}, {"macs": 1e9}, {"error": 0.1}, {"latency_seconds": 1e3}, {"rank": 1}]
+)
+def test_a_budget_that_the_dense_network_keeps_is_kept_where_no_layer_may_become_separable(budget):
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 1))
+    config = SeparateConfig(**budget, measure_layers=False)
+    assert dwsep.separate_(net, config, example_inputs=torch.randn(1, 3, 12, 12)).separated == ()
+
+
 @pytest.mark.parametrize("share", [0.7, 0.5])
 def test_latency_budget_with_a_clock_of_our_own(share, monkeypatch):
     """Every layer and the network take what a made-up rule says: a tenth slower in the network than alone."""
@@ -304,8 +329,10 @@ def test_latency_budget_with_a_clock_of_our_own(share, monkeypatch):
     separate(net, data, latency_seconds=share * dense)
     assert 0.85 * share * dense <= timed(None, made["choice"])[1] <= share * dense
     net, data = trained_net()
-    with pytest.raises(ValueError, match=r"latency=0\.05 cannot be met: the fastest choice found takes"):
+    with pytest.raises(ValueError, match=r"latency=0\.05 cannot be met: .* takes 0\.[0-9]+ of the dense network"):
         separate(net, data, latency=0.05)
+    with pytest.raises(ValueError, match=r"latency_seconds=1e-05 \(0\.01 ms\) cannot be met: .* takes 0\.[0-9]+ ms"):
+        separate(net, data, latency_seconds=1e-5)
 
 
 def test_latency_is_measured_and_reported():

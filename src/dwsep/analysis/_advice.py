@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -96,11 +97,13 @@ def advise(rows: Sequence[Row], layers: Sequence[LayerCost], promises: Sequence[
     """Adds a line to each row, of the slowest, where something is measurably wrong."""
     slowest = sorted(rows, key=lambda row: -(row.latency.median if row.latency else 0.0))[:_MOST_ROWS]
     by_name = {layer.name: layer for layer in layers}
+    folding = _foldable(layers)
     promised = {promise.name: promise for promise in promises}
     result = []
     for row in rows:
         lines = []
         if any(row is one for one in slowest) and not row.fused:
+            lines += [] if training else _unfolded(row, folding)
             lines += _experiments(row, by_name, training)
         lines += [line for name in row.layers if name in promised for line in _unpaid(promised[name])]
         result.append(replace(row, advice=(*row.advice, *lines)) if lines else row)
@@ -110,7 +113,7 @@ def advise(rows: Sequence[Row], layers: Sequence[LayerCost], promises: Sequence[
 def _experiments(row: Row, by_name: Mapping[str, LayerCost], training: bool) -> list[str]:
     layer = next((by_name[name] for name in row.layers if by_name[name].is_convolution), None)
     if layer is None:
-        return _unfolded(row, training)
+        return []
     if layer.kind not in ("depthwise", "pointwise", "dense", "grouped") or len(layer.kernel_size) != 2:
         return []
     here = _conv_seconds(layer, _weight_of(layer), training, layer.channels_last)
@@ -120,11 +123,20 @@ def _experiments(row: Row, by_name: Mapping[str, LayerCost], training: bool) -> 
     return lines
 
 
-def _unfolded(row: Row, training: bool) -> list[str]:
-    if training or row.kind != "norm" or row.latency is None or len(row.input_shape) != 4:
+def _foldable(layers: Sequence[LayerCost]) -> set[str]:
+    """The batch norms that take what a convolution has just made."""
+    return {
+        norm.name
+        for before, norm in itertools.pairwise(layers)
+        if norm.foldable and before.is_convolution and before.output_shape == norm.input_shape
+    }
+
+
+def _unfolded(row: Row, folding: set[str]) -> list[str]:
+    if row.name not in folding or row.latency is None or len(row.input_shape) != 4:
         return []
     return [
-        f"the norm takes {_ms(row.latency.median)} of its own and moves {row.bytes / 1e6:.1f} MB: folded into the "
+        f"the norm takes {_ms(row.latency.median)} of its own and moves {row.bytes / 1e6:.3g} MB: folded into the "
         "convolution before it (dwsep.accelerate_) it takes neither"
     ]
 
@@ -169,8 +181,8 @@ def _unpaid(promise: Promise) -> list[str]:
     if promise.speedup >= 1:
         return []
     return [
-        f"it does {promise.reduction:.1f} times fewer multiply-adds than a dense convolution, yet takes "
-        f"{_ms(promise.seconds)} with what lies between its factors, where that takes {_ms(promise.dense_seconds)}"
+        f"with its pointwise partner and what lies between them it takes {_ms(promise.seconds)}, where the dense "
+        f"convolution in their place takes {_ms(promise.dense_seconds)} for {promise.reduction:.1f} times the macs"
     ]
 
 

@@ -31,14 +31,15 @@ def save(report: CostReport, path: str | Path, what: str | None = None, against:
 
 def render_page(report: CostReport) -> str:
     """The page: it makes no request, and follows the reader's choice of light and dark."""
-    from dwsep.analysis._tables import headline, notes
+    from dwsep.analysis._tables import headline, legend, notes
 
     template = _template("analysis.html.j2")
     return template.render(
         report=report,
         totals=report.to_dict()["totals"],
         headline=headline(report),
-        notes=notes(report),
+        notes=_beside_disturbance(notes(report), report),
+        legend=legend(report),
         charts=_charts(report, ""),
     )
 
@@ -47,7 +48,7 @@ def render_comparison(one: CostReport, other: CostReport) -> str:
     """A page of two networks side by side."""
     from dwsep.analysis import _comparison
     from dwsep.analysis._cost_charts import pair_chart
-    from dwsep.analysis._tables import headline, notes
+    from dwsep.analysis._tables import headline, legend, notes
 
     template = _template("comparison.html.j2")
     by_kind = _comparison.kinds(one, other)
@@ -63,13 +64,17 @@ def render_comparison(one: CostReport, other: CostReport) -> str:
             svg = pair_chart([kind for kind, _ in shown], values[0], values[1], unit, labels, f"pair-{key}")
             charts.append((key, title, svg))
     sides = [
-        {"report": report, "name": name, "headline": headline(report), "notes": notes(report), "id": f"layers-{number}",
-         "charts": _charts(report, f"-{number}")}
+        {"report": report, "name": name, "headline": headline(report), "id": f"layers-{number}",
+         "notes": _beside_disturbance(notes(report), report), "charts": _charts(report, f"-{number}")}
         for number, (report, name) in enumerate(zip((one, other), labels), start=1)
     ]  # fmt: skip
     figures = [*_comparison.totals(one, other), *(pair for _, *pairs in by_kind for pair in pairs)]
     figures = [pair for pair in figures if pair.one or pair.other]
-    return template.render(sides=sides, figures=figures, charts=charts, report=one)
+    return template.render(sides=sides, figures=figures, charts=charts, report=one, legend=legend(one))
+
+
+def _beside_disturbance(lines: list[str], report: CostReport) -> list[str]:
+    return [line for line in lines if line != report.disturbance]  # which stands at the top of the page
 
 
 def _charts(report: CostReport, suffix: str) -> list[tuple[str, str, str]]:

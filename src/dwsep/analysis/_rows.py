@@ -177,7 +177,9 @@ def _bytes(unit: Unit, own: Sequence[LayerCost], training: bool) -> int:
         return 4 * _ELEMENT_BYTES * max(math.prod(layer.output_shape) for layer in own) + 3 * weights
     together = unit.mark is not None and len(convolutions) > 1 and not training
     if together:  # a separable layer of this package, in one operator
-        return weights + _ELEMENT_BYTES * (math.prod(own[0].input_shape) + math.prod(own[-1].output_shape))
+        size = convolutions[-1].bytes_written // (math.prod(convolutions[-1].output_shape) or 1)
+        elements = math.prod(own[0].input_shape) + math.prod(own[-1].output_shape)
+        return size * (elements + sum(layer.parameters for layer in own))
     if training:
         return sum(layer.training_bytes or 0 for layer in own)
     return sum(layer.bytes for layer in own)

@@ -8,17 +8,20 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from dwsep.analysis._rows import Row
+from dwsep.analysis.ceilings import PEAKS
 from dwsep.analysis.latency import Latency
 from dwsep.analysis.report import format_count
 from dwsep.errors import ArgumentError, unknown_name
 
 if TYPE_CHECKING:
+    from rich.console import Console
     from rich.table import Table
 
     from dwsep.analysis.cost_report import CostReport
 
 # What a run spends outside of all layers.
 BETWEEN = "between the layers"
+_WITHOUT_FLOOR = f"no floors: they are known on a CPU, for networks in {' or '.join(PEAKS)} alone"
 SORTS = ("order", "time", "macs", "bytes")
 
 
@@ -115,11 +118,11 @@ def columns_of(report: CostReport) -> list[tuple[str, Callable[[Line], str]]]:
         columns.append(("dense \N{MULTIPLICATION SIGN}", _reduction))
     if report.training:
         columns.append(("saved MB", lambda line: _megabytes(sum(row.saved_bytes or 0 for row in line.rows))))
-        columns.append(("fused", lambda line: _megabytes(sum(row.saved_bytes_fused or 0 for row in line.rows))))
+        columns.append(("fused MB", lambda line: _megabytes(sum(row.saved_bytes_fused or 0 for row in line.rows))))
     if report.latency is not None:
         columns.append(("ms ± IQR", lambda line: f"{1e3 * line.seconds:.3f}{_spread(line)}"))
     if report.floor is not None:
-        columns.append(("floor", lambda line: f"{1e3 * line.floor:.3f}" if line.rows else ""))
+        columns.append(("floor ms", lambda line: f"{1e3 * line.floor:.3f}" if line.rows else ""))
         columns.append(("share", _share))
         columns.append(("bound by", lambda line: line.bound))
     return columns
@@ -167,6 +170,7 @@ def headline(report: CostReport) -> str:
     """The totals in a sentence."""
     shapes = ", ".join("x".join(map(str, shape)) for shape in report.input_shapes)
     what = "training step" if report.training else "inference"
+    what += "" if report.dtype == "float32" else f" in {report.dtype}"
     counts = f"{format_count(report.macs)} macs, {format_count(report.parameters)} parameters"
     text = f"{report.name}, {what}, {shapes}: {counts}"
     if report.latency is not None:
@@ -190,19 +194,40 @@ def notes(report: CostReport) -> list[str]:
         )
     if report.steps is not None:
         lines.append(
-            "steps that run in one call share that call's time in proportion to what they take one by one, "
-            f"{100 * report.steps:.0f} % of it in sum"
+            "steps that run in one call share its time in proportion to what they take when run one by one, which in "
+            f"sum is {100 * report.steps:.0f} % of the calls' time"
         )
     if report.dense_macs is not None:
         plain = sum(layer.macs for layer in report.layers)
         lines.append(
-            f"with dense convolutions in place of the separable ones: {format_count(report.dense_macs)} macs, "
-            f"{report.dense_macs / plain:.1f} times as many"
+            f"with dense convolutions in place of the separable ones: {format_count(report.dense_macs)} macs"
+            f"{' at inference' if report.training else ''}, {report.dense_macs / plain:.1f} times as many"
         )
     if report.disturbance is not None:
         lines.append(report.disturbance)
-    lines += [f"{row.name}: {text}" for row in report.rows for text in row.advice]
+    if not report.rows:
+        lines.append("the network runs no operator that computes anything")
+    elif report.latency is not None and report.floor is None:
+        lines.append(_WITHOUT_FLOOR)
+    lines += [f"{row.name or report.name}: {text}" for row in report.rows for text in row.advice]
     return lines
+
+
+def legend(report: CostReport) -> str:
+    """What the columns are."""
+    parts = ["a line is what runs as one", "MB: inputs and weights read once, results written once"]
+    if any(row.reduction is not None for row in report.rows):
+        dense = "dense \N{MULTIPLICATION SIGN}: macs of the dense convolution that a depthwise layer and its pointwise "
+        parts.append(f"{dense}partner stand in for, over theirs")
+    if report.training:
+        parts.append("macs, MB and ms are those of forward and backward")
+        parts.append("saved MB: kept for the backward by eager PyTorch, fused MB: by accelerated stages")
+    if report.latency is not None:
+        parts.append("ms: median, ± its interquartile range")
+    if report.floor is not None:
+        parts.append("floor ms: the longer of the times for the macs at this machine's peak and for the MB at its "
+                     "bandwidth, share: the floor over the time")  # fmt: skip
+    return "; ".join(parts)
 
 
 def render_text(report: CostReport, width: int = 120) -> str:
@@ -211,11 +236,21 @@ def render_text(report: CostReport, width: int = 120) -> str:
 
     from rich.console import Console
 
-    console = Console(file=io.StringIO(), width=width, color_system=None)
-    console.print(make_table(report, None, None, None))
-    for line in notes(report):
-        console.print(line, markup=False, highlight=False)
+    console = Console(file=io.StringIO(), width=width, color_system=None, highlight=False)
+    print_report(console, report)
     return console.file.getvalue().rstrip("\n")  # type: ignore[attr-defined]
+
+
+def print_report(console: Console, report: CostReport, sort: str | None = None, depth: int | None = None) -> None:
+    """Prints the table, and below it what a reader must know and can do."""
+    table = make_table(report, sort, depth)
+    table.title = None  # which would be no wider than the table
+    console.print(headline(report), style="italic", markup=False)
+    console.print(table)
+    console.print()
+    for line in notes(report):
+        console.print(line, markup=False)
+    console.print(legend(report), style="dim", markup=False)
 
 
 def render_notebook(report: CostReport) -> str:

@@ -14,7 +14,7 @@ from dwsep.analysis._measure import Measured, measure_parts
 from dwsep.analysis._passes import positional
 from dwsep.analysis._rows import Row, rows_of, rows_without_times
 from dwsep.analysis._trace import tensors_in
-from dwsep.analysis.ceilings import Ceilings, cached_ceilings
+from dwsep.analysis.ceilings import PEAKS, Ceilings, cached_ceilings
 from dwsep.analysis.cost import analyse
 from dwsep.analysis.cost_report import CostReport
 from dwsep.analysis.machine import describe_machine, describe_versions
@@ -50,9 +50,10 @@ def analyze(
         The report: prints as a table, shows as one in a notebook, and saves as a page.
 
     Raises:
-        TypeError: ``model`` is no ``torch.nn.Module``, or ``example_inputs`` neither a tensor nor a tuple or list.
-        ArgumentError: (a ``ValueError`` and a ``RuntimeError``) ``latency`` is asked for of tensors without data, or
-            ``seconds`` is negative.
+        TypeError: ``model`` is no ``torch.nn.Module``, ``example_inputs`` neither a tensor nor a tuple or list, or
+            ``seconds`` no number.
+        ArgumentError: (a ``ValueError`` and a ``RuntimeError``) ``latency`` is asked for of tensors without data,
+            some tensors are on "meta" and some are not, or ``seconds`` is negative.
 
     Cost: one forward (with ``training`` a step) to count; with ``latency`` some seconds to time and to advise.
 
@@ -67,7 +68,10 @@ def analyze(
     """
     import dwsep.analysis.flops  # noqa: F401  for torch's own counter from now on
 
-    cost = analyse(model, example_inputs, training=training)
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    if isinstance(seconds, bool) or not isinstance(seconds, (int, float)):
+        raise TypeError(f"seconds must be a number, got {seconds!r} of type {type(seconds).__name__}")
     if not seconds >= 0:
         raise ArgumentError(f"seconds must not be negative, got {seconds}")
     arguments = positional(example_inputs)
@@ -75,21 +79,25 @@ def analyze(
     devices = sorted({tensor.device.type for tensor in tensors})
     if latency and "meta" in devices:
         raise ArgumentError("latency must be False for tensors on 'meta', which hold no data, got True")
-    dtype = _dtype(tensors)
-    measured: Measured | None = None
-    ceilings: Ceilings | None = None
-    promises = ()
-    if latency:
-        measured = measure_parts(model, arguments, cost, training=training, seconds=seconds)
-        on_cpu = devices == ["cpu"]
-        if on_cpu and dtype is not None:
-            ceilings = _ceilings(measured, dtype, training, cost.layers)
-        rows = rows_of(cost.layers, measured, training, ceilings, dtype or "float32")
-        if advice and on_cpu and dtype == "float32":
-            promises = promises_of(rows, cost.layers, training=training)
-            rows = advise(rows, cost.layers, promises, training)
-    else:
-        rows = rows_without_times(cost.layers, training)
+    if "meta" in devices and len(devices) > 1:
+        raise ArgumentError(f"model and example_inputs must all be on 'meta' or none, got {' and '.join(devices)}")
+    with torch.random.fork_rng():  # a network's own draws, and those of the experiments
+        cost = analyse(model, arguments, training=training)
+        dtype = _dtype(tensors)
+        measured: Measured | None = None
+        ceilings: Ceilings | None = None
+        promises = ()
+        if latency:
+            measured = measure_parts(model, arguments, cost, training=training, seconds=seconds)
+            on_cpu = devices == ["cpu"]
+            if on_cpu and dtype in PEAKS:
+                ceilings = _ceilings(measured, dtype, training, cost.layers)
+            rows = rows_of(cost.layers, measured, training, ceilings, dtype)
+            if advice and on_cpu and dtype == "float32":
+                promises = promises_of(rows, cost.layers, training=training)
+                rows = advise(rows, cost.layers, promises, training)
+        else:
+            rows = rows_without_times(cost.layers, training)
     machine = describe_machine()
     other = None if measured is None else measured.other_cores
     return CostReport(
@@ -103,7 +111,7 @@ def analyze(
         between=None if measured is None else measured.between,
         steps=None if measured is None else measured.steps,
         ceilings=ceilings,
-        dtype=dtype or "other",
+        dtype=dtype,
         promises=promises,
         machine=machine,
         versions=describe_versions(),
@@ -112,11 +120,9 @@ def analyze(
     )
 
 
-def _dtype(tensors: list[torch.Tensor]) -> str | None:
-    """The dtype whose peak counts; None where it is not one that can be measured."""
+def _dtype(tensors: list[torch.Tensor]) -> str:
     names = {str(tensor.dtype).removeprefix("torch.") for tensor in tensors if tensor.is_floating_point()}
-    name = names.pop() if len(names) == 1 else None
-    return name if name in ("float32", "bfloat16") else None
+    return " and ".join(sorted(names)) or "no floating point"
 
 
 def _ceilings(measured: Measured, dtype: str, training: bool, layers: Any) -> Ceilings:

@@ -18,6 +18,7 @@ from dwsep.analysis._files import write_text_atomically
 from dwsep.analysis.machine import describe_machine
 from dwsep.ops import native_status
 
+PEAKS = ("float32", "bfloat16")  # dtypes whose peak is measured
 _WORKING_SETS = tuple(2**20 * size for size in (1, 2, 4, 8, 16, 32, 64, 512))  # bytes, source and target together
 
 

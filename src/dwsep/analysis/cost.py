@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from dwsep.analysis._passes import positional, trace_inference, trace_training
 from dwsep.analysis._receptive import Field
@@ -82,6 +83,7 @@ class LayerCost:
         saved_bytes_fused: The same where the results of norms and activations are computed again in the backward, as
             an accelerated network does.
         dense_twin: Of a depthwise layer with its pointwise partner.
+        foldable: Whether it is a batch norm with running statistics: a convolution before it can take it in.
         calls: The modules the layer ran in, from outermost to innermost, each with a number of the call.
         began: How many calls of modules had begun when it ran.
     """
@@ -106,6 +108,7 @@ class LayerCost:
     saved_bytes: int | None = None
     saved_bytes_fused: int | None = None
     dense_twin: DenseTwin | None = None
+    foldable: bool = False
     calls: tuple[Call, ...] = ()
     began: int = 0
 
@@ -261,6 +264,7 @@ def _layer(group: list[Record], modules: Mapping[str, nn.Module], factors: set[n
         training_bytes=moved + sum(record.backward_bytes for record in group) if training else None,
         saved_bytes=sum(record.saved for record in group) if training else None,
         saved_bytes_fused=sum(record.saved_fused for record in group) if training else None,
+        foldable=isinstance(module, _BatchNorm) and main.kind == "norm" and module.running_mean is not None,
         calls=main.calls,
         began=group[0].began,
     )

@@ -37,7 +37,7 @@ class CostReport:
         steps: Of an accelerated network, the seconds of its steps run one by one over those of the calls which run them
             together: the rows hold the latter, divided in proportion. None where nothing was timed or is accelerated.
         ceilings: This machine's peak and bandwidths; None where nothing was timed, or not on a CPU.
-        dtype: "float32", "bfloat16" or "other".
+        dtype: Of the inputs and parameters, "float32"; several are joined by " and ".
         promises: Separable layers with their dense twins' times.
         machine: As :func:`dwsep.analysis.machine.describe_machine`.
         versions: Of the packages involved.

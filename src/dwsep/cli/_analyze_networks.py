@@ -7,8 +7,8 @@ import importlib
 import importlib.util
 import inspect
 import sys
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -58,7 +58,7 @@ def load(name: str, shape: str | None, *, meta: bool, training: bool, channels_l
         ArgumentError: An unknown network, or what is no shape.
         ImportError: The library that has it is not installed.
         TypeError: A function that makes no network.
-        RuntimeError: The network cannot run on such an input.
+        RuntimeError: A file or its function fails, or the network cannot run on such an input.
     """
     import torch
 
@@ -66,10 +66,14 @@ def load(name: str, shape: str | None, *, meta: bool, training: bool, channels_l
     with device:
         model, own = _make(name)
         sizes = _shape(shape) if shape is not None else (2 if training else 1, *own)
-        x = torch.randint(2, _VOCABULARY, sizes) if _takes_tokens(name) else torch.rand(sizes)
-    _check_runs(name, model, x)
+        dtype = next((each.dtype for each in model.parameters() if each.is_floating_point()), torch.float32)
+        x = torch.randint(2, _VOCABULARY, sizes) if _takes_tokens(name) else torch.rand(sizes).to(dtype)
+    check_runs(name, model, x, "--input")
     model.train(training)
     if channels_last:
+        if x.dim() != 4:
+            shape = ",".join(map(str, x.shape))
+            raise ArgumentError(f"--channels-last needs a network of images, (N, C, H, W), {name} takes {shape}")
         model, x = model.to(memory_format=torch.channels_last), x.contiguous(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return Loaded(Path(name).name if ".py:" in name else name, model, x)  # without the folders of a file
 
@@ -87,7 +91,12 @@ def _looks_at_data(name: str) -> bool:
     return name in (*networks.names("text"), *networks.names("series"))
 
 
-def _check_runs(name: str, model: nn.Module, x: Tensor) -> None:
+def check_runs(name: str, model: nn.Module, x: Tensor, option: str) -> None:
+    """Makes sure that a network takes an input.
+
+    Raises:
+        RuntimeError: It does not; the message names the option that sets another.
+    """
     import torch
 
     try:
@@ -95,9 +104,10 @@ def _check_runs(name: str, model: nn.Module, x: Tensor) -> None:
             model.eval()(x)
     except Exception as error:
         shape = ",".join(map(str, x.shape))
+        what = " ".join(str(error).split())
         raise RuntimeError(
-            f"network: {name} cannot run on an input of shape {shape} (--input sets another): {type(error).__name__}: "
-            f"{error}"
+            f"network: {name} cannot run on an input of shape {shape} ({option} sets another): {type(error).__name__}: "
+            f"{what}"
         ) from error
 
 
@@ -137,8 +147,7 @@ def _own(name: str) -> tuple[nn.Module, tuple[int, ...]]:
     from dwsep import networks
 
     if name not in networks.names():
-        own = (*networks.names(), "timm:NAME", "torchvision:NAME", "FILE.py:FUNCTION")
-        raise ArgumentError(f"{unknown_name('network', name, own)}{_elsewhere(name)}")
+        raise unknown_own(name, (*networks.names(), "timm:NAME", "torchvision:NAME", "FILE.py:FUNCTION"))
     task = networks.task_of(name)
     if task == "text":
         return networks.create(name, num_classes=2, vocabulary_size=_VOCABULARY), (_LENGTH,)
@@ -156,6 +165,11 @@ def _elsewhere(name: str) -> str:
             if look(name) if library == "timm" else name in look():
                 places.append(f"{library}:{name}")
     return f"; did you mean {' or '.join(places)}?" if places else ""
+
+
+def unknown_own(name: str, valid: tuple[str, ...]) -> ArgumentError:
+    """The error for a name that dwsep does not have, with the library that has it."""
+    return ArgumentError(f"{unknown_name('network', name, valid)}{_elsewhere(name)}")
 
 
 def unknown_in(library: str, name: str, names: Sequence[str]) -> ArgumentError:
@@ -202,17 +216,28 @@ def _from_file(path: Path, attribute: str) -> nn.Module:
     module = importlib.util.module_from_spec(spec)
     sys.path.insert(0, str(path.parent))
     try:
-        spec.loader.exec_module(module)
+        with _told_as(f"network: {path} cannot be loaded"):
+            spec.loader.exec_module(module)
         make: Callable[[], Any] | None = getattr(module, attribute, None)
         if not callable(make):
             raise ArgumentError(f"network: {path} has no function or class {attribute!r}")
         _check_takes_nothing(path, attribute, make)
-        model = make()
+        with _told_as(f"network: {attribute} of {path} failed"):
+            model = make()
     finally:
         sys.path.remove(str(path.parent))
     if not isinstance(model, nn.Module):
         raise TypeError(f"network: {attribute} of {path} must return a torch.nn.Module, got {type(model).__name__}")
     return model
+
+
+@contextmanager
+def _told_as(what: str) -> Iterator[None]:
+    """Whatever goes wrong in a user's file, as one line that says what it came from."""
+    try:
+        yield
+    except Exception as error:
+        raise RuntimeError(f"{what}: {type(error).__name__}: {error} (dwsep --debug shows where)") from error
 
 
 def _check_takes_nothing(path: Path, attribute: str, make: Callable[..., Any]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from dwsep.analysis._tables import notes
+from dwsep.analysis._tables import print_report
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -12,13 +12,9 @@ if TYPE_CHECKING:
     from dwsep.analysis import CostReport
 
 
-def print_report(console: Console, report: CostReport, sort: str | None, depth: int | None) -> None:
-    """Prints the table, and below it what a reader must know and can do."""
-    console = _wide(console)
-    console.print(report.table(sort=sort, depth=depth))
-    console.print()
-    for line in notes(report):
-        console.print(line, markup=False)
+def print_table(console: Console, report: CostReport, sort: str | None, depth: int | None) -> None:
+    """Prints a report."""
+    print_report(_wide(console), report, sort, depth)
 
 
 def print_comparison(console: Console, one: CostReport, other: CostReport) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import warnings
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -58,3 +60,20 @@ def make_progress(console: Console, *, refresh: bool = True) -> Progress:
         console=console,
         auto_refresh=refresh,
     )
+
+
+def check_writable(option: str, path: Path | None) -> None:
+    """Makes sure that a file can be written, so that a long run can fail before it starts instead of at its end.
+
+    Raises:
+        OSError: The path is a folder, or lies in what is none or cannot be written to.
+    """
+    if path is None:
+        return
+    if path.is_dir():
+        raise IsADirectoryError(f"{option}: {path} is a folder, name a file in it")
+    folder = next(parent for parent in path.absolute().parents if parent.exists())  # missing ones will be made
+    if not folder.is_dir():
+        raise NotADirectoryError(f"{option}: {path} cannot be written: {folder} is no folder")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise PermissionError(f"{option}: {path} cannot be written: no permission to write in {folder}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from dwsep.cli._analyze_networks import has_backbone, library_module, own_size, unknown_in
+from dwsep.cli._analyze_networks import has_backbone, library_module, own_size, unknown_in, unknown_own
 
 if TYPE_CHECKING:
     from torch import nn
@@ -57,7 +57,7 @@ def build(name: str, checkpoint: Path | None, *, num_classes: int, size: int | N
     else:
         return _ours(own, checkpoint, size)
     if checkpoint is not None:
-        _load(model, checkpoint)
+        _load(name, model, checkpoint, num_classes)
     return NamedNetwork(model.eval(), 3, size, mean, std, None)
 
 
@@ -66,8 +66,7 @@ def _ours(name: str, checkpoint: Path | None, size: int | None) -> NamedNetwork:
     from dwsep.networks._weights import read_model
 
     if name not in networks.names():
-        raise ValueError(f"network: unknown name {name!r}, valid: {', '.join(networks.names())}, timm:NAME, "
-                         "torchvision:NAME")  # fmt: skip
+        raise unknown_own(name, (*networks.names(), "timm:NAME", "torchvision:NAME"))
     if checkpoint is None:
         raise ValueError(f"{name} needs --checkpoint, which also tells its options")
     _, info = read_model(checkpoint)
@@ -95,11 +94,15 @@ def _torchvision(name: str, num_classes: int, size: int | None) -> tuple[Any, in
     if name not in models.list_models():
         raise unknown_in("torchvision", name, models.list_models())
     backbone = {"weights_backbone": None} if has_backbone(name) else {}  # or it would be downloaded
-    model = models.get_model(name, weights=None, num_classes=num_classes, **backbone)
+    try:
+        model = models.get_model(name, weights=None, num_classes=num_classes, **backbone)
+    except TypeError as error:
+        raise ValueError(f"network: torchvision:{name} has no classes of images or pixels to tell ({error}); in "
+                         "Python, dwsep.separate_ takes any network") from error  # fmt: skip
     return model, size or own_size(models, name), *_IMAGENET
 
 
-def _load(model: nn.Module, checkpoint: Path) -> None:
+def _load(name: str, model: nn.Module, checkpoint: Path, num_classes: int) -> None:
     from dwsep import weights
 
     source = weights.read(checkpoint)
@@ -107,4 +110,5 @@ def _load(model: nn.Module, checkpoint: Path) -> None:
     try:
         model.load_state_dict(state)
     except RuntimeError as error:
-        raise ValueError(f"{checkpoint} does not fit the network: {' '.join(str(error).split())[:300]}") from error
+        raise ValueError(f"{checkpoint} does not fit {name} with {num_classes} classes (--num-classes sets others): "
+                         f"{' '.join(str(error).split())[:300]}") from error  # fmt: skip

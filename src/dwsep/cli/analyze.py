@@ -44,11 +44,17 @@ def analyze(
     With --against, two networks side by side: below their tables, on the page of --html, and in the data of --json.
     """
     from dwsep.analysis._pages import save
+    from dwsep.analysis._tables import SORTS
     from dwsep.analysis.report import require_report_packages
     from dwsep.cli._analyze_networks import load
-    from dwsep.cli._analyze_output import print_comparison, print_report
-    from dwsep.cli._console import output_console, progress_console
+    from dwsep.cli._analyze_output import print_comparison, print_table
+    from dwsep.cli._console import check_writable, output_console, progress_console
+    from dwsep.errors import unknown_name
 
+    for option, path in (("--html", html), ("--json", json_file)):
+        check_writable(option, path)
+    if sort is not None and sort not in SORTS:
+        raise unknown_name("sort", sort, SORTS)
     if html is not None:
         require_report_packages()
     progress = progress_console()
@@ -60,10 +66,10 @@ def analyze(
             reports.append(made.report(latency=latency, training=training, accelerated=faster, seconds=seconds))
     console = output_console()
     for report in reports:
-        print_report(console, report, sort, depth)
+        print_table(console, report, sort, depth)
     if len(reports) == 2:
         print_comparison(console, *reports)
     for path, what in ((html, "html"), (json_file, "json")):
         if path is not None:
             save(reports[0], path, what, *reports[1:])
-            progress.print(f"wrote {path}")
+            progress.print(f"wrote {path}", soft_wrap=True, markup=False)

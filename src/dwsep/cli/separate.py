@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -52,7 +54,8 @@ def separate(
 
     from dwsep import convert
     from dwsep.analysis._files import write_text_atomically
-    from dwsep.cli._console import make_progress, output_console, progress_console
+    from dwsep.cli._analyze_networks import check_runs
+    from dwsep.cli._console import check_writable, make_progress, output_console, progress_console
     from dwsep.cli._named_network import build
     from dwsep.errors import unknown_name
     from dwsep.networks._weights import save_model
@@ -60,6 +63,11 @@ def separate(
     formats = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}
     if memory_format not in formats:
         raise unknown_name("memory_format", memory_format, tuple(formats))
+    _check_budget({"--error": error, "--macs": macs, "--latency": latency, "--latency-ms": latency_ms, "--rank": rank})
+    if data is None and data_dir is not None:
+        raise ValueError(f"--data-dir {data_dir} needs --data, which says what is in it: --data folder, for images")
+    for option, path in (("--output", output), ("--html", html)):
+        check_writable(option, path)
     config = convert.SeparateConfig(
         error=error,
         macs=macs,
@@ -80,7 +88,7 @@ def separate(
         console.print("no --checkpoint: the weights are random")
     if data is None:
         console.print("no --data: weights are approximated instead of outputs, which loses far more")
-    with make_progress(console) as progress:
+    with _saying_that_nothing_is_written(), make_progress(console) as progress:
         tasks: dict[str, Any] = {}
 
         def told(what: str, done: int, total: int) -> None:
@@ -97,7 +105,13 @@ def separate(
             shape = (batch_size, named.in_channels, named.image_size, named.image_size)
             example = torch.randn(shape, generator=torch.Generator().manual_seed(0))
         example = example.contiguous(memory_format=formats[memory_format])
+        check_runs(network, model, example, "--size")
         report = convert.separate_(model, config, example_inputs=example, calibration=calibration, on_progress=told)
+    if report.separated:
+        if named.info is not None:
+            save_model(output, model, dataclasses.replace(named.info, structure=convert.structure_of(model)))
+        else:
+            convert.save(output, model, metadata={"network": network, "num_classes": str(num_classes)})
     if html is not None:
         page = f"<!doctype html><meta charset=utf-8><title>{report.summary}</title>{report._repr_html_()}\n"
         write_text_atomically(html, page)
@@ -108,11 +122,26 @@ def separate(
     if not report.separated:
         console.print("no layer was separated: no network is written")
         raise typer.Exit(1)
-    if named.info is not None:
-        save_model(output, model, dataclasses.replace(named.info, structure=convert.structure_of(model)))
-    else:
-        convert.save(output, model, metadata={"network": network, "num_classes": str(num_classes)})
     console.print(f"wrote {output}", soft_wrap=True, markup=False)
+
+
+def _check_budget(budgets: dict[str, float | None]) -> None:
+    """As ``SeparateConfig`` checks it, with the names of the options."""
+    given = [option for option, value in budgets.items() if value is not None]
+    if len(given) != 1:
+        got = " and ".join(given) or "none"
+        raise ValueError(f"exactly one of {', '.join(budgets)} must be given, got {got}")
+    milliseconds = budgets["--latency-ms"]
+    if milliseconds is not None and not 0 < milliseconds < float("inf"):
+        raise ValueError(f"--latency-ms must be finite and above 0, got {milliseconds}")
+
+
+@contextlib.contextmanager
+def _saying_that_nothing_is_written() -> Iterator[None]:
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt("interrupted: nothing is written") from None
 
 
 def _print(report: Any, console: Any) -> None:
@@ -156,6 +185,9 @@ def _images_of(named: Any, data: str, data_dir: Path | None) -> Any:
     from dwsep.training.data import ImageDataset
     from dwsep.training.setup import load_data
 
+    known = ("fashion-mnist-subset", "fashion-mnist")
+    if data not in known:
+        raise ValueError(f"--data: {data} is neither a folder nor one of {', '.join(known)}")
     images = load_data(TrainConfig.model_validate({"data": data, "data_dir": data_dir}), "train")
     assert isinstance(images, ImageDataset)  # as TrainConfig's data are
     if images.in_channels != named.in_channels:

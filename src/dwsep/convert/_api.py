@@ -84,8 +84,7 @@ def separate_(
     batches = _runs.batches_of(calibration, len(arguments), device)
     job = Job(model, config, arguments, batches, on_progress or (lambda what, done, total: None))
     lines, layers = find(model, config, filter_fn)
-    choice = job.choose(layers, lines) if layers else {}
-    return job.commit(choice, lines, several)
+    return job.commit(job.choose(layers, lines), lines, several)
 
 
 def _check(model: object, config: object, filter_fn: object, on_progress: object) -> None:

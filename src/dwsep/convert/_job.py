@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from dwsep.analysis import count, measure
+from dwsep.analysis.report import format_count
 from dwsep.convert import _runs, _select, _surgery
 from dwsep.convert._config import SeparateConfig
 from dwsep.convert._find import Lines, left
@@ -18,6 +19,7 @@ from dwsep.convert._norms import NormCorrection
 from dwsep.convert._options import Clock, Layer, Option
 from dwsep.convert._report import SeparatedLayer, SeparationReport
 from dwsep.convert._store import MomentStore
+from dwsep.errors import ArgumentError
 from dwsep.nn._separated import become, empty_separable, factors_of, state_of, successor
 
 Progress = Callable[[str, int, int], None]
@@ -62,6 +64,9 @@ class Job:
             layer = Layer(name, conv, seen[conv])
             layer.count_macs(self._orders(conv))
             layers.append(layer)
+        if not layers:
+            self._check_met_by_dense()
+            return {}
         if self.batches is not None:
             called = {layer.conv: layer.seen for layer in layers}
             self.store = MomentStore(self.model, self.batches, called, self._report("moments of the inputs"))
@@ -87,17 +92,41 @@ class Job:
             _select.time_options(layers, self.clock, self._report("timing layers"))
             layers = self._paying(layers, lines, "no rank is faster")
         if not layers:
+            self._check_met_by_dense()
             return {}
         _select.estimate_errors(layers, self.store, self._report("errors by rank"))
         few = _runs.OutputError(self.model, [_first(next(iter(self.data)))])
         _select.measure_sensitivities(layers, self.store, few, self._report("sensitivities"))
         if name == "macs":
             # Which of a few choices is the best shows before the sweeps, which are most of the work.
-            limit = value * self.macs if value <= 1 else value
-            return _select.by_macs(layers, self.macs, limit, functools.partial(self._tried, sweeps=0))
+            return _select.by_macs(layers, self.macs, self._macs_limit(), functools.partial(self._tried, sweeps=0))
         if name == "error":
             return _select.by_error(layers, value, functools.partial(self._tried, sweeps=config.sweeps))
         return _select.by_latency(layers, config.latency, config.latency_seconds, self._timed)
+
+    def _check_met_by_dense(self) -> None:
+        """Where no layer may become separable, a budget below what the dense network costs cannot be met.
+
+        Raises:
+            ArgumentError: such a budget.
+        """
+        name, value = self.config.budget
+        if name == "macs" and self._macs_limit() < self.macs:
+            raise ArgumentError(
+                f"macs cannot be met: {format_count(self._macs_limit())} wanted, and no layer of the model, which does "
+                f"{format_count(self.macs)}, does fewer as a separable one"
+            )
+        if name == "latency":
+            raise ArgumentError(f"latency={value} cannot be met: no layer of the model is faster as a separable one")
+        if name == "latency_seconds" and (dense := self._timed({})[0]) > value:
+            raise ArgumentError(
+                f"latency_seconds={value} ({1e3 * value:.3g} ms) cannot be met: the model takes {1e3 * dense:.3g} ms, "
+                "and no layer of it is faster as a separable one"
+            )
+
+    def _macs_limit(self) -> float:
+        value = self.config.budget[1]
+        return value * self.macs if value <= 1 else value
 
     def _paying(self, layers: list[Layer], lines: Lines, reason: str) -> list[Layer]:
         for layer in layers:
@@ -138,7 +167,7 @@ class Job:
             self.on_progress("fitting", done + 1, len(chosen))
         for layer, form in choice.items():
             if form is None:
-                lines[layer.name] = left(layer.name, layer.conv, "its error would cost more than it saves", layer)
+                lines[layer.name] = left(layer.name, layer.conv, _not_chosen(self.config, bool(chosen)), layer)
             elif self.config.measure_layers:
                 layer.time([None, form], self.clock)
         self.store = None  # frees the moments before the weights are doubled
@@ -199,6 +228,13 @@ class Job:
             factors.weight_error,
             factors.output_error,
         )
+
+
+def _not_chosen(config: SeparateConfig, others: bool) -> str:
+    """Why a layer that could have become separable was left dense."""
+    if config.budget[0] != "error":
+        return "the budget is kept without it"
+    return "the error budget saves more elsewhere" if others else "no rank keeps the error budget"
 
 
 def _fixed(layer: Layer, config: SeparateConfig) -> Option:

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from dwsep.analysis.report import format_count
 from dwsep.convert import fit as fitting
 from dwsep.convert._knapsack import choose
 from dwsep.convert._options import Clock, Layer, Option
@@ -105,8 +106,8 @@ def by_macs(layers: Sequence[Layer], total: int, limit: float, tried: Callable[[
         if numbers is None:
             least = fixed + sum(map(min, weights))
             raise ArgumentError(
-                f"macs cannot be met: {limit:.4g} wanted, {least:.4g} (a share of {least / total:.3f}) is the least "
-                "that the layers allow"
+                f"macs cannot be met: {format_count(limit)} wanted, {format_count(least)} (a share of "
+                f"{least / total:.3f}) is the least that the layers allow"
             )
         choices.append(_pick(layers, numbers))
     choices.append(_uniform(layers, limit - fixed))
@@ -202,10 +203,14 @@ def by_latency(
     assert best is not None
     over, miss, choice = best
     if over and miss > 0.1:
-        wanted = f"latency={share}" if share is not None else f"latency_seconds={seconds}"
+        if share is not None:
+            wanted, takes = f"latency={share}", f"{share * (1 + miss):.3g} of the dense network's time"
+        else:
+            made = (seconds or 0.0) * (1 + miss)
+            wanted, takes = f"latency_seconds={seconds} ({1e3 * (seconds or 0.0):.3g} ms)", f"{1e3 * made:.3g} ms"
         raise ArgumentError(
-            f"{wanted} cannot be met: the fastest choice found takes {1 + miss:.2f} times as long, measured; the "
-            "layers that may be separated are too small a part of its time, or separable forms do not pay on them"
+            f"{wanted} cannot be met: the fastest choice found takes {takes}, measured; the layers that may be "
+            "separated are too small a part of its time, or separable forms do not pay on them"
         )
     return choice
 

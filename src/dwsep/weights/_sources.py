@@ -74,11 +74,24 @@ def read(source: Any) -> Source:
 
         return Source("torch", _safetensors.read(path)[0], {})
     if suffix in (".pth", ".pt", ".bin"):
-        return Source("torch", _state_of(torch.load(path, map_location="cpu", weights_only=True), path), {})
+        return Source("torch", _state_of(_load(path), path), {})
     raise ArgumentError(
         f"source: unknown kind of file {path.name!r}; known are .pth, .pt, .bin, .safetensors, .h5, .hdf5, .keras and "
         "TensorFlow.js's .json"
     )
+
+
+def _load(path: Path) -> Any:
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except OSError:
+        raise
+    except Exception as error:  # of pickle, zipfile and torch, and of what damaged bytes make them stumble over
+        reason = " ".join(str(error).split()).partition(". ")[0]
+        raise ArgumentError(
+            f"{path} is damaged, or holds more than tensors, which torch.load does not read with weights_only=True; "
+            f"torch.save(model.state_dict(), path) writes what can be read ({type(error).__name__}: {reason})"
+        ) from error
 
 
 def _state_of(content: Any, path: Path) -> dict[str, Tensor]:
