@@ -23,6 +23,8 @@ CASES = (
      {"in_channels": 1, "width_multiplier": 0.29, "stem": "small", "residual": True},
      (64, 1, 28, 28), (1, 1, 28, 28)),
     ("earth, deeplab_v3_plus 0.5", "deeplab_v3_plus", {"width_multiplier": 0.5}, (8, 3, 256, 256), (1, 3, 256, 256)),
+    ("brain, deeplab_v3_plus 0.5", "deeplab_v3_plus", {"in_channels": 1, "width_multiplier": 0.5},
+     (8, 1, 233, 197), (1, 1, 233, 197)),
     ("movies, text_separable", "text_separable", {"vocabulary_size": 6000}, (32, 24), (1, 24)),
     ("movies, text_light", "text_light", {"vocabulary_size": 6000}, (32, 24), (1, 24)),
     ("OSULeaf, series_separable", "series_separable", {"in_channels": 1}, (16, 1, 427), (1, 1, 427)),

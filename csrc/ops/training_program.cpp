@@ -96,11 +96,11 @@ Tensors training_program(const Tensors& inputs, const Tensors& parameters, const
         }
         const auto weight = *training::at(parameters, step.weight);
         const auto bias = training::at(parameters, step.bias);
-        auto [y, found] = step.depthwise
-                              ? depthwise_stage(raw, source.scale, source.shift, source.activation, weight, bias,
-                                                step.stride, step.padding, step.dilation)
-                              : pointwise_stage(raw, source.scale, source.shift, source.activation, weight, bias);
-        target.raw = y;
+        auto [y, found] = step.depthwise ? depthwise_stage(raw, source.scale, source.shift, source.activation, weight,
+                                                           bias, step.stride, step.padding, step.dilation)
+                                         : pointwise_stage(training::with_axes(raw), source.scale, source.shift,
+                                                           source.activation, training::with_axes(weight), bias);
+        target.raw = raw.dim() == 2 ? training::per_image(y) : y;
         sums = found;
         break;
       }

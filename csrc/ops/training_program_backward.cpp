@@ -248,11 +248,15 @@ class Backward {
     const auto [of_x, of_affine, of_weight, of_bias] =
         step.depthwise ? depthwise_stage_backward(grad, y, correction, x, source.scale, source.shift, source.activation,
                                                   weight, has_bias, step.stride, step.padding, step.dilation, mask)
-                       : pointwise_stage_backward(grad, y, correction, x, source.scale, source.shift, source.activation,
-                                                  weight, has_bias, mask);
-    raw_[step.source].add(of_x, true);
+                       : pointwise_stage_backward(training::with_axes(grad), training::with_axes(y), correction,
+                                                  training::with_axes(x), source.scale, source.shift, source.activation,
+                                                  training::with_axes(weight), has_bias, mask);
+    const auto as_given = [&](const Tensor& found) {
+      return x.dim() == 2 && found.dim() == 4 ? training::per_image(found) : found;
+    };
+    raw_[step.source].add(as_given(of_x), true);
     affine_[step.source].add(of_affine, true);
-    give_parameter(step.weight, of_weight);
+    give_parameter(step.weight, as_given(of_weight));
     give_parameter(step.bias, of_bias);
   }
 

@@ -70,5 +70,7 @@ int64_t pixels_of(const Tensor& x);
 // (N, C, 1, 1) as (N, C), and back.
 Tensor per_image(const Tensor& x);
 Tensor with_pixel(const Tensor& x);
+// The same of a linear layer's (N, C) and (K, C), which is a pointwise convolution of one pixel; others as they are.
+inline Tensor with_axes(const Tensor& x) { return x.dim() == 2 ? with_pixel(x) : x; }
 
 }  // namespace dwsep::training

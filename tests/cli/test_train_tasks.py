@@ -3,14 +3,8 @@
 from __future__ import annotations
 
 import json
-import math
-import os
 import re
 import shutil
-import signal
-import subprocess
-import sys
-import time
 
 import pytest
 import torch
@@ -19,7 +13,8 @@ from typer.testing import CliRunner
 from dwsep.cli.main import app
 from dwsep.networks._weights import read_model
 from dwsep.training.log import read_log
-from dwsep.training.loop import CHECKPOINT_FILE, LOG_FILE, MODEL_FILE
+from dwsep.training.loop import LOG_FILE, MODEL_FILE
+from tests.cli.toys import invoke, write_series
 
 Image = pytest.importorskip("PIL.Image", reason="Pillow is not installed")
 
@@ -29,10 +24,6 @@ def _threads_are_put_back():
     before = torch.get_num_threads()
     yield
     torch.set_num_threads(before)
-
-
-def invoke(*arguments):
-    return CliRunner().invoke(app, list(map(str, arguments)))
 
 
 @pytest.fixture(scope="module")
@@ -52,13 +43,7 @@ def data(tmp_path_factory):
     (root / "road" / "classes.txt").write_text("".join(f"class{i}\n" for i in range(11)))
     texts = [("so good and fine", "pos"), ("so bad and dull", "neg")] * 20
     (root / "texts.csv").write_text("text,label\n" + "".join(f"{text},{label}\n" for text, label in texts))
-    for name, count in (("TRAIN", 24), ("TEST", 8)):
-        rows = []
-        for index in range(count):
-            sign = 1 if index % 2 else -1
-            values = [sign * math.sin(step / 3) + 0.01 * index for step in range(20 - index % 3)]
-            rows.append(",".join(f"{value:.3f}" for value in values) + (":up" if index % 2 else ":down"))
-        (root / f"Toy_{name}.ts").write_text("@data\n" + "\n".join(rows) + "\n")
+    write_series(root)
     for name, colour in (("dark", 20), ("light", 200)):
         (root / "pictures" / name).mkdir(parents=True)
         for index in range(10):
@@ -108,6 +93,9 @@ def test_train_trains_every_task(trained, task):
     )
     unit = {"text": "texts", "series": "series"}.get(task, "images")
     assert f"{unit}/s" in finished.stderr
+    header = read_log(folder / LOG_FILE)[0]
+    read = rf"^\w+ train: {header['train_images']} {unit}, \w+ \w+: {header['test_images']}, (2|11) classes: \w+, \w+"
+    assert re.search(read, finished.stderr, re.MULTILINE)
     _, info = read_model(folder / MODEL_FILE)
     assert info.task == task
     assert info.num_classes == (11 if task == "segment" else 2)
@@ -159,6 +147,27 @@ def test_predict_writes_masks_and_overlays(trained, data, tmp_path):
         assert (overlay.mode, overlay.size) == ("RGB", (50, 40))
         assert max(value for _, value in mask.getcolors()) < 11
     assert all(sum(entry["shares"].values()) == pytest.approx(1) for entry in entries)
+
+
+@pytest.mark.parametrize("task", ["classify", "segment"])
+def test_predict_stops_at_a_bad_image_or_skips_it(task, trained, tmp_path):
+    folder, _ = trained(task)
+    for name in ("a", "c"):
+        Image.new("RGB", (32, 32), (30, 30, 30)).save(tmp_path / f"{name}.png")
+    bad = tmp_path / "b.png"
+    bad.write_bytes((tmp_path / "a.png").read_bytes()[:60])
+    options = ["--checkpoint", folder / MODEL_FILE, "--output-dir", tmp_path / "out", "--json", "--threads", 1]
+    # The masks that this writes below the folder are no input of the next call.
+    stopped = invoke("predict", *options, tmp_path)
+    assert stopped.exit_code == 2
+    assert f"error: cannot read image {bad}: " in stopped.stderr
+    with pytest.warns(UserWarning, match=f"left out: cannot read image {bad}"):
+        finished = invoke("predict", *options, "--on-bad-file", "skip", tmp_path)
+    assert finished.exit_code == 0, finished.stderr
+    found = [json.loads(line)["input"] for line in finished.stdout.splitlines()]
+    assert found == [str(tmp_path / f"{name}.png") for name in ("a", "c")]
+    refused = invoke("predict", *options, "--on-bad-file", "mend", tmp_path)
+    assert "on_bad_file: unknown name 'mend'; valid names are 'stop', 'skip'" in refused.stderr
 
 
 def test_predict_labels_texts(trained, data, tmp_path):
@@ -217,6 +226,11 @@ def test_settings_come_from_yaml_and_flags_come_before_them(data, tmp_path):
         (["text", "--data", "x.csv", "--network", "xception"], "network 'xception' is for the task 'classify'"),
         (["text", "--data", "x.csv", "--class-weights", "1;2"], "class_weights must be balanced or numbers"),
         (["text", "--config", "nowhere.yaml"], "No such file or directory: nowhere.yaml"),
+        (["speech"], "task: unknown name 'speech'; valid names are 'classify', 'segment', 'text', 'series'"),
+        (
+            ["series", "--data", "x.ts", "--epochs", "2", "--warmup-epochs", "2"],
+            "error: warmup_epochs must be less than epochs, got 2.0 and 2",
+        ),
     ],
 )
 def test_train_says_in_one_line_what_is_wrong(arguments, message, tmp_path):
@@ -237,11 +251,11 @@ def spoil(root, what):
     if what == "empty image":
         path = root / "road" / "train" / "images" / "3.png"
         path.write_bytes(b"")
-        return "segment", "road", f"cannot read image {path}: "
+        return "segment", "road", f"cannot read image {path}: the file is empty"
     if what == "corrupt mask":
         path = root / "road" / "val" / "masks" / "1.png"
         path.write_bytes(b"no image at all")
-        return "segment", "road", f"cannot read image {path}: "
+        return "segment", "road", f"cannot read image {path}: it is in no format that Pillow knows"
     if what == "mask of another size":
         path = root / "road" / "train" / "masks" / "2.png"
         Image.new("L", (16, 8)).save(path)
@@ -250,7 +264,7 @@ def spoil(root, what):
     if what == "unknown class":
         path = root / "road" / "train" / "masks" / "5.png"
         Image.new("L", (32, 32), 40).save(path)
-        return "segment", "road", f"{path} has the class 40; known are 0 to 10, and 11, which is left out"
+        return "segment", "road", f"{path} has the class 40; known are 0 to 10, and ignore_index=11, which is left out"
     if what == "corrupt picture":
         path = root / "pictures" / "dark" / "4.png"
         path.write_bytes(b"")
@@ -258,6 +272,9 @@ def spoil(root, what):
     if what == "unknown label":
         (root / "Toy_TEST.ts").write_text("@data\n1,2,3:sideways\n")
         return "series", "Toy_TRAIN.ts", "Toy_TEST.ts: unknown label 'sideways'; the classes are 'down', 'up'"
+    if what == "one class":
+        (root / "texts.csv").write_text("text,label\n" + "so good,pos\n" * 20)
+        return "text", "texts.csv", "texts train has one class, 'pos'; training needs two"
     name = {"empty table": "texts.csv", "empty series": "Toy_TRAIN.ts"}[what]
     (root / name).write_bytes(b"")
     return ("text" if name == "texts.csv" else "series"), name, f"{root / name} is empty: it has no "
@@ -266,7 +283,7 @@ def spoil(root, what):
 SPOILT = ["corrupt image", "empty image", "corrupt mask", "mask of another size", "unknown class", "corrupt picture"]
 
 
-@pytest.mark.parametrize("what", [*SPOILT, "unknown label", "empty table", "empty series"])
+@pytest.mark.parametrize("what", [*SPOILT, "unknown label", "one class", "empty table", "empty series"])
 def test_a_bad_file_is_named_in_one_line(what, data, tmp_path):
     root = tmp_path / "data"
     shutil.copytree(data, root)
@@ -329,9 +346,15 @@ def test_predict_says_in_one_line_what_is_wrong(trained, tmp_path):
     text, _ = trained("text")
     series, _ = trained("series")
     (tmp_path / "a.ts").write_text("@data\n1,2:3,4:x\n")
+    (tmp_path / "a.txt").write_text("\n")
+    (tmp_path / "b.txt").write_bytes(b"caf\xe9\n")
     for arguments, message in (
         (["--checkpoint", text / MODEL_FILE], "predict needs at least one input"),
         (["--checkpoint", tmp_path / "no.safetensors", "x"], "does not exist"),
+        (["--checkpoint", text, "x"], "is a folder, not a file"),
+        (["--checkpoint", text / MODEL_FILE, tmp_path], "is a folder; the network takes texts, and files of them"),
+        (["--checkpoint", text / MODEL_FILE, tmp_path / "a.txt"], "a.txt is empty: it has no line of text"),
+        (["--checkpoint", text / MODEL_FILE, tmp_path / "b.txt"], "b.txt is not in the encoding utf-8"),
         (["--checkpoint", series / MODEL_FILE, tmp_path / "a.ts"], "has 2 channels, the network takes 1"),
         (["--checkpoint", text / MODEL_FILE, tmp_path / "no.csv"], "No such file or directory"),
     ):
@@ -344,91 +367,6 @@ def test_resuming_the_wrong_task_says_which(trained):
     folder, _ = trained("series")
     finished = invoke("train", "text", "--resume", "--output-dir", folder)
     assert f"is of another task: dwsep train series --resume --output-dir {folder}" in finished.stderr
-
-
-def environment():
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "OMP_NUM_THREADS": "1"}
-
-
-def weights(folder):
-    return read_model(folder / MODEL_FILE)[0]
-
-
-def assert_same(first, second):
-    one, other = weights(first), weights(second)
-    assert all(torch.equal(one[name], other[name]) for name in one)
-
-
-LONG = ["--batch-size", "8", "--width-multiplier", "0.125", "--epochs", "12", "--threads", "1"]
-
-
-@pytest.mark.sweep
-def test_a_command_killed_again_and_again_goes_on_bit_for_bit(data, tmp_path):
-    """One run, killed 20 times on its way; tests/training/test_distributed.py kills 20 runs, at every stage."""
-    options = ["train", "series", "--data", str(data / "Toy_TRAIN.ts"), *LONG, "--checkpoint-seconds", "0.001"]
-    assert invoke(*options, "--output-dir", tmp_path / "straight").exit_code == 0
-    folder = tmp_path / "killed"
-    generator = torch.Generator().manual_seed(0)
-    for _ in range(20):
-        again = ["--resume"] if (folder / CHECKPOINT_FILE).exists() else ["--overwrite"]
-        command = [sys.executable, "-m", "dwsep.cli", *options, "--output-dir", str(folder), *again]
-        process = subprocess.Popen(command, env=environment(), stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
-        before = (folder / CHECKPOINT_FILE).stat().st_mtime_ns if again == ["--resume"] else 0
-        deadline = time.monotonic() + 120
-        while process.poll() is None and time.monotonic() < deadline:
-            if (folder / CHECKPOINT_FILE).exists() and (folder / CHECKPOINT_FILE).stat().st_mtime_ns > before:
-                break
-            time.sleep(0.002)
-        time.sleep(0.05 * float(torch.rand(1, generator=generator)))
-        process.kill()
-        process.wait()
-    finished = invoke(*options, "--output-dir", folder, "--resume")
-    assert finished.exit_code == 0, finished.stderr
-    assert_same(folder, tmp_path / "straight")
-    assert sorted(path.name for path in folder.iterdir()) == sorted([CHECKPOINT_FILE, MODEL_FILE, LOG_FILE])
-    assert [r["epoch"] for r in read_log(folder / LOG_FILE) if r["type"] == "epoch"] == list(range(1, 13))
-
-
-@pytest.mark.sweep
-def test_two_processes_train_one_network_and_go_on_bit_for_bit(data, tmp_path):
-    options = ["train", "series", "--data", str(data / "Toy_TRAIN.ts"), *LONG[:-2], "--threads", "1"]
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-
-    def start(folder, *more):
-        command = [*launch, "-m", "dwsep.cli", *options, "--output-dir", str(folder), *more]
-        return subprocess.Popen(
-            command,
-            env=environment(),
-            text=True,
-            stderr=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            start_new_session=True,
-        )
-
-    straight, stopped = tmp_path / "straight", tmp_path / "stopped"
-    process = start(straight)
-    stdout, stderr = process.communicate(timeout=300)
-    assert process.returncode == 0, stderr
-    assert stdout.count("series_separable: test accuracy") == 1
-    header, *records = read_log(straight / LOG_FILE)
-    assert header["processes"] == 2
-    evaluated = invoke("evaluate", "--checkpoint", straight / MODEL_FILE, "--data", data / "Toy_TRAIN.ts", "--json")
-    result = json.loads(evaluated.stdout)
-    assert result["accuracy"] == records[-1]["test_accuracy"]  # every test series counted once
-    assert result["loss"] == pytest.approx(records[-1]["test_loss"], rel=1e-4)
-
-    process = start(stopped)
-    deadline = time.monotonic() + 240
-    while not (stopped / CHECKPOINT_FILE).exists() and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.01)
-    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
-    _, stderr = process.communicate(timeout=120)
-    assert process.returncode != 0
-    assert not (stopped / MODEL_FILE).exists()
-    process = start(stopped, "--resume")
-    _, stderr = process.communicate(timeout=300)
-    assert process.returncode == 0, stderr
-    assert_same(straight, stopped)
 
 
 @pytest.mark.parametrize("task", TASKS)

@@ -115,6 +115,7 @@ def test_names_lists_what_a_task_has():
         ("mobilenet_v9", {}, ValueError, "unknown name 'mobilenet_v9'; .*'mobilenet_v1', 'mobilenet_v1_dense'"),
         ("text_light", {}, TypeError, "text_light takes tokens and has no in_channels, got 1"),
         ("mobilenet_v2", {"dense": 1}, ValueError, "dense must be True or False, got 1"),
+        ("mobilenet_v1", {"dense": "no"}, ValueError, "dense must be True or False, got 'no'"),
         ("mobilenet_v3_small", {"dropout": 1}, ValueError, r"dropout must be in \[0, 1\), got 1"),
         (
             "mobilenet_v1",
@@ -182,7 +183,7 @@ def test_create_refuses_a_safetensors_file_of_somebody_else(tmp_path):
 
 
 def test_create_refuses_a_folder(tmp_path):
-    with pytest.raises(FileNotFoundError, match="is not a file"):
+    with pytest.raises(FileNotFoundError, match="is a folder, not a file"):
         create(weights=tmp_path)
 
 

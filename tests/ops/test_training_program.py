@@ -29,10 +29,10 @@ def _row(kind: Kind, source: int, target: int, **fields: int) -> list[int]:
 def _block(
     statistics: Statistics, hard: int
 ) -> tuple[list[Tensor], list[Tensor], list[Tensor], list[int], list[int], list[float]]:
-    """A norm of the input, an inverted residual with squeeze and excite, and what was put in it given out, too."""
+    """A norm of the input, an inverted residual with squeeze and excite, a linear head; the input given out, too."""
     x = torch.randn(2, 6, 5, 7).contiguous(memory_format=torch.channels_last)
     shapes = [(20, 6, 1, 1), (20,), (20,), (20,), (20, 1, 3, 3), (20,), (5, 20, 1, 1), (5,), (20, 5, 1, 1), (20,)]
-    shapes += [(6, 20, 1, 1), (6,), (6,)]
+    shapes += [(6, 20, 1, 1), (6,), (6,), (9, 6), (9,)]
     parameters = [torch.randn(shape) for shape in shapes]
     pads = {"pad_top": 1, "pad_bottom": 1, "pad_left": 1, "pad_right": 1}
     rows = [
@@ -52,8 +52,10 @@ def _block(
         _row(Kind.OUTPUT, 13, 14, operand=0),
         _row(Kind.NORM, 14, 15),
         _row(Kind.OUTPUT, 15, 16, operand=14),
+        _row(Kind.POOL, 15, 17, option=0),
+        _row(Kind.CONV, 17, 18, weight=13, bias=14),
     ]
-    names = ["none", "relu6", "gelu", "hardswish", "none", "silu", *["none"] * 9, "relu", "none"]
+    names = ["none", "relu6", "gelu", "hardswish", "none", "silu", *["none"] * 9, "relu", *["none"] * 3]
     running = [part for n in (6, 20, 20, 6) for part in (torch.randn(n), torch.rand(n) + 0.5)]
     norms = [value for _ in range(4) for value in (float(statistics), 1e-5, 0.1)]
     return (
@@ -84,11 +86,11 @@ def test_native_equals_the_reference(statistics, hard):
 
     kept = needed(rows, activations, norms, 1)
     spared = [tensor if need else torch.empty(0) for tensor, need in zip(made, kept[1], strict=True)]
-    outputs = [16, 9, 4]
-    grads = [torch.randn(2, 6, 5, 7), torch.randn(2, 20, 5, 7), torch.randn(2, 20, 1, 1)]
+    outputs = [16, 9, 4, 18]
+    grads = [torch.randn(2, 6, 5, 7), torch.randn(2, 20, 5, 7), torch.randn(2, 20, 1, 1), torch.randn(2, 9)]
     rng = random.Random(0)
     for trial in range(12):
-        wants = [True] * 14 if trial == 0 else [rng.random() < 0.5 for _ in range(14)]
+        wants = [True] * 16 if trial == 0 else [rng.random() < 0.5 for _ in range(16)]
         given = [grad if trial == 0 or rng.random() < 0.8 else torch.empty(0) for grad in grads]
         before = _clones(given)
         rest = (inputs, parameters, spared, rows, activations, norms, outputs, wants)
@@ -166,7 +168,7 @@ def test_opcheck():
     )
     inputs, parameters, _, *table = arguments
     made = ops.training_program(*arguments)
-    rest = (inputs, parameters, made, *table, [16], [True] * 14)
+    rest = (inputs, parameters, made, *table, [16], [True] * 16)
     opcheck(ops.training_program_backward, ([torch.randn(2, 6, 5, 7)], *rest))
 
 
@@ -174,10 +176,10 @@ def test_opcheck():
     ("column", "value", "message"),
     [
         ("kind", 9, "kind is unknown"),
-        ("source", 16, "does not exist yet"),
+        ("source", 18, "does not exist yet"),
         ("target", 0, "must be a new value"),
         ("operand", 99, "operand does not exist"),
-        ("weight", 13, "parameter does not exist"),
+        ("weight", 15, "parameter does not exist"),
         ("norm", 4, "norm does not exist"),
     ],
 )

@@ -122,3 +122,11 @@ def test_read_yaml_reads_settings_and_names_what_is_wrong(tmp_path):
     path.write_text("a: [")
     with pytest.raises(ValueError, match=r"a\.yaml is no YAML"):
         read_yaml(path)
+
+
+def test_a_run_no_longer_than_the_usual_warm_up_warms_up_for_half_of_it():
+    assert make_config({"task": "segment", "data": "x", "epochs": 1}).warmup_epochs == 0.5
+    assert make_config({"task": "series", "data": "x", "epochs": 2}).warmup_epochs == 1
+    assert make_config({"task": "series", "data": "x", "epochs": 3}).warmup_epochs == 2
+    with pytest.raises(ValidationError, match=r"warmup_epochs must be less than epochs, got 1\.0 and 1"):
+        make_config({"task": "segment", "data": "x", "epochs": 1, "warmup_epochs": 1})

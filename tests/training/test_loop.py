@@ -228,7 +228,7 @@ def test_train_refuses_data_that_do_not_match():
         train(make_model(), TRAIN, replace(TEST, class_names=("x", "y", "z")), make_config(), show_progress=False)
     with pytest.raises(ValueError, match=r"training images have size \(8, 8\), test images \(4, 8\)"):
         train(make_model(), TRAIN, replace(TEST, images=TEST.images[:, :, :4]), make_config(), show_progress=False)
-    with pytest.raises(ValueError, match="batch_size is 101 but toy has only 100 images"):
+    with pytest.raises(ValueError, match="batch_size must be at most 100, the images of toy, got 101"):
         fit(make_model(), make_config(batch_size=101))
 
 

@@ -46,10 +46,32 @@ def _has_stage(conv: nn.Conv2d) -> bool:
     return _modules.is_depthwise(conv) and conv.out_channels == conv.in_channels
 
 
-def _may_run(step: Step) -> bool:
-    if isinstance(step, Stage):
-        return step.conv is None or _has_stage(step.conv)
-    return isinstance(step, Product) or step.pools is not None or step.gate is not None
+class _Pooled:
+    """Which values are means over images or made of such: (N, C, 1, 1), or, flat, (N, C)."""
+
+    def __init__(self) -> None:
+        self.pixels: set[int] = set()
+        self.flat: set[int] = set()
+
+    def may_run(self, step: Step) -> bool:
+        """Whether a step may run natively; the steps of a program have to be asked about in their order."""
+        if isinstance(step, Stage):
+            if step.input in self.pixels and step.residual is None and all(map(_modules.is_pointwise, step.convs)):
+                self.pixels.add(step.output)
+            return step.conv is None or _has_stage(step.conv)
+        if isinstance(step, Product):
+            return True
+        taken = inputs_of(step)
+        if step.pools is not None:
+            (self.pixels if step.pools == "kept" else self.flat).add(step.output)
+        elif step.gate is not None:
+            if taken[0] in self.pixels:
+                self.pixels.add(step.output)
+        elif (step.flattens and taken[0] in self.pixels) or (step.linear is not None and taken[0] in self.flat):
+            self.flat.add(step.output)
+        else:
+            return False
+        return True
 
 
 class Segment:
@@ -93,9 +115,9 @@ def plan(program: Program, *, together: bool = True) -> Plan:
     """Put the steps of a program into as few segments as there can be, or, where not ``together``, into none."""
     items: list[Step | Segment] = []
     run: list[Step] = []
-    steps = expand(program)
+    steps, pooled = expand(program), _Pooled()
     for step in [*steps, None]:
-        if step is not None and together and _may_run(step):
+        if step is not None and together and pooled.may_run(step):
             run.append(step)
             continue
         if run:
@@ -128,7 +150,7 @@ class Lowered:
         self.places: list[tuple[nn.Module, str]] = []  # of the parameters
         self.norms: list[nn.BatchNorm2d] = []
         self.counts: list[Shape] = []  # of each norm's tensor
-        self.convs: list[tuple[nn.Conv2d, Any]] = []
+        self.convs: list[tuple[nn.Conv2d | nn.Linear, Any]] = []
         self._pending: dict[int, int] = {}
         self._plain: dict[int, int] = {}
         self._normed: set[int] = set()
@@ -268,11 +290,30 @@ class Lowered:
             shape = (*shape[:2], 1, 1) if kept else shape[:2]
             self._plain[step.output] = self._row(Kind.POOL, source, shape, option=int(kept))
             return
+        if step.flattens:
+            source = self._source(value)
+            shape = self.shapes[source]
+            if shape[2:] != (1, 1):
+                raise NotImplementedError("more than a pixel")
+            self._plain[step.output] = self._row(Kind.POOL, source, shape[:2], option=0)  # the mean of one pixel
+            return
         source = self._tensor(value)
         shape = self.shapes[source]
+        if step.linear is not None:
+            self._plain[step.output] = self._linear(step.linear, source, shape)
+            return
         if shape[2:] != (1, 1):
             raise NotImplementedError("an activation of a whole image")
         self._plain[step.output] = self._row(Kind.GATE, source, shape, option=_GATES.index(str(step.gate)))
+
+    def _linear(self, linear: nn.Linear, source: int, shape: Shape) -> int:
+        if len(shape) != 2 or shape[1] != linear.in_features:
+            raise NotImplementedError("the layer takes other features")
+        if linear.weight.dtype is not torch.float32 or not linear.weight.is_cpu:
+            raise NotImplementedError("not float32 on the CPU")
+        self.convs.append((linear, _form(linear)))
+        weight, bias = self._parameter(linear, "weight"), self._parameter(linear, "bias")
+        return self._row(Kind.CONV, source, (shape[0], linear.out_features), weight=weight, bias=bias, depthwise=0)
 
     def run(self, inputs: list[Tensor]) -> tuple[Tensor, ...]:
         """The segment's results, differentiable; running statistics follow."""
@@ -303,7 +344,9 @@ def _record(kind: Kind, source: int, target: int, **fields: Any) -> list[int]:
     return [kind, source, target, fields.get("operand", -1), *own, *geometry, fields.get("option", -1)]
 
 
-def _form(conv: nn.Conv2d) -> Any:
+def _form(conv: nn.Conv2d | nn.Linear) -> Any:
+    if isinstance(conv, nn.Linear):
+        return conv.in_features, conv.out_features, conv.weight.dtype, conv.weight.device
     return conv.kernel_size, conv.stride, conv.padding, conv.dilation, conv.groups, conv.padding_mode
 
 

@@ -97,7 +97,7 @@ def _one_line(error: BaseException) -> str:
         parts = [
             f"{'.'.join(map(str, entry['loc']))}: {entry['msg']}, got {entry['input']!r}"
             if entry["loc"]
-            else entry["msg"]
+            else entry["msg"].removeprefix("Value error, ")
             for entry in fields()  # type: ignore[attr-defined]
         ]
         return "; ".join(parts)

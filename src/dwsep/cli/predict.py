@@ -29,11 +29,13 @@ def predict(
     encoding: Annotated[str, typer.Option(help="Of files of texts.")] = "utf-8",
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per input.")] = False,
     accelerate: Annotated[bool, typer.Option("--accelerate/--no-accelerate", help="Run accelerated.")] = True,
+    on_bad_file: Annotated[str, typer.Option(help="stop at an image that cannot be read, or skip it.")] = "stop",
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads.", show_default="PyTorch's choice")] = None,
 ) -> None:
     """Print the label of every image, text or series; of segmentation networks, write masks and overlays as PNG."""
     import torch
 
+    from dwsep.cli._console import plain_warnings
     from dwsep.training.prediction import Predictor
 
     if not inputs:
@@ -41,27 +43,32 @@ def predict(
     if threads is not None:
         torch.set_num_threads(threads)
     predictor = Predictor(checkpoint, accelerate=accelerate)
-    if predictor.task == "segment":
-        _masks(predictor, inputs, output_dir, as_json)
-        return
-    total, predictions = _labels(predictor, inputs, text_column, encoding)
-    for prediction in _with_progress(predictions, total):
-        if as_json:
-            values = {"input": prediction.source, "label": prediction.label, "probability": prediction.probability}
-            print(json.dumps({**values, "probabilities": prediction.probabilities}, ensure_ascii=False))
-        else:
-            source = prediction.source if len(prediction.source) <= 60 else f"{prediction.source[:57]}..."
-            print(f"{prediction.label}\t{100 * prediction.probability:.1f} %\t{source}")
+    with plain_warnings():
+        if predictor.task == "segment":
+            _masks(predictor, inputs, output_dir, as_json, on_bad_file)
+            return
+        total, predictions = _labels(predictor, inputs, text_column, encoding, on_bad_file)
+        for prediction in _with_progress(predictions, total):
+            _print(prediction, as_json)
+
+
+def _print(prediction: Prediction, as_json: bool) -> None:
+    if as_json:
+        values = {"input": prediction.source, "label": prediction.label, "probability": prediction.probability}
+        print(json.dumps({**values, "probabilities": prediction.probabilities}, ensure_ascii=False))
+    else:
+        source = prediction.source if len(prediction.source) <= 60 else f"{prediction.source[:57]}..."
+        print(f"{prediction.label}\t{100 * prediction.probability:.1f} %\t{source}")
 
 
 def _labels(
-    predictor: Predictor, inputs: list[str], text_column: str, encoding: str
+    predictor: Predictor, inputs: list[str], text_column: str, encoding: str, on_bad_file: str
 ) -> tuple[int | None, Iterator[Prediction]]:
     from dwsep.training.prediction import image_files
 
     if predictor.task == "classify":
         files = image_files([Path(entry) for entry in _lines(inputs)])
-        return len(files), predictor.images(files)
+        return len(files), predictor.images(files, on_bad_file=on_bad_file)
     if predictor.task == "text":
         texts = [text for entry in inputs for text in _texts(entry, text_column, encoding)]
         return len(texts), predictor.texts(texts)
@@ -80,6 +87,7 @@ def _lines(inputs: list[str]) -> list[str]:
 
 def _texts(entry: str, text_column: str, encoding: str) -> list[str]:
     """An input's texts: the column of a table, the lines of another file or of standard input, or the input itself."""
+    from dwsep.training.data.files import read_file
     from dwsep.training.data.text import read_texts
 
     if entry == "-":
@@ -88,19 +96,28 @@ def _texts(entry: str, text_column: str, encoding: str) -> list[str]:
     if path.suffix.lower() in (*_TABLES, ".txt") or (len(entry) < 255 and path.is_file()):
         if path.suffix.lower() in _TABLES:
             return read_texts(path, text_column=text_column, encoding=encoding)
-        return [line for line in path.read_text(encoding=encoding).splitlines() if line.strip()]
+        lines = [line for line in read_file(path, encoding).splitlines() if line.strip()]
+        if not lines:
+            raise ValueError(f"{path} is empty: it has no line of text")
+        return lines
+    if len(entry) < 255 and path.is_dir():
+        raise ValueError(f"{path} is a folder; the network takes texts, and files of them")
     return [entry]
 
 
-def _masks(predictor: Predictor, inputs: list[str], output_dir: Path, as_json: bool) -> None:
+def _masks(predictor: Predictor, inputs: list[str], output_dir: Path, as_json: bool, on_bad_file: str) -> None:
+    from dwsep.training.data.images import read_each
     from dwsep.training.prediction import image_files, write_mask, write_overlay
 
-    files = image_files([Path(entry) for entry in _lines(inputs)])
+    given = [Path(entry) for entry in _lines(inputs)]
+    # What an earlier call wrote into a folder of images is none of them.
+    written = output_dir.resolve()
+    files = [path for path in image_files(given) if path in given or written not in path.resolve().parents]
     stems = {path.stem for path in files}
     output_dir.mkdir(parents=True, exist_ok=True)
     palette = predictor.palette()
-    for number, path in enumerate(_with_progress(iter(files), len(files))):
-        image, classes = predictor.mask(path)
+    masks = read_each(files, predictor.mask, on_bad_file)
+    for number, (path, (image, classes)) in enumerate(_with_progress(masks, len(files))):
         # Images of one name in different folders must not replace each other.
         name = path.stem if len(stems) == len(files) else f"{number:05d}-{path.stem}"
         mask, overlay = output_dir / f"{name}.png", output_dir / f"{name}-overlay.png"

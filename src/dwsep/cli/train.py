@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import typer
 from typer.core import TyperGroup
 
 from dwsep.cli._train_options import NETWORK, NETWORK_OF, command_of
+from dwsep.errors import unknown_name
 
 if TYPE_CHECKING:
     from dwsep.training.config import Settings
@@ -29,8 +30,10 @@ class _DefaultsToClassify(TyperGroup):
     """``dwsep train --epochs 1`` is ``dwsep train classify --epochs 1``."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        if not args or (args[0] not in self.commands and args[0] != "--help"):
+        if not args or (args[0].startswith("-") and args[0] != "--help"):
             args = ["classify", *args]
+        elif args[0] not in self.commands and args[0] != "--help":
+            raise unknown_name("task", args[0], tuple(self.commands))
         return super().parse_args(ctx, args)
 
 
@@ -66,13 +69,14 @@ def _run(
 
 
 def _train(config: Settings, processes: Any, resume: bool, overwrite: bool) -> None:
-    from dwsep.cli._console import output_console
+    from dwsep.cli._console import output_console, plain_warnings
     from dwsep.training import loop
     from dwsep.training.interrupt import TrainingInterrupted
     from dwsep.training.setup import build_model, complete_options, load_data
 
-    train_data = load_data(config, "train")
-    test_data = load_data(config, "val" if config.task == "segment" else "test")
+    with plain_warnings():
+        train_data = load_data(config, "train")
+        test_data = load_data(config, "val" if config.task == "segment" else "test")
     if not resume:
         config = complete_options(config, train_data)
     output_dir = config.output_dir
@@ -106,6 +110,7 @@ def _train(config: Settings, processes: Any, resume: bool, overwrite: bool) -> N
 
 def _settings(task: str, given: dict[str, Any], path: Path | None, output_dir: Path, resume: bool) -> Settings:
     """The settings of a run: those on the command line, then the YAML file's, then those of the run that goes on."""
+    from dwsep import networks
     from dwsep.training import checkpoint, loop
     from dwsep.training.config import make_config, read_yaml
 
@@ -120,7 +125,10 @@ def _settings(task: str, given: dict[str, Any], path: Path | None, output_dir: P
     if not resume:
         if task != "classify" and "data" not in values:
             raise ValueError(f"dwsep train {task} needs --data")
-        return make_config({**values, "network_options": options, "output_dir": output_dir})
+        config = make_config({**values, "network_options": options, "output_dir": output_dir})
+        if config.network not in networks.names(task):  # known before the data is read
+            raise unknown_name("network", config.network, networks.names(task))
+        return config
     saved_path = output_dir / loop.CHECKPOINT_FILE
     if not saved_path.exists():
         raise FileNotFoundError(f"{output_dir} holds no {loop.CHECKPOINT_FILE} to resume")
@@ -140,15 +148,24 @@ def _settings(task: str, given: dict[str, Any], path: Path | None, output_dir: P
 
 def _in_settings_form(task: str, given: dict[str, Any]) -> dict[str, Any]:
     """What stands on the command line as settings: grey is one channel, a folder's path is data of its kind."""
+    from dwsep.training.config import DataName
     from dwsep.training.data.huggingface import PREFIX, is_hub
 
     values = dict(given)
     if "in_channels" in values:
         values["in_channels"] = 1 if values["in_channels"] else 3
-    if task == "classify" and "data" in values and "data_dir" not in values and Path(values["data"]).is_dir():
-        values["data_dir"], values["data"] = Path(values["data"]), "folder"
-    if task == "classify" and is_hub(values.get("data", "")):
-        values["data_dir"], values["data"] = Path(values["data"].removeprefix(PREFIX)), "huggingface"
+    if task == "classify" and "data" in values:
+        data = values["data"]
+        if is_hub(data):
+            values["data_dir"], values["data"] = Path(data.removeprefix(PREFIX)), "huggingface"
+        elif "data_dir" not in values and Path(data).is_dir():
+            values["data_dir"], values["data"] = Path(data), "folder"
+        elif data not in get_args(DataName):
+            found = "which is a file" if Path(data).is_file() else "which does not exist"
+            raise ValueError(
+                f"data must be a folder of images with one sub-folder per class, hf:NAME, fashion-mnist or "
+                f"fashion-mnist-subset, got {data!r}, {found}; dwsep train text, series and segment take other data"
+            )
     if task == "segment" and "image_size" in values:
         sides = str(values["image_size"]).lower().split("x")
         if not all(side.isdecimal() for side in sides) or len(sides) > 2:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
-from torch import Tensor, nn
+from torch import nn
 
 from dwsep.errors import ArgumentError, unknown_name
 
@@ -25,16 +25,25 @@ def check_dropout(dropout: float) -> None:
         raise ArgumentError(f"dropout must be in [0, 1), got {dropout!r}")
 
 
-def check_switch(name: str, value: object) -> None:
-    """Raise a ValueError unless an option is True or False."""
-    if not isinstance(value, bool):
-        raise ArgumentError(f"{name} must be True or False, got {value!r}")
+def check_switches(**switches: object) -> None:
+    """Raise a ValueError that names the first argument which is neither True nor False."""
+    for name, value in switches.items():
+        if not isinstance(value, bool):
+            raise ArgumentError(f"{name} must be True or False, got {value!r}")
 
 
 def check_stem(stem: str) -> None:
     """Raise a ValueError unless the name of a stem is known."""
     if stem not in STEMS:
         raise unknown_name("stem", stem, STEMS)
+
+
+def check_classifier(num_classes: int, in_channels: int, stem: str, dropout: float, **switches: bool) -> None:
+    """Raise a ValueError unless the options that every classifier of images has are in range."""
+    check_counts(num_classes=num_classes, in_channels=in_channels)
+    check_dropout(dropout)
+    check_stem(stem)
+    check_switches(**switches)
 
 
 def check_dilations(dilations: Sequence[int]) -> tuple[int, ...]:
@@ -81,6 +90,8 @@ def divisible_channels(channels: float, width_multiplier: float = 1.0) -> int:
 class ConvNormActivation(nn.Sequential):
     """A dense convolution without bias, a batch norm and an activation, at the places 0, 1 and 2.
 
+    Takes (N, in_channels, H, W) and gives (N, out_channels, OH, OW); in_channels * out_channels * taps macs a pixel.
+
     Args:
         in_channels: Channels of the input.
         out_channels: Channels of the output.
@@ -112,14 +123,6 @@ class ConvNormActivation(nn.Sequential):
         nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
         parts = [conv, norm(out_channels)]
         super().__init__(*parts, *([] if activation is None else [activation()]))
-
-
-class GlobalMean(nn.Module):
-    """The mean over height and width."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) to (N, C)."""
-        return x.mean((2, 3))
 
 
 def init_classifier_(linear: nn.Linear) -> None:

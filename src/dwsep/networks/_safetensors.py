@@ -64,7 +64,8 @@ def read(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, str
     safetensors = _import()
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"checkpoint {path} does not exist" if not path.exists() else f"{path} is not a file")
+        reason = "does not exist" if not path.exists() else "is a folder, not a file" if path.is_dir() else "is no file"
+        raise FileNotFoundError(f"checkpoint {path} {reason}")
     try:
         with safetensors.safe_open(str(path), framework="pt") as file:
             metadata = file.metadata() or {}

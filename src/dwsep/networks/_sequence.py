@@ -6,9 +6,12 @@ so already, and :func:`dwsep.accelerate_` runs what it runs on images.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
+from dwsep.networks import _parts
 from dwsep.networks._parts import ConvNormActivation
 from dwsep.nn import DepthwiseSeparableConv2d
 
@@ -21,6 +24,8 @@ class DilatedBlock(nn.Module):
         kernel_size: Taps, odd.
         dilation: Distance of neighbouring taps, in elements.
         dropout: Probability of dropping an element of the branch in training.
+
+    Cost per element: channels * (kernel_size + channels) macs.
     """
 
     def __init__(self, channels: int, kernel_size: int, dilation: int, dropout: float = 0.0) -> None:
@@ -33,6 +38,11 @@ class DilatedBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, 1, L) to the same shape."""
         return self.dropout(self.conv(x)) + x
+
+
+def dilated_blocks(channels: int, kernel_size: int, dilations: Sequence[int], dropout: float) -> list[DilatedBlock]:
+    """A :class:`DilatedBlock` for each dilation, or an error where one is no positive integer."""
+    return [DilatedBlock(channels, kernel_size, d, dropout) for d in _parts.check_dilations(dilations)]
 
 
 def stem(in_channels: int, channels: int, kernel_size: int) -> ConvNormActivation:

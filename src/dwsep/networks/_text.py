@@ -34,7 +34,7 @@ class TextClassifier(nn.Module):
     ) -> None:
         super().__init__()
         _parts.check_counts(num_classes=num_classes, vocabulary_size=vocabulary_size)
-        _parts.check_switch("dense", dense)
+        _parts.check_switches(dense=dense)
         self.embedding = nn.Embedding(vocabulary_size, channels, padding_idx=0)
         with torch.no_grad():
             self.embedding.weight.normal_(std=channels**-0.5)[0] = 0

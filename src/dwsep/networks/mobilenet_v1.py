@@ -187,16 +187,13 @@ class MobileNetV1(nn.Module):
         make_block: Callable[[int, int, int, bool], nn.Module] = separable_block,
     ) -> None:
         super().__init__()
-        _parts.check_counts(num_classes=num_classes, in_channels=in_channels)
-        _parts.check_dropout(dropout)
-        _parts.check_switch("residual", residual)
+        _parts.check_classifier(num_classes, in_channels, stem, dropout, residual=residual)
         plan = plan_blocks(width_multiplier, stem)
         self.stem = ConvNormReLU(in_channels, plan[0].in_channels, stride=1 if stem == "small" else 2)
         self.blocks = nn.Sequential(*(make_block(*block, residual and block.keeps_shape) for block in plan))
         self.dropout = nn.Dropout(dropout)
         self.classifier = nn.Linear(plan[-1].out_channels, num_classes)
-        nn.init.normal_(self.classifier.weight, std=0.01)
-        nn.init.zeros_(self.classifier.bias)
+        _parts.init_classifier_(self.classifier)
 
     def forward(self, x: Tensor) -> Tensor:
         """Classify images.
@@ -231,6 +228,7 @@ def mobilenet_v1(
         >>> sum(p.numel() for p in mobilenet_v1(1000).parameters())
         4231976
     """
+    _parts.check_switches(dense=dense)
     return MobileNetV1(
         num_classes,
         in_channels=in_channels,

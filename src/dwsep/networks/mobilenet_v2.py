@@ -113,10 +113,7 @@ class MobileNetV2(nn.Module):
         dense: bool = False,
     ) -> None:
         super().__init__()
-        _parts.check_counts(num_classes=num_classes, in_channels=in_channels)
-        _parts.check_dropout(dropout)
-        _parts.check_stem(stem)
-        _parts.check_switch("dense", dense)
+        _parts.check_classifier(num_classes, in_channels, stem, dropout, dense=dense)
         self.features = Features(in_channels, width_multiplier, stem)
         linear = nn.Linear(self.features.out_channels, num_classes)
         _parts.init_classifier_(linear)

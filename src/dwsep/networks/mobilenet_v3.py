@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
+from dwsep.errors import unknown_name
 from dwsep.networks import _parts
 from dwsep.networks._dense import dense_twin_
 from dwsep.networks._parts import ConvNormActivation, divisible_channels
@@ -107,13 +108,10 @@ class MobileNetV3(nn.Module):
         dense: bool = False,
     ) -> None:
         super().__init__()
-        _parts.check_counts(num_classes=num_classes, in_channels=in_channels)
-        _parts.check_dropout(dropout)
-        _parts.check_stem(stem)
-        _parts.check_switch("dense", dense)
+        _parts.check_classifier(num_classes, in_channels, stem, dropout, dense=dense)
         tables = {"large": (_LARGE, 1280), "small": (_SMALL, 1024)}
         if size not in tables:
-            raise _parts.unknown_name("size", size, tuple(tables))
+            raise unknown_name("size", size, tuple(tables))
         blocks, wide = tables[size]
         norm = functools.partial(nn.BatchNorm2d, eps=norm_eps, momentum=0.01)
         scale = functools.partial(divisible_channels, width_multiplier=width_multiplier)

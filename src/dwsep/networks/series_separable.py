@@ -61,13 +61,10 @@ class SeriesSeparable(nn.Module):
         super().__init__()
         _parts.check_counts(num_classes=num_classes, in_channels=in_channels, kernel_size=kernel_size)
         _parts.check_dropout(dropout)
-        _parts.check_switch("dense", dense)
+        _parts.check_switches(dense=dense)
         self.in_channels = in_channels
         channels = divisible_channels(_CHANNELS, width_multiplier)
-        blocks = [
-            _sequence.DilatedBlock(channels, kernel_size, dilation, dropout)
-            for dilation in _parts.check_dilations(dilations)
-        ]
+        blocks = _sequence.dilated_blocks(channels, kernel_size, dilations, dropout)
         self.body = nn.Sequential(_sequence.stem(in_channels, channels, _STEM_TAPS), *blocks)
         self.dropout = nn.Dropout(dropout)
         self.classifier = nn.Linear(2 * channels, num_classes)

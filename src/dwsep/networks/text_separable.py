@@ -55,8 +55,5 @@ class TextSeparable(TextClassifier):
         _parts.check_counts(kernel_size=kernel_size)
         _parts.check_dropout(dropout)
         channels = divisible_channels(_CHANNELS, width_multiplier)
-        blocks = [
-            _sequence.DilatedBlock(channels, kernel_size, dilation, dropout)
-            for dilation in _parts.check_dilations(dilations)
-        ]
+        blocks = _sequence.dilated_blocks(channels, kernel_size, dilations, dropout)
         super().__init__(num_classes, vocabulary_size, channels, blocks, dropout, dense)

@@ -143,10 +143,8 @@ class Xception(nn.Module):
         dense: bool = False,
     ) -> None:
         super().__init__()
-        _parts.check_counts(num_classes=num_classes, in_channels=in_channels, middle_blocks=middle_blocks)
-        _parts.check_dropout(dropout)
-        _parts.check_stem(stem)
-        _parts.check_switch("dense", dense)
+        _parts.check_classifier(num_classes, in_channels, stem, dropout, dense=dense)
+        _parts.check_counts(middle_blocks=middle_blocks)
         self.features = Features(in_channels, width_multiplier, stem, variant, middle_blocks)
         self.dropout = nn.Dropout(dropout)
         self.classifier = nn.Linear(self.features.out_channels, num_classes)

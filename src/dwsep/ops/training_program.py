@@ -45,7 +45,7 @@ LIBRARY.define(
 class Kind(IntEnum):
     """What a step does."""
 
-    CONV = 0  # a depthwise or pointwise convolution, and the norm behind it if there is one
+    CONV = 0  # a depthwise or pointwise convolution, and the norm behind it if there is one; a linear layer of (N, C)
     NORM = 1  # the norm of a plain value, or an activation alone: the raw tensor stays
     OUTPUT = 2  # the values themselves, plus the operand's if there is one
     POOL = 3  # means over the pixels, (N, C), or, with option 1, (N, C, 1, 1)
@@ -165,6 +165,11 @@ def _statistics(
     return torch.ops.dwsep.stage_statistics(sums, count, weight, bias, step.eps, step.momentum, *updated)
 
 
+def _with_pixel(x: Tensor) -> Tensor:
+    """A linear layer's (N, C) or (K, C) as a pointwise convolution of one pixel has it."""
+    return x[:, :, None, None]
+
+
 def _pixels(x: Tensor) -> int:
     return x.shape[0] * x.shape[2] * x.shape[3]
 
@@ -190,7 +195,11 @@ def _forward(
         sums = None
         if step.kind is Kind.CONV:
             name, weights, geometry = step.convolution(parameters)
-            target.raw, sums = getattr(ops, name)(*source.load, *weights, *geometry)
+            if raw.dim() == 2:
+                y, _ = ops.pointwise_stage(_with_pixel(raw), *source.load[1:], _with_pixel(weights[0]), weights[1])
+                target.raw = y.flatten(1)
+            else:
+                target.raw, sums = getattr(ops, name)(*source.load, *weights, *geometry)
         elif step.kind is Kind.NORM:
             target.raw = raw
             if step.norm >= 0 and step.statistics is not Statistics.RUNNING:
@@ -311,9 +320,20 @@ def _backward(
             if any(mask):
                 name, (weights, bias), geometry = step.convolution(parameters)
                 y = grad if correction is None else values[step.target].raw
+                assert source.raw is not None
+                taken, flat = source.raw, source.raw.dim() == 2
+                if flat:
+                    grad, y, taken, weights = (
+                        _with_pixel(grad),
+                        _with_pixel(grad),
+                        _with_pixel(taken),
+                        _with_pixel(weights),
+                    )
                 of_x, of_affine, of_weights, of_bias = getattr(ops, f"{name}_backward")(
-                    grad, y, correction, *source.load, weights, bias is not None, *geometry, mask
+                    grad, y, correction, taken, *source.load[1:], weights, bias is not None, *geometry, mask
                 )
+                if flat:
+                    of_x, of_weights = (of.flatten(1) if of.dim() == 4 else of for of in (of_x, of_weights))
                 found.add(step.source, of_x, of_affine)
                 if weight_wanted:
                     each = of_weights if len(step.parts) > 1 else [of_weights]

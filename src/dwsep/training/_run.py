@@ -303,6 +303,8 @@ class Run:
 
 
 def _check_data(train_data: Examples, test_data: Examples) -> None:
+    if train_data.num_classes < 2:
+        raise ValueError(f"{train_data.name} has one class, {train_data.class_names[0]!r}; training needs two")
     if train_data.class_names != test_data.class_names:
         raise ValueError(
             f"training and test data have different classes: {train_data.class_names} and {test_data.class_names}"

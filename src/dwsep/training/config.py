@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 from dwsep import networks
+from dwsep.training.data.files import read_file
 from dwsep.training.recipes import BY_TASK
 
 try:
@@ -38,7 +39,8 @@ class Settings(BaseModel):
         optimizer: "adamw" or "sgd" (momentum 0.9, Nesterov).
         learning_rate: Highest learning rate, reached after the warm-up.
         weight_decay: Decay of dense and pointwise weights; norms, biases and depthwise kernels are not decayed.
-        warmup_epochs: Length of the linear warm-up in epochs; fractions are allowed.
+        warmup_epochs: Length of the linear warm-up in epochs; fractions are allowed. Half of epochs, where the task's
+            own would be no less than those.
         label_smoothing: Share of the target spread over all classes.
         class_weights: "balanced" weighs classes by the inverse of their frequency in the training data; or one
             positive weight per class; None weighs them all alike.
@@ -102,7 +104,14 @@ class Settings(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _fill_in(cls, values: Any) -> Any:
-        return {**cls.recipe, **values} if isinstance(values, dict) else values
+        if not isinstance(values, dict):
+            return values
+        filled = {**cls.recipe, **values}
+        epochs = filled.get("epochs")
+        # A run no longer than the usual warm-up warms up for half of it.
+        if "warmup_epochs" not in values and isinstance(epochs, int) and 0 < epochs <= filled["warmup_epochs"]:
+            filled["warmup_epochs"] = epochs / 2
+        return filled
 
     @model_validator(mode="after")
     def _check_settings(self) -> Settings:
@@ -288,7 +297,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         import yaml
     except ImportError as error:
         raise ImportError('settings in YAML need PyYAML; install it with: pip install "dwsep[train]"') from error
-    text = path.read_text(encoding="utf-8")
+    text = read_file(path)
     try:
         values = yaml.safe_load(text)
     except yaml.YAMLError as error:

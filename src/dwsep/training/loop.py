@@ -104,6 +104,7 @@ def train(
             unit=train_data.unit,
         ) as progress,
     ):
+        progress.data(train_data, test_data)
         while not run.is_done:
             run.train_epoch(stop, progress)
             final = run.evaluate(stop)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from dwsep import networks
 from dwsep.accelerate import accelerate_
 from dwsep.networks._weights import read_model
 from dwsep.training.data import Normalisation, SeriesDataset, Vocabulary
-from dwsep.training.data.images import MODES, files_in, open_upright, read_image, to_tensor
+from dwsep.training.data.images import MODES, files_in, open_upright, read_each, read_image, to_tensor
 from dwsep.training.data.masks import Colour
 from dwsep.training.data.series import read_npz, read_ts
 from dwsep.training.data.text import PADDING
@@ -61,17 +62,23 @@ class Predictor:
             accelerate_(self.model)
         self.normalisation = Normalisation(self.info.mean, self.info.std)
 
-    def images(self, paths: Sequence[Path], batch_size: int = 32) -> Iterator[Prediction]:
+    def images(self, paths: Sequence[Path], batch_size: int = 32, *, on_bad_file: str = "stop") -> Iterator[Prediction]:
         """Classify image files, brought to the size of the images that the network was trained on.
+
+        Args:
+            paths: The files.
+            batch_size: Images that go through the network together.
+            on_bad_file: "stop" at an image that cannot be read, or "skip" it with a warning.
 
         Raises:
             ValueError: If the network does something else, or an image cannot be read; the message names it.
         """
         self._check("classify")
-        for first in range(0, len(paths), batch_size):
-            chosen = paths[first : first + batch_size]
-            pixels = torch.stack([read_image(p, self.info.image_size, self.info.in_channels) for p in chosen])
-            yield from self._predictions(self._image_batch(pixels), [str(path) for path in chosen])
+        size, channels = self.info.image_size, self.info.in_channels
+        each = read_each(paths, lambda path: read_image(path, size, channels), on_bad_file)
+        while batch := list(itertools.islice(each, batch_size)):
+            pixels = torch.stack([image for _, image in batch])
+            yield from self._predictions(self._image_batch(pixels), [str(path) for path, _ in batch])
 
     def mask(self, path: Path) -> tuple[Tensor, Tensor]:
         """Give every pixel of an image file a class.

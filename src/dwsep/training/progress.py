@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from dwsep.training.checkpoint import EpochRecord
+from dwsep.training.data import Examples
 
 
 class TrainingProgress:
@@ -59,6 +60,19 @@ class TrainingProgress:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._progress.stop()
+
+    def data(self, train_data: Examples, test_data: Examples) -> None:
+        """Print what was read: a class that should not be there shows here."""
+        if self._progress.disable:
+            return
+        names = train_data.class_names
+        shown = ", ".join(names[:12]) + (", ..." if len(names) > 12 else "")
+        self._progress.console.print(
+            f"{train_data.name}: {len(train_data):,} {train_data.unit}, {test_data.name}: {len(test_data):,}, "
+            f"{len(names)} classes: {shown}",
+            soft_wrap=True,
+            markup=False,
+        )
 
     def step(self, epoch: int, loss: float, seconds: float) -> None:
         """Count one training step.

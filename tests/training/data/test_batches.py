@@ -79,7 +79,8 @@ def test_batch_loader_gives_the_memory_format_asked_for():
 
 
 @pytest.mark.parametrize(
-    ("batch_size", "message"), [(0, "batch_size must be positive, got 0"), (23, "toy has only 22 images")]
+    ("batch_size", "message"),
+    [(0, "batch_size must be positive, got 0"), (23, "must be at most 22, the images of toy, got 23")],
 )
 def test_batch_loader_refuses(data, batch_size, message):
     with pytest.raises(ValueError, match=message):

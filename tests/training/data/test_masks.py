@@ -108,7 +108,7 @@ def test_what_is_wrong_is_named(tmp_path):
     with pytest.raises(ValueError, match="on_bad_file: unknown name 'ask'"):
         load_mask_folder(tmp_path, "train", on_bad_file="ask")
     (tmp_path / "classes.txt").write_text("a\nb\n")
-    with pytest.raises(ValueError, match=r"masks/0\.png has the class 2; known are 0 to 1, and 255"):
+    with pytest.raises(ValueError, match=r"masks/0\.png has the class 2; known are 0 to 1, and ignore_index=255"):
         load_mask_folder(tmp_path, "train")
     (tmp_path / "classes.txt").unlink()
     write(tmp_path / "train/masks/1.png", torch.zeros(4, 4, dtype=torch.uint8))

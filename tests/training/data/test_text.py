@@ -64,7 +64,9 @@ def test_load_text_takes_a_second_file(tmp_path):
     assert len(load_text(path, "train", test_path=other)) == 4
     assert len(load_text(path, "test", test_path=other)) == 2
     write(other, [("odd", "unsure")])
-    with pytest.raises(ValueError, match=r"b\.csv: unknown label 'unsure'; the classes are 'neg', 'pos'"):
+    with pytest.raises(
+        ValueError, match=r"b\.csv: unknown label 'unsure'; the classes are 'neg', 'pos'; examples of it: 1 of 1"
+    ):
         load_text(path, "test", test_path=other)
 
 
@@ -87,7 +89,11 @@ def test_a_batch_is_padded_to_its_longest_text(tmp_path):
         ("a.csv", "", "is empty"),
         ("a.csv", "text,label\n", "is empty: it has no line with text and label"),
         ("a.csv", "text,mark\nx,1\n", "line 2: no column 'label', the columns are 'text', 'mark'"),
-        ("a.tsv", "text\tlabel\nx\n", "line 2: no column 'label'"),
+        ("a.tsv", "text\tlabel\nx\n", "line 2: nothing in the column 'label'"),
+        ("a.tsv", "text\tlabel\nx\ty\tz\n", "line 2: more values than the 2 columns$"),
+        ("a.csv", "text,label\nx,1\nno, not good,1\n", "line 3: more values than the 2 columns; a text with commas"),
+        ("a.csv", 'text,label\n"x,1\n' + "y,1\n" * 40_000, "field larger than field limit .*; is a double quote not"),
+        ("a.jsonl", '{"text": "x"}\n', "line 1: no column 'label', the columns are 'text'"),
         ("a.tsv", "text\tlabel\nx\t \n", "line 2: the label is empty"),
         ("a.jsonl", '{"text": "x", "label": 1}\n{"text": \n', "line 2: no JSON"),
         ("a.jsonl", "[1]\n", "line 1: must be a JSON object, got list"),

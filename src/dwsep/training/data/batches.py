@@ -78,7 +78,9 @@ class BatchLoader:
         if batch_size % parts:
             raise ValueError(f"batch_size must be a multiple of the {parts} processes, got {batch_size}")
         if len(data) < batch_size:
-            raise ValueError(f"batch_size is {batch_size} but {data.name} has only {len(data)} {data.unit}")
+            raise ValueError(
+                f"batch_size must be at most {len(data)}, the {data.unit} of {data.name}, got {batch_size}"
+            )
         self.data = data
         self.batch_size = batch_size
         self.normalisation = normalisation

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
@@ -15,6 +16,7 @@ IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".ti
 MODES = {1: "L", 3: "RGB"}
 ON_BAD_FILE = ("stop", "skip")
 T = TypeVar("T")
+R = TypeVar("R")
 
 
 def check_channels(in_channels: int) -> None:
@@ -64,6 +66,10 @@ def open_upright(path: Path | BinaryIO, name: str = "") -> Any:
             opened.load()
             # Cameras store the upright direction beside the pixels.
             return PIL.ImageOps.exif_transpose(opened) or opened
+    except PIL.UnidentifiedImageError as error:
+        empty = isinstance(path, Path) and path.stat().st_size == 0
+        reason = "the file is empty" if empty else "it is in no format that Pillow knows"
+        raise ValueError(f"cannot read image {name or path}: {reason}") from error
     except (OSError, SyntaxError, ValueError, PIL.Image.DecompressionBombError) as error:
         raise ValueError(f"cannot read image {name or path}: {error}") from error
 
@@ -119,8 +125,7 @@ def read_all(
     Raises:
         ValueError: If on_bad_file is unknown, a file is bad and is not to be skipped, or all files are.
     """
-    if on_bad_file not in ON_BAD_FILE:
-        raise unknown_name("on_bad_file", on_bad_file, ON_BAD_FILE)
+    _check_on_bad_file(on_bad_file)
     results, kept, faults = [], [], []
     for index, path in enumerate(paths):
         try:
@@ -135,3 +140,34 @@ def read_all(
     if not results:
         raise ValueError(f"none of {len(paths)} files can be read: {faults[0]}")
     return results, kept, faults
+
+
+def read_each(paths: Iterable[T], read: Callable[[T], R], on_bad_file: str) -> Iterator[tuple[T, R]]:
+    """Read files one by one, when each is asked for.
+
+    Args:
+        paths: The files, or what else names an image.
+        read: Called with each; raises a ValueError where it cannot read it.
+        on_bad_file: "stop" to let that error pass, "skip" to go on without the file, with a warning that names it.
+
+    Yields:
+        Each with what was read from it.
+
+    Raises:
+        ValueError: If on_bad_file is unknown, or a file is bad and is not to be skipped.
+    """
+    _check_on_bad_file(on_bad_file)
+    for path in paths:
+        try:
+            found = read(path)
+        except ValueError as error:
+            if on_bad_file == "stop":
+                raise
+            warnings.warn(f"left out: {error}", stacklevel=2)
+            continue
+        yield path, found
+
+
+def _check_on_bad_file(on_bad_file: str) -> None:
+    if on_bad_file not in ON_BAD_FILE:
+        raise unknown_name("on_bad_file", on_bad_file, ON_BAD_FILE)

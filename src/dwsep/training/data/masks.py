@@ -16,6 +16,7 @@ from dwsep.errors import unknown_name
 from dwsep.training.data.augmentation import augment_pair
 from dwsep.training.data.dataset import channel_statistics
 from dwsep.training.data.examples import Examples, Normalisation, digest_of
+from dwsep.training.data.files import read_file
 from dwsep.training.data.images import MODES, check_channels, files_in, open_upright, pair, pillow, read_all, to_tensor
 
 IGNORE = 255
@@ -132,7 +133,7 @@ def read_classes(path: Path) -> tuple[tuple[str, ...], tuple[Colour, ...]]:
         ValueError: If the file is empty, a colour is no colour, or only some lines have one.
     """
     names, colours = [], []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(read_file(path).splitlines(), 1):
         words = line.replace(",", " ").split()
         if not words or words[0].startswith("#"):
             continue
@@ -265,8 +266,8 @@ def _read_pair(
     wrong = (indices >= classes) & (indices != ignore_index)
     if bool(wrong.any()):
         raise ValueError(
-            f"{mask_path} has the class {int(indices[wrong][0])}; known are 0 to {classes - 1}, and {ignore_index}, "
-            "which is left out"
+            f"{mask_path} has the class {int(indices[wrong][0])}; known are 0 to {classes - 1}, and "
+            f"ignore_index={ignore_index}, which is left out"
         )
     if size is not None:
         wide = (size[1], size[0])

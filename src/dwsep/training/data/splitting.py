@@ -31,13 +31,16 @@ def indices_of(labels: Sequence[str], class_names: Sequence[str], source: str) -
         source: Where the labels come from, for the message.
 
     Raises:
-        ValueError: If a label is none of the classes; the message names it.
+        ValueError: If a label is none of the classes; the message names it and says how many have it.
     """
     index = {name: position for position, name in enumerate(class_names)}
     for label in labels:
         if label not in index:
             shown = ", ".join(map(repr, class_names[:10])) + (", ..." if len(class_names) > 10 else "")
-            raise ValueError(f"{source}: unknown label {label!r}; the classes are {shown}")
+            count = sum(other == label for other in labels)
+            raise ValueError(
+                f"{source}: unknown label {label!r}; the classes are {shown}; examples of it: {count} of {len(labels)}"
+            )
     return torch.tensor([index[label] for label in labels], dtype=torch.int64)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import os
 import re
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from dwsep.training.data import huggingface
 from dwsep.training.data.examples import Examples, Normalisation, digest_of
+from dwsep.training.data.files import read_file
 from dwsep.training.data.splitting import class_names_of, divide, indices_of
 
 PADDING, UNKNOWN = 0, 1
@@ -203,31 +205,41 @@ def _read_rows(path: Path, columns: Sequence[str], encoding: str) -> list[tuple[
     """The rows of a file with the numbers of their lines; each has the columns, and there is at least one."""
     if path.suffix.lower() not in SUFFIXES:
         raise ValueError(f"{path}: unknown kind of file {path.suffix!r}; known are {', '.join(SUFFIXES)}")
-    try:
-        with path.open(encoding=encoding, newline="") as file:
-            rows = list(_rows(file, path))
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not in the encoding {encoding}: {error}") from error
+    rows = list(_rows(io.StringIO(read_file(path, encoding), newline=""), path))
     if not rows:
         raise ValueError(f"{path} is empty: it has no line with {' and '.join(columns)}")
     for number, row in rows:
         for column in columns:
-            if row.get(column) is None:
+            if column not in row:
                 raise ValueError(
                     f"{path}, line {number}: no column {column!r}, the columns are {', '.join(map(repr, row))}"
                 )
+            if row[column] is None:
+                raise ValueError(f"{path}, line {number}: nothing in the column {column!r}")
     return rows
 
 
 def _rows(file: Any, path: Path) -> Iterable[tuple[int, dict[str, Any]]]:
     delimiter = _DELIMITERS.get(path.suffix.lower())
-    if delimiter is not None:
-        # A table of tabs has no quotes that mean anything: texts are full of single ones.
-        quoting = csv.QUOTE_NONE if delimiter == "\t" else csv.QUOTE_MINIMAL
-        reader = csv.DictReader(file, delimiter=delimiter, quoting=quoting)
+    return _table_rows(file, path, delimiter) if delimiter is not None else _json_rows(file, path)
+
+
+def _table_rows(file: Any, path: Path, delimiter: str) -> Iterable[tuple[int, dict[str, Any]]]:
+    # A table of tabs has no quotes that mean anything: texts are full of single ones.
+    quoted = delimiter != "\t"
+    reader = csv.DictReader(file, delimiter=delimiter, quoting=csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE)
+    try:
         for row in reader:
-            yield reader.line_num, {key: value for key, value in row.items() if key is not None}
-        return
+            # Values behind the last column: a text with a delimiter in it was cut, its rest would pass for the label.
+            if any(row.pop(None, ())):  # type: ignore[call-overload]
+                rule = "; a text with commas must stand in double quotes" if quoted else ""
+                raise ValueError(f"{path}, line {reader.line_num}: more values than the {len(row)} columns{rule}")
+            yield reader.line_num, row
+    except csv.Error as error:
+        raise ValueError(f"{path}, line {reader.line_num}: {error}; is a double quote not closed?") from error
+
+
+def _json_rows(file: Any, path: Path) -> Iterable[tuple[int, dict[str, Any]]]:
     for number, line in enumerate(file, 1):
         if not line.strip():
             continue
