@@ -99,8 +99,12 @@ RowsPlan::RowsPlan(const KernelTable& kernels, const ConvProblem& of, bool backw
 bool RowsPlan::pays(bool backward) const {
   // A direct forward of dilated rows reads each operand once for each tap, which no plane spares it.
   const bool neighbours = height.dilation == 1 && width.dilation == 1;
-  if (group == 0 || height.stride != 1 || width.stride != 1 || height.input == 1 || !(neighbours || backward))
-    return false;
+  if (group == 0 || height.input == 1 || !(neighbours || backward)) return false;
+  // Short rows are few sums at a time for the direct kernel, and a tile of planes has a whole image of them.
+  const bool short_rows = width.input <= 14 && (taps() <= 9 ? width.stride == 1 : width.output <= 8);
+  constexpr int64_t kManyImages = 8;
+  if (!backward && short_rows && problem.batch >= kManyImages) return true;
+  if (height.stride != 1 || width.stride != 1) return false;
   const int64_t pixels =
       problem.batch * (height.input * width.input * (backward ? 2 : 1) + height.output * width.output);
   const bool large = pixels * problem.channels * static_cast<int64_t>(sizeof(float)) > kCachedBytes;

@@ -122,9 +122,8 @@ def _training() -> Iterator[tuple[str, Operation]]:
         inputs, parameters, _, *table = arguments
         yield "training_program", lambda arguments=arguments: tuple(ops.training_program(*arguments))
         made = ops.training_program(*arguments)
-        last_value = len(table[1]) - 1
-        grad = torch.randn(2, 6, 5, 7)
-        rest = ([grad], inputs, parameters, made, *table, [last_value], [True] * (len(inputs) + len(parameters)))
+        grads, outputs = [torch.randn(2, 9), torch.randn(2, 6, 5, 7)], [len(table[1]) - 1, len(table[1]) - 3]
+        rest = (grads, inputs, parameters, made, *table, outputs, [True] * (len(inputs) + len(parameters)))
         yield "training_program_backward", lambda rest=rest: tuple(ops.training_program_backward(*rest))
     channels = (16, 7, 33)
     total = sum(channels)
