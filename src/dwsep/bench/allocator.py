@@ -7,6 +7,8 @@ memory. Both are read when a process starts.
 
 from __future__ import annotations
 
+import ctypes
+import gc
 from collections.abc import Mapping
 
 ALLOCATORS = ("default", "raised")
@@ -35,3 +37,21 @@ def environment(allocator: str, current: Mapping[str, str]) -> dict[str, str]:
         name: value for name, value in current.items() if not name.startswith("MALLOC_") and name != "GLIBC_TUNABLES"
     }
     return {**kept, **_RAISED} if allocator == "raised" else kept
+
+
+def give_back() -> None:
+    """Gives the system the memory of what is freed already, glibc's and dwsep's.
+
+    Between two cases: with the thresholds raised, a process that measures network after network otherwise keeps the
+    largest of each kind, and grew to 13 GB over seven of them.
+
+    Example:
+        >>> give_back()
+    """
+    import dwsep
+
+    gc.collect()
+    dwsep.release_memory()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's alone
+    if trim is not None:
+        trim(0)

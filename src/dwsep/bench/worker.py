@@ -20,6 +20,7 @@ def main(source: TextIO, target: TextIO) -> None:
     import torch
 
     from dwsep.analysis.ceilings import measure_ceilings
+    from dwsep.bench.allocator import give_back
     from dwsep.bench.measuring import Settings, compare
     from dwsep.bench.networks import task_from_json
 
@@ -43,6 +44,7 @@ def main(source: TextIO, target: TextIO) -> None:
         torch.set_num_threads(settings.threads)
     for line in source:
         send(_guarded(lambda line=line: answer(json.loads(line))))
+        give_back()
 
 
 def _guarded(answer: Callable[[], dict[str, Any]]) -> dict[str, Any]:
