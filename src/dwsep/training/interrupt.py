@@ -55,7 +55,8 @@ class StopSignal:
             self._restore()
 
     def _restore(self) -> None:
-        for number, handler in self._previous.items():
+        # Taken first: a signal that arrives meanwhile comes here, too.
+        previous, self._previous = self._previous, {}
+        for number, handler in previous.items():
             # None stands for a handler that was not installed from Python and cannot be put back from it.
             signal.signal(number, handler if handler is not None else signal.SIG_DFL)
-        self._previous.clear()
