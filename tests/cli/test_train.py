@@ -22,13 +22,6 @@ from dwsep.training.loop import CHECKPOINT_FILE, LOG_FILE, MODEL_FILE
 QUICK = ["--epochs", "2", "--batch-size", "16", "--width-multiplier", "0.125", "--threads", "1"]
 
 
-@pytest.fixture(autouse=True)
-def _threads_are_put_back():
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="module")
 def idx(tmp_path_factory):
     """The first few images of the subset in the layout of the full data set."""

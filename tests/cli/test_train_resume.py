@@ -18,13 +18,6 @@ from dwsep.training.loop import CHECKPOINT_FILE, LOG_FILE, MODEL_FILE
 from tests.cli.toys import invoke, write_series
 
 
-@pytest.fixture(autouse=True)
-def _threads_are_put_back():
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     folder = tmp_path_factory.mktemp("data")

@@ -19,13 +19,6 @@ from tests.cli.toys import invoke, write_series
 Image = pytest.importorskip("PIL.Image", reason="Pillow is not installed")
 
 
-@pytest.fixture(autouse=True)
-def _threads_are_put_back():
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     """A CamVid-like folder, a table of texts, a pair of .ts files, a folder of pictures."""
