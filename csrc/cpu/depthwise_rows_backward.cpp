@@ -11,9 +11,6 @@
 namespace dwsep {
 namespace {
 
-constexpr int64_t kMostLanes = 16;
-alignas(64) constexpr float kNoBias[kMostLanes] = {};
-
 class BackwardRows : RowsGroup {
  public:
   // Added to: `sums` [block][taps, then bias][lane], `affine_sums` [2][padded channels] or null.
@@ -206,7 +203,7 @@ class BackwardRows : RowsGroup {
                          {1, 1},
                          {h.dilation, w.dilation},
                          weights,
-                         kNoBias,
+                         nullptr,
                          Activation::kNone,
                          out + ((row - begin) * width.input + w.first) * pixel,
                          height.stride * width.input * pixel,

@@ -7,6 +7,7 @@
 #include "cpu/moments.h"
 #include "cpu/parallel.h"
 #include "cpu/plane_tiling.h"
+#include "cpu/pointwise_stage_load.h"
 #include "cpu/scratch.h"
 #include "cpu/streaming.h"
 
@@ -19,21 +20,6 @@ constexpr int64_t kFewPixels = 16;
 int64_t grain(const PointwiseStage& stage, int64_t length) {
   constexpr int64_t kProducts = int64_t{1} << 19;
   return std::max<int64_t>(1, kProducts / std::max<int64_t>(1, stage.pixels * length));
-}
-
-// The input as a panel, through its norm and activation.
-void load_panel(const KernelTable& table, const PointwiseStage& stage, float* panel) {
-  table.stage_row({stage.x, nullptr, stage.scale, stage.shift, stage.activation, stage.x_stride, stage.pixels,
-                   stage.channels, panel, stage.pixels * table.lanes});
-}
-
-void load_gradient(const KernelTable& table, const PointwiseStage& stage, const PointwiseStageGradients& gradients,
-                   float* panel) {
-  const bool corrects = gradients.correction != nullptr;
-  const float *slope = gradients.correction, *constant = corrects ? slope + stage.y_stride : nullptr;
-  const auto load = corrects ? table.corrected_row : table.stage_row;
-  load({gradients.gradient, gradients.y, slope, constant, Activation::kNone, stage.y_stride, stage.pixels,
-        stage.out_channels, panel, stage.pixels * table.lanes});
 }
 
 int64_t panel_floats(const KernelTable& table, int64_t pixels, int64_t channels) {
@@ -54,7 +40,7 @@ void few_pixels_stage_forward(const PointwiseStage& stage, const float* bias, fl
   const int64_t sums_at = layout.add_doubles(2 * padded);
   float* memory = scratch(Scratch::kPack, static_cast<std::size_t>(layout.size()));
   float* panel = memory + panel_at;
-  load_panel(table, stage, panel);
+  load_inputs(table, stage, 0, stage.pixels, panel);
   const FewPixels job = {stage.pixels, stage.channels, stage.out_channels, panel, nullptr, stage.weight, bias, y,
                          false};
   parallel_for(stage.out_channels, grain(stage, stage.channels),
@@ -74,7 +60,7 @@ void few_pixels_stage_backward(const PointwiseStage& stage, const PointwiseStage
   const int64_t sums_at = layout.add_doubles(2 * padded);
   float* memory = scratch(Scratch::kPack, static_cast<std::size_t>(layout.size()));
   float *gradient = memory + gradient_at, *panel = memory + panel_at;
-  load_gradient(table, stage, gradients, gradient);
+  load_gradients(table, stage, gradients, 0, stage.pixels, gradient);
   if (gradients.bias_gradient != nullptr) {
     for (int64_t k = 0; k < stage.out_channels; ++k) {
       const float* first = gradient + k / lanes * stage.pixels * lanes + k % lanes;
@@ -84,7 +70,7 @@ void few_pixels_stage_backward(const PointwiseStage& stage, const PointwiseStage
     }
   }
   if (gradients.weight_gradient != nullptr) {
-    load_panel(table, stage, panel);
+    load_inputs(table, stage, 0, stage.pixels, panel);
     const bool stream = streams(gradients.weight_gradient, stage.out_channels, stage.channels, stage.channels);
     const FewPixels job = {stage.pixels, stage.channels, stage.out_channels,        panel, gradient,
                            nullptr,      nullptr,        gradients.weight_gradient, stream};

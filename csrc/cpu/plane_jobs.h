@@ -220,7 +220,7 @@ struct PlaneConv {
   int64_t columns;  // of the output
   int64_t kernel[2], stride[2], dilation[2];
   const float* weights;  // [tap][lane]
-  const float* bias;     // [lane]
+  const float* bias;     // [lane], or null
   Activation activation;
   float* out;
   int64_t out_row_stride;

@@ -10,6 +10,7 @@
 #include "cpu/packing.h"
 #include "cpu/parallel.h"
 #include "cpu/plane_tiling.h"
+#include "cpu/pointwise_stage_load.h"
 #include "cpu/scratch.h"
 #include "cpu/streaming.h"
 
@@ -56,19 +57,6 @@ void pack_transposed(const KernelTable& table, const PointwiseStage& stage, int6
       std::fill_n(target, (padded - stage.out_channels) * columns, 0.0f);
     }
   });
-}
-
-StageRow load_of(const PointwiseStage& stage, int64_t first, int64_t pixels, int64_t lanes, float* panel) {
-  return {stage.x + first * stage.x_stride,
-          nullptr,
-          stage.scale,
-          stage.shift,
-          stage.activation,
-          stage.x_stride,
-          pixels,
-          stage.channels,
-          panel,
-          pixels * lanes};
 }
 
 class Backward {
@@ -128,15 +116,8 @@ void Backward::run_tile(int64_t part, int64_t first, int64_t end, int64_t next_e
   float* gradient = memory;
   float* input = gradient + k_blocks_ * pixels * lanes_;
   float* product = input + inner_blocks_ * pixels * lanes_;
-  const int64_t outputs = stage_.out_channels, at = first * stage_.y_stride;
-  if (gradients_.correction != nullptr) {
-    table_.corrected_row({gradients_.gradient + at, gradients_.y + at, gradients_.correction,
-                          gradients_.correction + stage_.y_stride, Activation::kNone, stage_.y_stride, pixels, outputs,
-                          gradient, pixels * lanes_});
-  } else {
-    table_.stage_row({gradients_.gradient + at, nullptr, nullptr, nullptr, Activation::kNone, stage_.y_stride, pixels,
-                      outputs, gradient, pixels * lanes_});
-  }
+  const int64_t outputs = stage_.out_channels;
+  load_gradients(table_, stage_, gradients_, first, pixels, gradient);
   if (gradients_.bias_gradient != nullptr) {
     for (int64_t block = 0; block < k_blocks_; ++block) {
       table_.sum_row(gradient + block * pixels * lanes_, pixels, bias_sums_ + part * k_padded() + block * lanes_);
@@ -145,7 +126,7 @@ void Backward::run_tile(int64_t part, int64_t first, int64_t end, int64_t next_e
   // Both products take about the same time, and each asks for its share of what the next tile reads.
   const int64_t multiplied = gradients_.x_gradient != nullptr ? column_blocks_ : 0;
   const int64_t shares = std::max<int64_t>(1, gradients_.weight_gradient != nullptr ? 2 * column_blocks_ : multiplied);
-  if (gradients_.weight_gradient != nullptr) table_.stage_row(load_of(stage_, first, pixels, lanes_, input));
+  if (gradients_.weight_gradient != nullptr) load_inputs(table_, stage_, first, pixels, input);
   if (gradients_.x_gradient != nullptr) {
     const bool affine = stage_.scale != nullptr;
     const bool stream = streams(gradients_.x_gradient, stage_.pixels, stage_.channels, stage_.x_stride);
@@ -264,7 +245,7 @@ void pointwise_stage_forward(const PointwiseStage& stage, const float* bias, flo
       double* own = part_sums + part * 2 * k_padded;
       pixels.for_tiles(part, [&](int64_t first, int64_t next, int64_t next_end) {
         const int64_t count = next - first;
-        table.stage_row(load_of(stage, first, count, lanes, panel));
+        load_inputs(table, stage, first, count, panel);
         table.pointwise_stage_tile({panel,
                                     stage.channels,
                                     count,
