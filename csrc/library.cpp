@@ -18,6 +18,7 @@ STABLE_TORCH_LIBRARY_IMPL(dwsep, CPU, library) {
   library.impl("depthwise_conv_backward", TORCH_BOX(&dwsep::depthwise_conv_backward));
   library.impl("depthwise_stage", TORCH_BOX(&dwsep::depthwise_stage));
   library.impl("depthwise_stage_backward", TORCH_BOX(&dwsep::depthwise_stage_backward));
+  library.impl("expanded_stage_backward", TORCH_BOX(&dwsep::expanded_stage_backward));
   library.impl("inference_program", TORCH_BOX(&dwsep::inference_program));
   library.impl("mixed_stage", TORCH_BOX(&dwsep::mixed_stage));
   library.impl("mixed_stage_backward", TORCH_BOX(&dwsep::mixed_stage_backward));

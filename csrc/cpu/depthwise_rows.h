@@ -123,13 +123,27 @@ class RowsGroup {
   }
 };
 
+// Takes the gradients of a few input rows where they are made, in place of a tensor. Thread-safe, as far as parts go.
+class GradientRows {
+ public:
+  virtual ~GradientRows() = default;
+  // Floats of working memory for so many pixels.
+  virtual int64_t memory_floats(int64_t pixels) const = 0;
+  // Those of pixels [first, first + pixels) of the whole tensor, [channel block][pixel][lane], of one of the plan's
+  // parts. `next` is what to ask for meanwhile.
+  virtual void take(int64_t part, int64_t first, int64_t pixels, const float* panel, float* memory,
+                    const Prefetch& next) const = 0;
+  // Adds what taking such pixels will read.
+  virtual void expect(RowsAhead& ahead, int64_t first, int64_t pixels) const = 0;
+};
+
 // `plan.group` must not be 0. `activation` of y; `sums` of y and of its squares, two rows
 // that are pixel_stride long, or null for none.
 void depthwise_rows_forward(RowsPlan& plan, const WeightSources& weights, const StageLoad& load, Activation activation,
                             const float* x, float* y, double* sums);
 
-// Without a stage, `stage` is empty.
+// Without a stage, `stage` is empty. With a taker, all channels must be one group, and x's gradient a null pointer.
 void depthwise_rows_backward(RowsPlan& plan, const WeightSources& weights, const StageBackward& stage,
-                             const DepthwiseBackwardTensors& tensors);
+                             const DepthwiseBackwardTensors& tensors, const GradientRows* taker = nullptr);
 
 }  // namespace dwsep

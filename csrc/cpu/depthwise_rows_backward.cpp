@@ -14,11 +14,14 @@ namespace {
 class BackwardRows : RowsGroup {
  public:
   // Added to: `sums` [block][taps, then bias][lane], `affine_sums` [2][padded channels] or null.
-  BackwardRows(const RowsPlan& plan, int64_t first_block, const StageBackward& stage,
-               const DepthwiseBackwardTensors& tensors, bool stream, float* sums, double* affine_sums, float* memory)
+  BackwardRows(const RowsPlan& plan, int64_t part, int64_t first_block, const StageBackward& stage,
+               const DepthwiseBackwardTensors& tensors, const GradientRows* taker, bool stream, float* sums,
+               double* affine_sums, float* memory)
       : RowsGroup(plan, first_block),
+        part_(part),
         stage_(stage),
         tensors_(tensors),
+        taker_(taker),
         stream_(stream),
         sums_(sums),
         affine_sums_(affine_sums),
@@ -33,13 +36,14 @@ class BackwardRows : RowsGroup {
     float* behind = memory + plan.group * plan.inputs.block_floats();
     gradients_.place(behind, group_, plan.width.output, plan.height.output);
     result_ = behind + plan.group * plan.gradients.block_floats();
-    zeros_ = result_ + result_rows(plan) * plan.width.input * plan.lanes;
+    zeros_ = result_ + result_floats(plan, taker);
     std::fill_n(zeros_, plan.inputs.row_floats(), 0.0f);
+    of_taker_ = zeros_ + plan.inputs.row_floats();
   }
 
-  static int64_t floats(const RowsPlan& plan) {
-    return plan.group * (plan.inputs.block_floats() + plan.gradients.block_floats()) +
-           result_rows(plan) * plan.width.input * plan.lanes + plan.inputs.row_floats();
+  static int64_t floats(const RowsPlan& plan, const GradientRows* taker) {
+    return plan.group * (plan.inputs.block_floats() + plan.gradients.block_floats()) + result_floats(plan, taker) +
+           plan.inputs.row_floats() + (taker != nullptr ? taker->memory_floats(result_pixels(plan)) : 0);
   }
 
   // One band of output rows: their share of the weight's gradient, and the gradients of the input rows which no later
@@ -65,7 +69,11 @@ class BackwardRows : RowsGroup {
       const int64_t ready = end == band.end ? results : std::min(results, std::max<int64_t>(0, first_result(end)));
       while (wants_x() && next_result_ < ready) {
         const int64_t stop = std::min(ready, next_result_ + result_rows(plan_));
-        compute_x_gradient(next_result_, stop);
+        if (taker_ != nullptr) {
+          hand_over(next_result_, stop);
+        } else {
+          compute_x_gradient(next_result_, stop);
+        }
         next_result_ = stop;
       }
       ahead_.ask(ahead_.lines());
@@ -73,8 +81,10 @@ class BackwardRows : RowsGroup {
   }
 
  private:
+  int64_t part_;
   const StageBackward& stage_;
   const DepthwiseBackwardTensors& tensors_;
+  const GradientRows* taker_;
   bool stream_;
   float* sums_;
   double* affine_sums_;
@@ -82,11 +92,13 @@ class BackwardRows : RowsGroup {
   RowRing inputs_, gradients_;
   float* result_;  // gradients of inputs, before the stage
   float* zeros_;
+  float* of_taker_;
   int64_t image_ = 0, next_input_ = 0, next_result_ = 0;
   std::vector<const float*> pointers_;
   RowsAhead ahead_;
+  Prefetch next_ = {};  // for the taker
 
-  bool wants_x() const { return tensors_.x_gradient != nullptr; }
+  bool wants_x() const { return tensors_.x_gradient != nullptr || taker_ != nullptr; }
   bool wants_weight() const { return tensors_.weight_gradient != nullptr; }
   const float* gradient() const { return static_cast<const float*>(tensors_.gradient); }
   const float* x() const { return static_cast<const float*>(tensors_.x); }
@@ -100,6 +112,13 @@ class BackwardRows : RowsGroup {
 
   // Input rows whose gradients are computed at once.
   static int64_t result_rows(const RowsPlan& plan) { return plan.together * plan.height.stride; }
+  static int64_t result_pixels(const RowsPlan& plan) { return result_rows(plan) * plan.width.input; }
+  // A block's, or all of them for somebody who takes them.
+  static int64_t result_floats(const RowsPlan& plan, const GradientRows* taker) {
+    return (taker != nullptr ? plan.group : 1) * result_pixels(plan) * plan.lanes;
+  }
+  // A pixel of all images.
+  int64_t pixel_of(int64_t row) const { return (image_ * plan_.height.input + row) * plan_.width.input; }
 
   void fetch_gradients(int64_t begin, int64_t end) {
     for (int64_t row = begin; row < end; ++row) {
@@ -117,14 +136,29 @@ class BackwardRows : RowsGroup {
   // Output rows [begin, end) come next.
   void look_ahead(int64_t begin, int64_t end) {
     ahead_.clear();
+    next_ = {};
     if (begin >= end) return;
     const ConvAxis &height = plan_.height, &width = plan_.width;
+    const int64_t stop = inputs_end(end - 1);
+    if (taker_ != nullptr) {
+      const auto size = static_cast<int64_t>(sizeof(float)), channels = plan_.problem.channels;
+      const int64_t output = at(image_, height.output, width.output, begin);
+      const int64_t bytes = (end - begin) * width.output * channels * size;
+      const int64_t input = std::max(next_input_, height.position(begin, 0));
+      next_ = {{{gradient() + output, bytes},
+                {gradient_load_.y + output, gradient_load_.y != nullptr ? bytes : 0},
+                {x() + at(image_, height.input, width.input, input),
+                 std::max<int64_t>(0, stop - input) * width.input * channels * size}}};
+      const int64_t first = std::clamp<int64_t>(first_result(begin), 0, height.input);
+      const int64_t last = std::clamp<int64_t>(first_result(end), 0, height.input);
+      taker_->expect(ahead_, pixel_of(first), (last - first) * width.input);
+      return;
+    }
     for (int64_t row = begin; row < end; ++row) {
       const int64_t from = at(image_, height.output, width.output, row);
       expect(ahead_, gradient() + from, width.output);
       if (gradient_load_.y != nullptr) expect(ahead_, gradient_load_.y + from, width.output);
     }
-    const int64_t stop = inputs_end(end - 1);
     for (int64_t input = std::max(next_input_, height.position(begin, 0)); wants_weight() && input < stop; ++input) {
       expect(ahead_, x() + at(image_, height.input, width.input, input), width.input);
     }
@@ -160,6 +194,36 @@ class BackwardRows : RowsGroup {
         plan_.table.sum_row(gradients_.row(row, block), plan_.width.output, sums);
       }
     }
+  }
+
+  // The same of all blocks, before anything is done with them, for the taker.
+  void hand_over(int64_t begin, int64_t end) {
+    const int64_t lanes = plan_.lanes, pixels = (end - begin) * plan_.width.input;
+    const int64_t from = at(image_, plan_.height.input, plan_.width.input, begin);
+    const bool affine = stage_.scale != nullptr;
+    for (int64_t block = 0; block < group_; ++block) {
+      ask();
+      const int64_t first = channel() + block * lanes, valid = std::min(lanes, plan_.problem.channels - first);
+      float* planes = result_ + block * pixels * lanes;
+      correlate(block, begin, end, planes, lanes, lanes, false);
+      StageGradientRow job = {planes,
+                              lanes,
+                              0,
+                              x() + from + block * lanes,
+                              affine ? stage_.scale + first : nullptr,
+                              affine ? stage_.shift + first : nullptr,
+                              stage_.activation,
+                              plan_.pixel_stride,
+                              pixels,
+                              valid,
+                              planes,
+                              false,
+                              affine ? affine_sums_ + first : nullptr,
+                              plan_.padded()};
+      job.out_stride = lanes;
+      plan_.table.stage_gradient_row(job);
+    }
+    taker_->take(part_, pixel_of(begin), pixels, result_, of_taker_, next_);
   }
 
   // Of input rows [begin, end).
@@ -223,7 +287,7 @@ class BackwardRows : RowsGroup {
 }  // namespace
 
 void depthwise_rows_backward(RowsPlan& plan, const WeightSources& weights, const StageBackward& stage,
-                             const DepthwiseBackwardTensors& tensors) {
+                             const DepthwiseBackwardTensors& tensors, const GradientRows* taker) {
   const ConvProblem& problem = plan.problem;
   const int64_t parts = plan.parts(), groups = plan.groups();
   const int64_t part_floats = plan.blocks * (plan.taps() + 1) * plan.lanes;
@@ -242,11 +306,11 @@ void depthwise_rows_backward(RowsPlan& plan, const WeightSources& weights, const
   const int64_t pixels = problem.batch * problem.input[1] * problem.input[2];
   const bool stream = x_gradient != nullptr && streams(x_gradient, pixels, problem.channels, plan.pixel_stride);
   parallel_for(groups * parts, 1, [&](int64_t begin, int64_t end) {
-    float* panel = scratch(Scratch::kPanel, static_cast<std::size_t>(BackwardRows::floats(plan)));
+    float* panel = scratch(Scratch::kPanel, static_cast<std::size_t>(BackwardRows::floats(plan, taker)));
     for (int64_t unit = begin; unit < end; ++unit) {
       const int64_t part = unit / groups;
-      BackwardRows rows(plan, unit % groups * plan.group, stage, tensors, stream, sums + part * part_floats,
-                        affine ? affine_sums + part * 2 * plan.padded() : nullptr, panel);
+      BackwardRows rows(plan, part, unit % groups * plan.group, stage, tensors, taker, stream,
+                        sums + part * part_floats, affine ? affine_sums + part * 2 * plan.padded() : nullptr, panel);
       const Range items = plan.items_of(part);
       for (int64_t item = items.begin; item < items.end; ++item) rows.run(item);
     }

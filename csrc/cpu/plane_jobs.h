@@ -153,7 +153,8 @@ struct StageGradientRow {
   const float* gate = nullptr;
   const float* addend = nullptr;
   float addend_factor = 1.0f;
-  int64_t ahead = 0;  // pixels behind the one being read, to be asked for
+  int64_t ahead = 0;       // pixels behind the one being read, to be asked for
+  int64_t out_stride = 0;  // floats from a pixel of `out` to the next; 0: as x
 };
 
 // out = activation(scale * x + shift) + residual, consecutive pixels of channels-last float tensors.

@@ -43,6 +43,28 @@ StageGradientResult depthwise_stage_backward(const torch::stable::Tensor& grad, 
                                              const std::vector<int64_t>& padding, const std::vector<int64_t>& dilation,
                                              const std::vector<bool>& output_mask);
 
+// The way back through a pointwise stage whose output's norm takes its statistics from the batch, and through the
+// depthwise stage behind it. Gradients of x, of its scale and shift, of the pointwise weight, of the norm's weight and
+// bias, of the depthwise weight and bias; those of x are empty where they are not wanted.
+using ExpandedStageGradients =
+    std::tuple<torch::stable::Tensor, torch::stable::Tensor, torch::stable::Tensor, torch::stable::Tensor,
+               torch::stable::Tensor, torch::stable::Tensor, torch::stable::Tensor>;
+ExpandedStageGradients expanded_stage_backward(
+    const torch::stable::Tensor& grad, const torch::stable::Tensor& y,
+    const std::optional<torch::stable::Tensor>& correction, const torch::stable::Tensor& x,
+    const std::optional<torch::stable::Tensor>& scale, const std::optional<torch::stable::Tensor>& shift,
+    const torch::stable::Tensor& weight, const torch::stable::Tensor& expanded,
+    const torch::stable::Tensor& expanded_scale, const torch::stable::Tensor& expanded_shift,
+    const torch::stable::Tensor& mean, const torch::stable::Tensor& invstd,
+    const std::optional<torch::stable::Tensor>& norm_weight, const std::string& activation,
+    const torch::stable::Tensor& depthwise_weight, bool has_bias, const std::vector<int64_t>& stride,
+    const std::vector<int64_t>& padding, const std::vector<int64_t>& dilation, bool wants_x);
+
+// Whether that is faster than the two stages one by one.
+bool expanded_stage_pays(const torch::stable::Tensor& x, const torch::stable::Tensor& expanded,
+                         const torch::stable::Tensor& depthwise_weight, const std::vector<int64_t>& stride,
+                         const std::vector<int64_t>& padding, const std::vector<int64_t>& dilation);
+
 // Convolutions of the channels of x in turn, each with some of its own; all depthwise, with a geometry of so many
 // entries a weight, or all 1x1, with none.
 StageResult mixed_stage(const torch::stable::Tensor& x, const std::optional<torch::stable::Tensor>& scale,

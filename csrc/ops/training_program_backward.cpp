@@ -103,7 +103,7 @@ class Backward {
   }
 
   void run() {
-    for (std::size_t i = steps_.size(); i-- > 0;) run_step(steps_[i], places_[i]);
+    for (std::size_t i = steps_.size(); i-- > 0;) run_step(i);
   }
 
   Tensors results() const {
@@ -174,7 +174,9 @@ class Backward {
                                              source.shift, source.activation));
   }
 
-  void run_step(const Step& step, std::size_t place) {
+  void run_step(std::size_t number) {
+    const Step& step = steps_[number];
+    const std::size_t place = places_[number];
     // What flows on from here needs the step's own no more.
     const Gradient grad = std::exchange(raw_[step.target], {});
     const Gradient affine = std::exchange(affine_[step.target], {});
@@ -192,6 +194,7 @@ class Backward {
       if (step.statistics != Statistics::kRunning) correction = found;
     }
     if (grad.tensor.has_value()) {
+      if (run_expanded(number, *grad.tensor, correction)) return;
       run_with(step, *grad.tensor, grad.own, correction);
     } else if (correction.has_value()) {
       const Tensor& raw = training::raw_of(values_[step.target]);
@@ -258,6 +261,37 @@ class Backward {
     affine_[step.source].add(of_affine, true);
     give_parameter(step.weight, as_given(of_weight));
     give_parameter(step.bias, of_bias);
+  }
+
+  // The depthwise convolution together with the pointwise one before it, if nobody else takes what is between them.
+  bool run_expanded(std::size_t number, const Tensor& grad, const std::optional<Tensor>& correction) {
+    if (number == 0) return false;
+    const Step &step = steps_[number], &expand = steps_[number - 1];
+    if (step.kind != Kind::kConv || !step.depthwise || !step.parts.empty()) return false;
+    if (expand.kind != Kind::kConv || expand.depthwise || !expand.parts.empty() || expand.bias >= 0) return false;
+    if (!expand.has_norm() || expand.statistics == Statistics::kRunning || expand.target != step.source) return false;
+    if (!wants_convolution(step) || !wants_convolution(expand)) return false;
+    if (raw_[step.source].tensor.has_value() || affine_[step.source].tensor.has_value()) return false;
+    const Value &source = values_[expand.source], &expanded = values_[expand.target];
+    const std::size_t end = places_[number - 1] + expand.made();
+    const Tensor &x = training::raw_of(source), &wide = training::raw_of(expanded);
+    const Tensor& depthwise = parameters_[static_cast<std::size_t>(step.weight)];
+    if (x.dim() != 4 || source.activation != "none") return false;
+    if (!expanded_stage_pays(x, wide, depthwise, step.stride, step.padding, step.dilation)) return false;
+    const auto [of_x, of_affine, of_weight, of_norm_weight, of_norm_bias, of_depthwise, of_bias] =
+        expanded_stage_backward(
+            grad, correction.has_value() ? training::raw_of(values_[step.target]) : grad, correction, x, source.scale,
+            source.shift, parameters_[static_cast<std::size_t>(expand.weight)], wide, *expanded.scale, *expanded.shift,
+            made_[end - 2], made_[end - 1], training::at(parameters_, expand.norm_weight), expanded.activation,
+            depthwise, step.bias >= 0, step.stride, step.padding, step.dilation, requires_[expand.source]);
+    give_parameter(step.weight, of_depthwise);
+    give_parameter(step.bias, of_bias);
+    give_parameter(expand.norm_weight, of_norm_weight);
+    give_parameter(expand.norm_bias, of_norm_bias);
+    give_parameter(expand.weight, of_weight);
+    raw_[expand.source].add(of_x, true);
+    affine_[expand.source].add(of_affine, true);
+    return true;
   }
 
   void run_mixed(const Step& step, const Value& source, const Tensor& grad, const Tensor& y,

@@ -16,6 +16,7 @@ import dwsep
 from dwsep.ops.inference_program import Kind
 from dwsep.ops.training_program import Statistics
 from tests import isas, problems
+from tests.ops.test_expanded_stage import Problem
 from tests.ops.test_training_program import _block as draw_program
 from tests.problems import last
 from tests.programs import draw_step
@@ -140,6 +141,9 @@ def _training() -> Iterator[tuple[str, Operation]]:
         return of_x, of_affine, *of_weights, of_bias
 
     yield "mixed_stage_backward", backward
+    torch.manual_seed(5)
+    expanded, _, _ = Problem(24, 72, (23, 21), 5, stride=(2, 1), bias=True).draw()
+    yield "expanded_stage_backward", lambda: ops.expanded_stage_backward(**expanded)
 
 
 def _operations() -> Iterator[tuple[str, Operation]]:

@@ -3,6 +3,7 @@
 from dwsep.ops import (
     depthwise_conv,
     depthwise_stage,
+    expanded_stage,
     inference_program,
     mixed_stage,
     pointwise_conv_packed,
@@ -22,6 +23,7 @@ __all__ = [
     "NativeStatus",
     "depthwise_conv",
     "depthwise_stage",
+    "expanded_stage",
     "inference_program",
     "mixed_stage",
     "native_status",
