@@ -14,6 +14,8 @@
 #include "ops/training_program.h"
 
 STABLE_TORCH_LIBRARY_IMPL(dwsep, CPU, library) {
+  library.impl("dense_stage", TORCH_BOX(&dwsep::dense_stage));
+  library.impl("dense_stage_backward", TORCH_BOX(&dwsep::dense_stage_backward));
   library.impl("depthwise_conv", TORCH_BOX(&dwsep::depthwise_conv));
   library.impl("depthwise_conv_backward", TORCH_BOX(&dwsep::depthwise_conv_backward));
   library.impl("depthwise_stage", TORCH_BOX(&dwsep::depthwise_stage));

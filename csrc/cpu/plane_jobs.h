@@ -294,6 +294,7 @@ struct PatchRow {
   int64_t step;  // floats from a pixel to the next
   int64_t pixels;
   float* panel;
+  int64_t block_stride;  // floats of the panel from an inner block to the next
 };
 
 // A row of a dense convolution's outputs, from what a pixel's runs say of its padded input rows.

@@ -42,6 +42,11 @@ MemoryRange rows(const float* tensor, int64_t channels, int64_t pixel_stride, in
   return {tensor + begin * pixel_stride, (end - begin) * pixel_stride * kFloatBytes};
 }
 
+MemoryRange input_rows(const PointwiseStage& stage, int64_t begin, int64_t end) {
+  if (stage.patches != nullptr) return {nullptr, 0};  // small, and read in order
+  return rows(stage.x, stage.channels, stage.x_stride, begin, end);
+}
+
 // The weight as [column block of inputs][output, padded][column]: the way back from outputs to inputs.
 void pack_transposed(const KernelTable& table, const PointwiseStage& stage, int64_t padded, float* packed) {
   const int64_t columns = table.tile_columns, block_floats = padded * columns;
@@ -104,7 +109,7 @@ class Backward {
     const int64_t outputs = stage_.out_channels, stride = stage_.y_stride;
     return {{rows(gradients_.gradient, outputs, stride, begin, end),
              rows(gradients_.y, outputs, stride, begin, gradients_.correction != nullptr ? end : begin),
-             rows(stage_.x, stage_.channels, stage_.x_stride, begin, end)}};
+             input_rows(stage_, begin, end)}};
   }
   void write_weight_gradient() const;
 };
@@ -257,7 +262,7 @@ void pointwise_stage_forward(const PointwiseStage& stage, const float* bias, flo
                                     own,
                                     k_padded,
                                     stream,
-                                    {{rows(stage.x, stage.channels, stage.x_stride, next, next_end)}}});
+                                    {{input_rows(stage, next, next_end)}}});
       });
     }
     table.finish_streams();

@@ -96,6 +96,13 @@ Tensors training_program(const Tensors& inputs, const Tensors& parameters, const
         }
         const auto weight = *training::at(parameters, step.weight);
         const auto bias = training::at(parameters, step.bias);
+        if (step.dense) {
+          STD_TORCH_CHECK(source.is_plain(), "a dense convolution takes a plain value");
+          auto [y, found] = dense_stage(raw, weight, bias, step.stride, step.padding, step.dilation);
+          target.raw = y;
+          sums = found;
+          break;
+        }
         auto [y, found] = step.depthwise ? depthwise_stage(raw, source.scale, source.shift, source.activation, weight,
                                                            bias, step.stride, step.padding, step.dilation)
                                          : pointwise_stage(training::with_axes(raw), source.scale, source.shift,

@@ -248,6 +248,14 @@ class Backward {
     if (!step.parts.empty()) return run_mixed(step, source, grad, y, correction, mask);
     const Tensor& weight = parameters_[static_cast<std::size_t>(step.weight)];
     const bool has_bias = step.bias >= 0;
+    if (step.dense) {
+      STD_TORCH_CHECK(!mask[0], "a dense convolution gives its input no gradient");
+      const auto [of_weight, of_bias] =
+          dense_stage_backward(grad, y, correction, x, weight, has_bias, step.stride, step.padding, step.dilation);
+      give_parameter(step.weight, of_weight);
+      give_parameter(step.bias, of_bias);
+      return;
+    }
     const auto [of_x, of_affine, of_weight, of_bias] =
         step.depthwise ? depthwise_stage_backward(grad, y, correction, x, source.scale, source.shift, source.activation,
                                                   weight, has_bias, step.stride, step.padding, step.dilation, mask)
@@ -268,7 +276,8 @@ class Backward {
     if (number == 0) return false;
     const Step &step = steps_[number], &expand = steps_[number - 1];
     if (step.kind != Kind::kConv || !step.depthwise || !step.parts.empty()) return false;
-    if (expand.kind != Kind::kConv || expand.depthwise || !expand.parts.empty() || expand.bias >= 0) return false;
+    if (expand.kind != Kind::kConv || expand.depthwise || expand.dense || !expand.parts.empty()) return false;
+    if (expand.bias >= 0) return false;
     if (!expand.has_norm() || expand.statistics == Statistics::kRunning || expand.target != step.source) return false;
     if (!wants_convolution(step) || !wants_convolution(expand)) return false;
     if (raw_[step.source].tensor.has_value() || affine_[step.source].tensor.has_value()) return false;

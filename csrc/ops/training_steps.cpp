@@ -31,7 +31,7 @@ std::vector<Step> read_steps(const std::vector<int64_t>& table, std::size_t inpu
       STD_TORCH_CHECK(!steps.empty() && steps.back().kind == Kind::kConv, "a part belongs to no convolution");
       Step& whole = steps.back();
       STD_TORCH_CHECK(static_cast<int64_t>(whole.source) == row[1] && static_cast<int64_t>(whole.target) == row[2] &&
-                          whole.depthwise == (row[9] != 0),
+                          whole.depthwise == (row[9] == 1) && !whole.dense && row[9] != 2,
                       "a part is not like the convolution that it belongs to");
       STD_TORCH_CHECK(row[4] >= 0 && within(row[4], parameters) && within(row[5], parameters),
                       "a step's parameter does not exist");
@@ -58,7 +58,8 @@ std::vector<Step> read_steps(const std::vector<int64_t>& table, std::size_t inpu
                  row[6],
                  row[7],
                  row[8],
-                 row[9] != 0,
+                 row[9] == 1,
+                 row[9] == 2,
                  {row[10], row[11]},
                  {row[14], row[15], row[16], row[17]},
                  {row[12], row[13]},

@@ -25,7 +25,7 @@ struct Step {
   std::size_t source, target;
   int64_t operand;
   int64_t weight, bias, norm_weight, norm_bias, norm;
-  bool depthwise;
+  bool depthwise, dense;
   std::vector<int64_t> stride, padding, dilation;
   bool option;
   Statistics statistics;

@@ -220,7 +220,7 @@ def test_strided_narrow_convolutions_stay_within_memory(padding, runs, monkeypat
     """oneDNN's gradient for the weight of a strided 1x1 convolution of few channels, channels-last, does not."""
     net = nn.Sequential(nn.Conv2d(3, 8, 1, 2, padding, bias=False), nn.BatchNorm2d(8), nn.ReLU(), Net().blocks[1])
     dwsep.accelerate_(randomise(net))
-    x = torch.randn(2, 3, 16, 16)
+    x = torch.randn(2, 3, 16, 16, requires_grad=True)  # else our own stage runs it
     check_step(net, x)
     strides, conv2d = [], torch.nn.functional.conv2d
 

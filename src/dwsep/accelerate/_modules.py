@@ -59,6 +59,9 @@ _FOREIGN_GATES = {
     ("timm.layers.activations", "HardSigmoid"): "hardsigmoid",
 }
 PRODUCTS = (operator.mul, torch.mul, "mul")
+# Of the first convolution: a 7x7 of three channels has 147.
+_MOST_STEM_CHANNELS = 4
+_MOST_STEM_OPERANDS = 160
 _LOOKS = (torch.mean, F.adaptive_avg_pool2d, "mean")
 ADDITIONS = (operator.add, operator.iadd, torch.add)
 
@@ -108,6 +111,13 @@ def is_pointwise(conv: nn.Conv2d) -> bool:
     taps_and_steps = (*conv.kernel_size, *conv.stride)
     unpadded = conv.padding in ("valid", "same") or (not isinstance(conv.padding, str) and not any(conv.padding))
     return set(taps_and_steps) == {1} and unpadded
+
+
+def is_stem(conv: nn.Conv2d) -> bool:
+    """Whether a dense convolution has so few operands a pixel that a stage gathers them, as that of an image has."""
+    if conv.groups != 1 or is_pointwise(conv) or conv.in_channels > _MOST_STEM_CHANNELS:
+        return False
+    return conv.in_channels * conv.kernel_size[0] * conv.kernel_size[1] <= _MOST_STEM_OPERANDS
 
 
 def overruns(module: nn.Module) -> bool:

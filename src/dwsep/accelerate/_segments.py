@@ -26,12 +26,12 @@ _GATES = ("sigmoid", "hardsigmoid")
 _MOST_LOWERINGS = 8
 
 
-def expand(program: Program) -> list[Step]:
+def expand(program: Program, images: bool) -> list[Step]:
     """A program's steps, with a convolution that no stage runs apart from the norm and the activation behind it."""
     steps: list[Step] = []
     value = program.values
     for step in program.steps:
-        if isinstance(step, Stage) and step.conv is not None and not _has_stage(step.conv) and step.norm is not None:
+        if isinstance(step, Stage) and step.conv is not None and not _has_stage(step, images) and step.norm is not None:
             steps.append(Stage(step.name, step.input, value, conv=step.conv))
             steps.append(replace(step, input=value, conv=None))
             value += 1
@@ -40,16 +40,20 @@ def expand(program: Program) -> list[Step]:
     return steps
 
 
-def _has_stage(conv: nn.Conv2d) -> bool:
-    if _modules.is_pointwise(conv):
+def _has_stage(step: Stage, images: bool) -> bool:
+    conv = step.conv
+    if conv is None or _modules.is_pointwise(conv):
         return True
-    return _modules.is_depthwise(conv) and conv.out_channels == conv.in_channels
+    if _modules.is_depthwise(conv):
+        return conv.out_channels == conv.in_channels
+    return images and step.input == 0 and _modules.is_stem(conv)
 
 
 class _Pooled:
     """Which values are means over images or made of such: (N, C, 1, 1), or, flat, (N, C)."""
 
-    def __init__(self) -> None:
+    def __init__(self, images: bool) -> None:
+        self.images = images
         self.pixels: set[int] = set()
         self.flat: set[int] = set()
 
@@ -58,7 +62,7 @@ class _Pooled:
         if isinstance(step, Stage):
             if step.input in self.pixels and step.residual is None and all(map(_modules.is_pointwise, step.convs)):
                 self.pixels.add(step.output)
-            return step.conv is None or _has_stage(step.conv)
+            return _has_stage(step, self.images)
         if isinstance(step, Product):
             return True
         taken = inputs_of(step)
@@ -111,11 +115,17 @@ class Plan:
     last_use: dict[int, int]
 
 
-def plan(program: Program, *, together: bool = True) -> Plan:
-    """Put the steps of a program into as few segments as there can be, or, where not ``together``, into none."""
+def plan(program: Program, *, together: bool = True, images: bool = True) -> Plan:
+    """Put the steps of a program into as few segments as there can be, or, where not ``together``, into none.
+
+    Args:
+        program: whose steps.
+        together: whether there may be segments.
+        images: whether the program's input needs no gradient: only then is there a stage for a dense convolution of it.
+    """
     items: list[Step | Segment] = []
     run: list[Step] = []
-    steps, pooled = expand(program), _Pooled()
+    steps, pooled = expand(program, images), _Pooled(images)
     for step in [*steps, None]:
         if step is not None and together and pooled.may_run(step):
             run.append(step)
@@ -259,7 +269,7 @@ class Lowered:
         fields: dict[str, Any] = {"weight": self._parameter(conv, "weight"), "bias": self._parameter(conv, "bias")}
         self.convs.append((conv, _form(conv)))
         parts.append(fields)
-        fields["depthwise"] = int(not _modules.is_pointwise(conv))
+        fields["depthwise"] = 0 if _modules.is_pointwise(conv) else 1 if _modules.is_depthwise(conv) else 2
         if not fields["depthwise"]:
             return tuple(spatial)
         geometry = _modules.geometry_of(conv)

@@ -118,7 +118,7 @@ def taken_apart(module: nn.Module, training: bool) -> Inference | Training | Non
         return None
     if training:
         runs = _training.is_available() and _training.admits(reading.program)
-        return Training(reading.program, reading.training) if runs else None
+        return Training(reading.program, reading.training()) if runs else None
     plan = reading.inference()
     return None if plan is None else Inference(plan)
 

@@ -111,6 +111,39 @@ def stage_backward(
     return grad_x, grad_affine, grad_weight, grad_bias
 
 
+def _padded(x: Tensor, padding: Sequence[int]) -> Tensor:
+    top, bottom, left, right = padding
+    return torch.nn.functional.pad(x, (left, right, top, bottom))
+
+
+def dense_stage(
+    x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Sequence[Sequence[int]]
+) -> tuple[Tensor, Tensor]:
+    """A dense convolution of x (N, C, H, W) as it is: the raw output and its sums."""
+    stride, padding, dilation = geometry
+    y = torch.nn.functional.conv2d(_padded(x, padding), weight, bias, list(stride), 0, list(dilation))
+    return y, sums_of(y)
+
+
+def dense_stage_backward(
+    grad: Tensor,
+    y: Tensor,
+    correction: Tensor | None,
+    x: Tensor,
+    weight: Tensor,
+    has_bias: bool,
+    geometry: Sequence[Sequence[int]],
+) -> tuple[Tensor, Tensor | None]:
+    """Gradients of its weight and of its bias."""
+    stride, padding, dilation = geometry
+    dy = corrected(grad, y, correction)
+    _, of_weight, of_bias = torch.ops.aten.convolution_backward(
+        dy, _padded(x, padding), weight, [weight.shape[0]], list(stride), [0, 0], list(dilation), False, [0, 0], 1,
+        [False, True, has_bias],
+    )  # fmt: skip
+    return of_weight, of_bias
+
+
 def _parts(values: Tensor | None, sizes: Sequence[int], axis: int) -> Sequence[Tensor | None]:
     return [None] * len(sizes) if values is None else values.split(list(sizes), axis)
 

@@ -1,6 +1,7 @@
 """The operators ``torch.ops.dwsep.*``, one file each. Importing defines them, then loads the native library."""
 
 from dwsep.ops import (
+    dense_stage,
     depthwise_conv,
     depthwise_stage,
     expanded_stage,
@@ -21,6 +22,7 @@ native_status()
 
 __all__ = [
     "NativeStatus",
+    "dense_stage",
     "depthwise_conv",
     "depthwise_stage",
     "expanded_stage",

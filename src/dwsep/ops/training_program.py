@@ -45,7 +45,7 @@ LIBRARY.define(
 class Kind(IntEnum):
     """What a step does."""
 
-    CONV = 0  # a depthwise or pointwise convolution, and the norm behind it if there is one; a linear layer of (N, C)
+    CONV = 0  # a convolution, and the norm behind it if there is one; a linear layer of (N, C)
     NORM = 1  # the norm of a plain value, or an activation alone: the raw tensor stays
     OUTPUT = 2  # the values themselves, plus the operand's if there is one
     POOL = 3  # means over the pixels, (N, C), or, with option 1, (N, C, 1, 1)
@@ -83,8 +83,10 @@ class _Step:
         self.source, self.target, self.operand = fields["source"], fields["target"], fields["operand"]
         self.weight, self.bias = fields["weight"], fields["bias"]
         self.norm_weight, self.norm_bias, self.norm = fields["norm_weight"], fields["norm_bias"], fields["norm"]
-        self.depthwise, self.option = bool(fields["depthwise"]), fields["option"]
-        self.geometry = (list(row[10:12]), list(row[14:18]), list(row[12:14])) if self.depthwise else ()
+        # 0 for a pointwise convolution, 1 for a depthwise one, 2 for a dense one, of an input that needs no gradient.
+        self.depthwise, self.dense = fields["depthwise"] == 1, fields["depthwise"] == 2
+        self.option = fields["option"]
+        self.geometry = (list(row[10:12]), list(row[14:18]), list(row[12:14])) if fields["depthwise"] else ()
         self.parts = [self]  # the convolutions of one that is mixed
         if self.norm >= 0:
             self.statistics = Statistics(int(norms[3 * self.norm]))
@@ -103,7 +105,7 @@ class _Step:
     def convolution(self, parameters: Sequence[Tensor]) -> tuple[str, list[Any], Sequence[Sequence[int]]]:
         """The operator's name, its weight or weights with the bias, and its geometry."""
         if len(self.parts) == 1:
-            kind = "depthwise" if self.depthwise else "pointwise"
+            kind = "dense" if self.dense else "depthwise" if self.depthwise else "pointwise"
             return f"{kind}_stage", [parameters[self.weight], _at(parameters, self.bias)], self.geometry
         weights = [parameters[part.weight] for part in self.parts]
         biases = [_at(parameters, part.bias) for part in self.parts]
@@ -195,7 +197,9 @@ def _forward(
         sums = None
         if step.kind is Kind.CONV:
             name, weights, geometry = step.convolution(parameters)
-            if raw.dim() == 2:
+            if step.dense:
+                target.raw, sums = ops.dense_stage(raw, *weights, *geometry)
+            elif raw.dim() == 2:
                 y, _ = ops.pointwise_stage(_with_pixel(raw), *source.load[1:], _with_pixel(weights[0]), weights[1])
                 target.raw = y.flatten(1)
             else:
@@ -317,7 +321,14 @@ def _backward(
         if step.kind is Kind.CONV:
             weight_wanted = any(i >= 0 and wants[len(inputs) + i] for i in step.own[2:])
             mask = [requires[step.source], weight_wanted]
-            if any(mask):
+            if any(mask) and step.dense:
+                name, (weight, bias), geometry = step.convolution(parameters)
+                y = grad if correction is None else values[step.target].raw
+                taken = (source.raw, weight, bias is not None, *geometry)
+                of_weight, of_bias = ops.dense_stage_backward(grad, y, correction, *taken)
+                give(step.weight, of_weight)
+                give(step.bias, of_bias)
+            elif any(mask):
                 name, (weights, bias), geometry = step.convolution(parameters)
                 y = grad if correction is None else values[step.target].raw
                 assert source.raw is not None
