@@ -32,8 +32,9 @@ DenseInput::DenseInput(const Tensor& x, const Tensor& weight, const std::vector<
       problem_(make_dense_problem(x, weight_, stride, padding, dilation)),
       patches_(problem_, input_.data()),
       ordered_(empty_gradient()) {
+  const float* source = floats(weight_);
   float* target = mutable_floats(ordered_);
-  for_elements([&](int64_t ordered, int64_t element) { target[ordered] = floats(weight_)[element]; });
+  for_elements([&](int64_t ordered, int64_t element) { target[ordered] = source[element]; });
 }
 
 // f(place in the order of patches, place in the weight).
@@ -64,8 +65,9 @@ Tensor DenseInput::empty_gradient() const { return empty_float({weight_.size(0),
 
 Tensor DenseInput::in_order_of_the_weight(const Tensor& gradient) const {
   const Tensor found = empty_contiguous(weight_);
+  const float* source = floats(gradient);
   float* target = mutable_floats(found);
-  for_elements([&](int64_t ordered, int64_t element) { target[element] = floats(gradient)[ordered]; });
+  for_elements([&](int64_t ordered, int64_t element) { target[element] = source[ordered]; });
   return found;
 }
 

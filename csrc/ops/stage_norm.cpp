@@ -24,9 +24,9 @@ const float* floats_or_null(const std::optional<Tensor>& value) {
 }
 
 // running = (1 - momentum) * running + momentum * value, as torch rounds it.
-void update_running(const std::optional<Tensor>& running, int64_t channel, double momentum, double value) {
-  if (!running.has_value()) return;
-  float& place = mutable_floats(*running)[channel];
+void update_running(float* running, int64_t channel, double momentum, double value) {
+  if (running == nullptr) return;
+  float& place = running[channel];
   place = static_cast<float>((1.0 - momentum) * static_cast<double>(place) + momentum * value);
 }
 
@@ -47,6 +47,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> stage_statistics(const Tensor& sums, 
   const Tensor scale = empty_float({channels}), shift = empty_float({channels}), mean = empty_float({channels});
   const Tensor invstd = empty_float({channels});
   const float *gamma = floats_or_null(weight), *beta = floats_or_null(bias);
+  // Fetched once: each of these is a call into PyTorch.
+  float *scales = mutable_floats(scale), *shifts = mutable_floats(shift), *means = mutable_floats(mean);
+  float* inverses = mutable_floats(invstd);
+  float* means_kept = running_mean.has_value() ? mutable_floats(*running_mean) : nullptr;
+  float* variances_kept = running_var.has_value() ? mutable_floats(*running_var) : nullptr;
   const auto pixels = static_cast<double>(count);
   for (int64_t c = 0; c < channels; ++c) {
     const double average = totals[c] / pixels;
@@ -55,13 +60,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> stage_statistics(const Tensor& sums, 
     const double variance = spread < 0.0 ? 0.0 : spread;
     const double inverse = 1.0 / std::sqrt(variance + eps);
     const double factor = gamma != nullptr ? inverse * static_cast<double>(gamma[c]) : inverse;
-    mutable_floats(scale)[c] = static_cast<float>(factor);
-    mutable_floats(shift)[c] =
-        static_cast<float>((beta != nullptr ? static_cast<double>(beta[c]) : 0.0) - average * factor);
-    mutable_floats(mean)[c] = static_cast<float>(average);
-    mutable_floats(invstd)[c] = static_cast<float>(inverse);
-    update_running(running_mean, c, momentum, average);
-    update_running(running_var, c, momentum, variance * (pixels / std::max(pixels - 1.0, 1.0)));
+    scales[c] = static_cast<float>(factor);
+    shifts[c] = static_cast<float>((beta != nullptr ? static_cast<double>(beta[c]) : 0.0) - average * factor);
+    means[c] = static_cast<float>(average);
+    inverses[c] = static_cast<float>(inverse);
+    update_running(means_kept, c, momentum, average);
+    update_running(variances_kept, c, momentum, variance * (pixels / std::max(pixels - 1.0, 1.0)));
   }
   return {scale, shift, mean, invstd};
 }
@@ -77,19 +81,21 @@ std::tuple<Tensor, Tensor, Tensor> stage_correction(const Tensor& grad_affine, c
   const Tensor correction = empty_float({2, channels});
   const Tensor grad_weight = empty_float({channels}), grad_bias = empty_float({channels});
   const float* gamma = floats_or_null(weight);
+  const float *means = floats(mean), *inverses = floats(invstd);
+  float *slopes = mutable_floats(correction), *constants = slopes + channels;
+  float *of_weight = mutable_floats(grad_weight), *of_bias = mutable_floats(grad_bias);
   const auto pixels = static_cast<double>(count);
   for (int64_t c = 0; c < channels; ++c) {
-    const double average = static_cast<double>(floats(mean)[c]), inverse = static_cast<double>(floats(invstd)[c]);
+    const double average = static_cast<double>(means[c]), inverse = static_cast<double>(inverses[c]);
     const double grad_shift = grads[channels + c], grad_scale = grads[c] - average * grad_shift;
     const double factor = gamma != nullptr ? inverse * static_cast<double>(gamma[c]) : inverse;
     // Twice the gradient of the variance, and the gradient of the mean, of each pixel. The second belongs to the first
     // as it is after rounding: together they still take nothing from the gradient's mean.
     const auto slope = static_cast<float>(-inverse * inverse * factor * grad_scale / pixels);
-    mutable_floats(correction)[c] = slope;
-    mutable_floats(correction)[channels + c] =
-        static_cast<float>(-factor * grad_shift / pixels - static_cast<double>(slope) * average);
-    mutable_floats(grad_weight)[c] = static_cast<float>(grad_scale * inverse);
-    mutable_floats(grad_bias)[c] = static_cast<float>(grad_shift);
+    slopes[c] = slope;
+    constants[c] = static_cast<float>(-factor * grad_shift / pixels - static_cast<double>(slope) * average);
+    of_weight[c] = static_cast<float>(grad_scale * inverse);
+    of_bias[c] = static_cast<float>(grad_shift);
   }
   return {correction, grad_weight, grad_bias};
 }

@@ -31,13 +31,15 @@ void add_frozen(const Step& step, const Tensors& parameters, const Tensor& mean,
               *beta = static_cast<const float*>(data_or_null(bias));
   const Tensor scale = empty_float({channels}), shift = empty_float({channels}), kept = empty_float({channels});
   const Tensor invstd = empty_float({channels});
+  float *scales = mutable_floats(scale), *shifts = mutable_floats(shift);
+  float *averages = mutable_floats(kept), *inverses = mutable_floats(invstd);
   for (int64_t c = 0; c < channels; ++c) {
     const float inverse = 1.0f / std::sqrt(variances[c] + static_cast<float>(step.eps));
     const float factor = gamma != nullptr ? inverse * gamma[c] : inverse;
-    mutable_floats(scale)[c] = factor;
-    mutable_floats(shift)[c] = (beta != nullptr ? beta[c] : 0.0f) - means[c] * factor;
-    mutable_floats(kept)[c] = means[c];
-    mutable_floats(invstd)[c] = inverse;
+    scales[c] = factor;
+    shifts[c] = (beta != nullptr ? beta[c] : 0.0f) - means[c] * factor;
+    averages[c] = means[c];
+    inverses[c] = inverse;
   }
   made.insert(made.end(), {scale, shift, kept, invstd});
 }
@@ -67,7 +69,9 @@ template <class F>
 Tensor each(const Tensor& x, const F& f) {
   const Tensor dense = torch::stable::contiguous(x);
   const Tensor out = empty_contiguous(dense);
-  for (int64_t i = 0; i < dense.numel(); ++i) mutable_floats(out)[i] = f(floats(dense)[i]);
+  const float* values = floats(dense);
+  float* results = mutable_floats(out);
+  for (int64_t i = 0, count = dense.numel(); i < count; ++i) results[i] = f(values[i]);
   return out;
 }
 

@@ -23,7 +23,8 @@ using Tensors = std::vector<Tensor>;
 void add_to(const Tensor& sum, const Tensor& more) {
   if (sum.scalar_type() == torch::headeronly::ScalarType::Double) {
     auto* values = static_cast<double*>(sum.mutable_data_ptr());
-    for (int64_t i = 0; i < sum.numel(); ++i) values[i] += static_cast<const double*>(more.const_data_ptr())[i];
+    const auto* added = static_cast<const double*>(more.const_data_ptr());
+    for (int64_t i = 0, count = sum.numel(); i < count; ++i) values[i] += added[i];
     return;
   }
   StageOutput job = {};
@@ -36,7 +37,7 @@ void add_to(const Tensor& sum, const Tensor& more) {
   job.channels = kLine;
   job.pixels = sum.numel() / kLine;
   stage_output_forward(job);
-  for (int64_t i = job.pixels * kLine; i < sum.numel(); ++i) mutable_floats(sum)[i] += floats(more)[i];
+  for (int64_t i = job.pixels * kLine, count = sum.numel(); i < count; ++i) job.out[i] += job.residual[i];
 }
 
 // A gradient, and whether nobody else holds its memory, so that more may be added in place.
@@ -329,10 +330,11 @@ class Backward {
     const Tensor y = torch::stable::contiguous(training::raw_of(values_[step.target]));
     const Tensor g = torch::stable::contiguous(grad);
     const Tensor out = empty_contiguous(x);
-    for (int64_t i = 0; i < x.numel(); ++i) {
-      const float at = floats(x)[i], value = floats(y)[i], by = floats(g)[i];
-      const bool inside = at > -3.0f && at < 3.0f;
-      mutable_floats(out)[i] = step.option ? (inside ? by / 6.0f : 0.0f) : by * value * (1.0f - value);
+    const float *at = floats(x), *value = floats(y), *by = floats(g);
+    float* target = mutable_floats(out);
+    for (int64_t i = 0, count = x.numel(); i < count; ++i) {
+      const bool inside = at[i] > -3.0f && at[i] < 3.0f;
+      target[i] = step.option ? (inside ? by[i] / 6.0f : 0.0f) : by[i] * value[i] * (1.0f - value[i]);
     }
     raw_[step.source].add(out, true);
   }
