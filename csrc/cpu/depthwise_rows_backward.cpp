@@ -13,7 +13,7 @@ namespace {
 
 class BackwardRows : RowsGroup {
  public:
-  // Added to: `sums` [block][taps, then bias][lane], `affine_sums` [2][padded channels] or null.
+  // `sums` [block][taps, then bias][lane], `affine_sums` [2][padded channels] or null: this group's begin at zero.
   BackwardRows(const RowsPlan& plan, int64_t part, int64_t first_block, const StageBackward& stage,
                const DepthwiseBackwardTensors& tensors, const GradientRows* taker, bool stream, float* sums,
                double* affine_sums, float* memory)
@@ -39,6 +39,10 @@ class BackwardRows : RowsGroup {
     zeros_ = result_ + result_floats(plan, taker);
     std::fill_n(zeros_, plan.inputs.row_floats(), 0.0f);
     of_taker_ = zeros_ + plan.inputs.row_floats();
+    std::fill_n(sums_ + block_ * sums_of_block(), group_ * sums_of_block(), 0.0f);
+    for (int64_t row = 0; affine_sums != nullptr && row < 2; ++row) {
+      std::fill_n(affine_sums + row * plan.padded() + channel(), group_ * plan.lanes, 0.0);
+    }
   }
 
   static int64_t floats(const RowsPlan& plan, const GradientRows* taker) {
@@ -299,13 +303,11 @@ void depthwise_rows_backward(RowsPlan& plan, const WeightSources& weights, const
   float* memory = scratch(Scratch::kPack, static_cast<std::size_t>(layout.size()));
   plan.pack(weights, memory + packed_at);
   float* sums = memory + sums_at;
-  std::fill_n(sums, parts * part_floats, 0.0f);
   auto* affine_sums = reinterpret_cast<double*>(memory + affine_at);
-  if (affine) std::fill_n(affine_sums, parts * 2 * plan.padded(), 0.0);
   const auto* x_gradient = static_cast<const float*>(tensors.x_gradient);
   const int64_t pixels = problem.batch * problem.input[1] * problem.input[2];
   const bool stream = x_gradient != nullptr && streams(x_gradient, pixels, problem.channels, plan.pixel_stride);
-  parallel_for(groups * parts, 1, [&](int64_t begin, int64_t end) {
+  parallel_parts(groups * parts, [&](int64_t begin, int64_t end) {
     float* panel = scratch(Scratch::kPanel, static_cast<std::size_t>(BackwardRows::floats(plan, taker)));
     for (int64_t unit = begin; unit < end; ++unit) {
       const int64_t part = unit / groups;

@@ -12,7 +12,7 @@ namespace {
 
 class ForwardRows : RowsGroup {
  public:
-  // `sums` [2][padded channels] are added to; null for none.
+  // `sums` [2][padded channels], of which this group's begin at zero; null for none.
   ForwardRows(const RowsPlan& plan, int64_t first_block, const StageLoad& load, Activation activation, const float* x,
               float* y, bool stream, double* sums, float* memory)
       : RowsGroup(plan, first_block),
@@ -26,6 +26,9 @@ class ForwardRows : RowsGroup {
         // What goes past the caches is written most quickly in the order in which it lies.
         together_(stream ? std::min<int64_t>(2, plan.together) : plan.together) {
     inputs_.place(memory, group_, plan.width.input, plan.height.input);
+    for (int64_t row = 0; sums != nullptr && row < 2; ++row) {
+      std::fill_n(sums + row * plan.padded() + channel(), group_ * plan.lanes, 0.0);
+    }
   }
 
   static int64_t floats(const RowsPlan& plan) { return plan.group * plan.inputs.block_floats(); }
@@ -126,10 +129,9 @@ void depthwise_rows_forward(RowsPlan& plan, const WeightSources& weights, const 
   float* memory = scratch(Scratch::kPack, static_cast<std::size_t>(layout.size()));
   plan.pack(weights, memory + packed_at);
   auto* part_sums = reinterpret_cast<double*>(memory + sums_at);
-  std::fill_n(part_sums, parts * sums_size, 0.0);
   const int64_t pixels = problem.batch * problem.output[1] * problem.output[2];
   const bool stream = streams(y, pixels, problem.channels, plan.pixel_stride);
-  parallel_for(groups * parts, 1, [&](int64_t begin, int64_t end) {
+  parallel_parts(groups * parts, [&](int64_t begin, int64_t end) {
     float* panel = scratch(Scratch::kPanel, static_cast<std::size_t>(ForwardRows::floats(plan)));
     for (int64_t unit = begin; unit < end; ++unit) {
       const int64_t part = unit / groups;

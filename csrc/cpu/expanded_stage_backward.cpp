@@ -239,7 +239,7 @@ void ExpandedStageBackward::add_correction(const StageBackward& stage, const flo
   for (int64_t i = 0; i < n; ++i) bias[i] = static_cast<float>(constants[static_cast<std::size_t>(i)]);
   auto* affine_sums = reinterpret_cast<double*>(memory + affine_at);
   std::fill_n(affine_sums, parts * 2 * padded(), 0.0);
-  parallel_for(parts, 1, [&](int64_t begin, int64_t end) {
+  parallel_parts(parts, [&](int64_t begin, int64_t end) {
     float* panel = scratch(Scratch::kPanel, static_cast<std::size_t>(tile * padded()));
     for (int64_t part = begin; part < end; ++part) {
       for (int64_t i = tiles * part / parts; i < tiles * (part + 1) / parts; ++i) {

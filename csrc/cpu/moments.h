@@ -1,6 +1,7 @@
 // Sums per channel, of something and of something else, in parts that are added in their order.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 
 namespace dwsep {
@@ -10,10 +11,11 @@ namespace dwsep {
 inline void add_moments(const double* sums, int64_t parts, int64_t padded, int64_t channels, double* totals,
                         int64_t row_length) {
   for (int64_t row = 0; row < 2; ++row) {
-    for (int64_t channel = 0; channel < channels; ++channel) {
-      double sum = 0.0;
-      for (int64_t part = 0; part < parts; ++part) sum += sums[(2 * part + row) * padded + channel];
-      totals[row * row_length + channel] = sum;
+    double* total = totals + row * row_length;
+    std::fill_n(total, channels, 0.0);
+    for (int64_t part = 0; part < parts; ++part) {
+      const double* more = sums + (2 * part + row) * padded;
+      for (int64_t channel = 0; channel < channels; ++channel) total[channel] += more[channel];
     }
   }
 }

@@ -136,7 +136,7 @@ void pack_pointwise_blocks(const KernelTable& kernels, const float* weight, int6
                            float* packed) {
   const int64_t columns = kernels.tile_columns, blocks = (out_channels + columns - 1) / columns;
   const int64_t block_floats = (inner + kernels.lanes - 1) / kernels.lanes * kernels.lanes * columns;
-  parallel_for(blocks, std::max<int64_t>(1, 65536 / block_floats), [&](int64_t begin, int64_t end) {
+  parallel_for(blocks, std::max<int64_t>(1, 16384 / block_floats), [&](int64_t begin, int64_t end) {
     for (int64_t block = begin; block < end; ++block) {
       const int64_t first = block * columns;
       kernels.pack_columns(weight + first * inner, std::min(columns, out_channels - first), inner,

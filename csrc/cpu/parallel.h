@@ -5,6 +5,10 @@
 #include <torch/csrc/stable/ops.h>
 #endif
 
+#include <algorithm>
+#include <array>
+#include <atomic>
+#include <cstddef>
 #include <cstdint>
 
 namespace dwsep {
@@ -29,6 +33,28 @@ inline int64_t thread_count() {
 #else
   return static_cast<int64_t>(torch::stable::get_num_threads());
 #endif
+}
+
+// f(i, i + 1) for each of [0, count), in any order: a thread goes through its share in order, then takes from the ends
+// of what the others have not begun. Threads are interrupted, and cores are not all alike: with shares that are fixed,
+// all wait for the slowest. Results must not depend on which thread computes what.
+template <class F>
+void parallel_parts(int64_t count, const F& f) {
+  constexpr int64_t kMost = 128;
+  const int64_t threads = std::min(thread_count(), count);
+  if (threads <= 1 || count > kMost || count == threads) return parallel_for(count, 1, f);
+  std::array<std::atomic<bool>, kMost> taken;
+  for (int64_t i = 0; i < count; ++i) taken[static_cast<std::size_t>(i)].store(false, std::memory_order_relaxed);
+  const auto run = [&](int64_t i) {
+    if (!taken[static_cast<std::size_t>(i)].exchange(true, std::memory_order_relaxed)) f(i, i + 1);
+  };
+  parallel_for(threads, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t i = count * begin / threads; i < count * end / threads; ++i) run(i);
+    for (int64_t other = end; other < begin + threads; ++other) {
+      const int64_t share = other % threads;
+      for (int64_t i = count * (share + 1) / threads; i-- > count * share / threads;) run(i);
+    }
+  });
 }
 
 }  // namespace dwsep

@@ -51,7 +51,7 @@ MemoryRange input_rows(const PointwiseStage& stage, int64_t begin, int64_t end) 
 void pack_transposed(const KernelTable& table, const PointwiseStage& stage, int64_t padded, float* packed) {
   const int64_t columns = table.tile_columns, block_floats = padded * columns;
   const int64_t blocks = ceil_div(stage.channels, columns);
-  parallel_for(blocks, std::max<int64_t>(1, 65536 / block_floats), [&](int64_t begin, int64_t end) {
+  parallel_for(blocks, std::max<int64_t>(1, 16384 / block_floats), [&](int64_t begin, int64_t end) {
     for (int64_t block = begin; block < end; ++block) {
       const int64_t first = block * columns, valid = std::min(columns, stage.channels - first);
       float* target = packed + block * block_floats;
@@ -185,13 +185,13 @@ void Backward::run() {
   bias_sums_ = memory + bias_at;
   affine_sums_ = reinterpret_cast<double*>(memory + affine_at);
   if (gradients_.x_gradient != nullptr) pack_transposed(table_, stage_, k_padded(), memory + transposed_at);
-  std::fill_n(bias_sums_, pixels_.parts * k_padded(), 0.0f);
-  std::fill_n(affine_sums_, pixels_.parts * 2 * inner_padded(), 0.0);
   const int64_t panel = pixels_.tile * lanes_ * (k_blocks_ + inner_blocks_ + vectors_);
-  parallel_for(pixels_.parts, 1, [&](int64_t part_begin, int64_t part_end) {
+  parallel_parts(pixels_.parts, [&](int64_t part_begin, int64_t part_end) {
     float* panels = scratch(Scratch::kPanel, static_cast<std::size_t>(panel));
     for (int64_t part = part_begin; part < part_end; ++part) {
       const int64_t from = pixels_.begin(part);
+      std::fill_n(bias_sums_ + part * k_padded(), k_padded(), 0.0f);
+      std::fill_n(affine_sums_ + 2 * part * inner_padded(), 2 * inner_padded(), 0.0);
       // A part without pixels writes no sums.
       if (pixels_.begin(part + 1) == from) {
         std::fill_n(weight_sums_ + part * weight_floats(), weight_floats(), 0.0f);
@@ -229,7 +229,7 @@ void pointwise_stage_forward(const PointwiseStage& stage, const float* bias, flo
   Pixels pixels = {};
   pixels.count = stage.pixels;
   pixels.tile = std::clamp(budget / bytes_of_pixel, 2 * table.tile_pixels, 14 * table.tile_pixels);
-  pixels.parts = std::clamp<int64_t>(stage.pixels / (2 * table.tile_pixels), 1, 32);
+  pixels.parts = std::clamp<int64_t>(stage.pixels / (2 * table.tile_pixels), 1, 16);
 
   Layout layout;
   const int64_t weights_at = layout.add(weight_floats);
@@ -242,12 +242,12 @@ void pointwise_stage_forward(const PointwiseStage& stage, const float* bias, flo
   if (bias != nullptr) std::copy_n(bias, stage.out_channels, packed_bias);
   const bool stream = streams(y, stage.pixels, stage.out_channels, stage.y_stride);
   auto* part_sums = reinterpret_cast<double*>(memory + sums_at);
-  std::fill_n(part_sums, pixels.parts * 2 * k_padded, 0.0);
-  parallel_for(pixels.parts, 1, [&](int64_t begin, int64_t end) {
+  parallel_parts(pixels.parts, [&](int64_t begin, int64_t end) {
     const int64_t panel_floats = pixels.tile * inner_blocks * lanes;
     float* panel = scratch(Scratch::kPanel, static_cast<std::size_t>(panel_floats));
     for (int64_t part = begin; part < end; ++part) {
       double* own = part_sums + part * 2 * k_padded;
+      std::fill_n(own, 2 * k_padded, 0.0);
       pixels.for_tiles(part, [&](int64_t first, int64_t next, int64_t next_end) {
         const int64_t count = next - first;
         load_inputs(table, stage, first, count, panel);

@@ -33,7 +33,7 @@ struct ImageParts {
   // f(part, image, first pixel of all, pixels) for tiles of an image.
   template <class F>
   void run(const PendingImages& input, const F& f) const {
-    parallel_for(count, 1, [&](int64_t begin, int64_t end) {
+    parallel_parts(count, [&](int64_t begin, int64_t end) {
       for (int64_t part = begin; part < end; ++part) {
         const int64_t image = part / per_image, of = part % per_image;
         const int64_t stop = input.pixels * (of + 1) / per_image;
