@@ -78,6 +78,7 @@ class Backward {
         values_(training::make_values(inputs, activations)),
         raw_(activations.size()),
         affine_(activations.size()),
+        makers_(activations.size(), steps.size()),
         of_parameters_(parameters.size()) {
     STD_TORCH_CHECK(wants.size() == inputs.size() + parameters.size(),
                     "wants must have an entry for each input and parameter");
@@ -86,6 +87,7 @@ class Backward {
       places_.push_back(place);
       place += step.made();
       STD_TORCH_CHECK(place <= made.size(), "made must hold what the steps made");
+      makers_[step.target] = places_.size() - 1;
       Value& target = values_[step.target];
       target.raw = step.kind == Kind::kNorm ? values_[step.source].raw : made[places_.back()];
       if (step.has_norm()) {
@@ -128,6 +130,7 @@ class Backward {
   const std::vector<bool>& wants_;
   std::vector<Value> values_;
   std::vector<Gradient> raw_, affine_;  // of every value's raw tensor; of its scale and shift
+  std::vector<std::size_t> makers_;     // the step that makes a value; none makes an input
   std::vector<Gradient> of_parameters_;
   std::vector<std::size_t> places_;
   std::vector<bool> requires_;
@@ -170,9 +173,24 @@ class Backward {
     }
     if (grad.has_value()) of_means = training::per_image(*grad);
     if (!requires_[step.source] || (!grad.has_value() && !product.has_value())) return;
+    make_again(step.source);
     const Value& source = values_[step.source];
     pass(step.source, stage_squeeze_backward(product, gate, of_means, training::raw_of(source), source.scale,
                                              source.shift, source.activation));
+  }
+
+  // A product with a gate which was not kept: it is made of what was.
+  void make_again(std::size_t number) {
+    Value& value = values_[number];
+    if (makers_[number] == steps_.size() || training::raw_of(value).numel() > 0) return;
+    const Step& maker = steps_[makers_[number]];
+    if (maker.kind != Kind::kGated) return;
+    make_again(maker.source);
+    make_again(static_cast<std::size_t>(maker.operand));
+    const Value& source = values_[maker.source];
+    const Tensor& gate = training::raw_of(values_[static_cast<std::size_t>(maker.operand)]);
+    value.raw =
+        stage_gate(training::raw_of(source), source.scale, source.shift, source.activation, training::per_image(gate));
   }
 
   void run_step(std::size_t number) {
@@ -183,6 +201,7 @@ class Backward {
     const Gradient affine = std::exchange(affine_[step.target], {});
     if (step.kind == Kind::kPool) return run_pool(step, grad.tensor);
     if ((!grad.tensor.has_value() && !affine.tensor.has_value()) || !requires_[step.target]) return;
+    make_again(step.source);
     std::optional<Tensor> correction;
     if (step.has_norm() && affine.tensor.has_value()) {
       const std::size_t end = place + step.made();

@@ -7,6 +7,7 @@ two calls and a page of Python each: a tenth of MobileNetV3's step at batch 8.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -24,6 +25,7 @@ from dwsep.ops.training_program import ACTIVATIONS, Kind, Statistics, needed
 Shape = tuple[int, ...]
 _GATES = ("sigmoid", "hardsigmoid")
 _MOST_LOWERINGS = 8
+_MOST_PIXELS_MADE_AGAIN = 64
 
 
 def expand(program: Program, images: bool) -> list[Step]:
@@ -189,6 +191,12 @@ class Lowered:
             row[4:8] = [indices[place] if place >= 0 else -1 for place in row[4:8]]
         self.steps = [number for row in self.rows for number in row]
         self.needs: dict[tuple[float, ...], tuple[list[bool], list[bool]]] = {}
+        # Products with a gate which the backward makes again: of small images that takes next to no time.
+        self.made_again = [
+            self._at[row[2]]
+            for row in self.rows
+            if row[0] == Kind.GATED and math.prod(self.shapes[row[2]][2:]) <= _MOST_PIXELS_MADE_AGAIN
+        ]
 
     def is_current(self) -> bool:
         """Whether the modules are as they were: shapes of convolutions, parameters that are missing."""
@@ -367,7 +375,10 @@ class _Run(torch.autograd.Function):
         made = torch.ops.dwsep.training_program(inputs, parameters, running, lowered.steps, lowered.activations, norms)
         key = tuple(norms[::3])
         if key not in lowered.needs:
-            lowered.needs[key] = needed(lowered.steps, lowered.activations, norms, lowered.inputs)
+            inputs_needed, made_needed = needed(lowered.steps, lowered.activations, norms, lowered.inputs)
+            for place in lowered.made_again:
+                made_needed[place] = False
+            lowered.needs[key] = inputs_needed, made_needed
         inputs_needed, made_needed = lowered.needs[key]
         ctx.set_materialize_grads(False)
         ctx.lowered, ctx.norms = lowered, norms

@@ -7,8 +7,8 @@ value. ``norms`` has three numbers a norm: how its statistics come about (:class
 ``running`` its running mean and variance, empty where it keeps none.
 
 Returned is what the steps made, a conv's raw output and a norm's scale, shift, mean and 1 / sqrt(variance + eps) among
-it. The backward takes that, with empty tensors in place of what :func:`needed` leaves out, and returns the gradients of
-inputs and parameters, empty where none is wanted.
+it. The backward takes that, with empty tensors in place of what :func:`needed` leaves out, and of products with a gate,
+which it makes again; it returns the gradients of inputs and parameters, empty where none is wanted.
 """
 
 from __future__ import annotations
@@ -275,6 +275,10 @@ def _backward(
     for step in read:
         target = values[step.target]
         target.raw = values[step.source].raw if step.kind is Kind.NORM else made[place]
+        if step.kind is Kind.GATED and target.raw is not None and target.raw.numel() == 0:  # was not kept
+            gate = values[step.operand].raw
+            assert gate is not None
+            target.raw = ops.stage_gate(*values[step.source].load, gate.flatten(1))
         if step.norm >= 0:
             target.scale, target.shift = made[place + step.made - 4 : place + step.made - 2]
         places.append(place)
