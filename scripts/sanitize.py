@@ -77,6 +77,7 @@ def sanitized_environment() -> dict[str, str]:
     for name, options in (("ASAN_OPTIONS", "detect_leaks=0:abort_on_error=1"), ("UBSAN_OPTIONS", "print_stacktrace=1")):
         environment[name] = ":".join(filter(None, (options, os.environ.get(name))))
     environment["DWSEP_LIBRARY"] = str(LIBRARY)
+    environment["DWSEP_KEEP_MEMORY"] = "0"  # as it is built: tests of what is kept leave themselves out
     environment["PYTHONPATH"] = str(ROOT / "src")
     return environment
 

@@ -263,8 +263,9 @@ def test_programs_use_it_where_tensors_are_large(statistics, affine):
     expected = training_program._backward(grads, *rest)
     for one, other in zip(found, expected, strict=True):
         assert (one - other).norm() < 1e-5 * other.norm()
-    if statistics is not Statistics.RUNNING:
-        # Sums in another order: had the stages run one by one, as in the reference, all of it would be the same.
+    if statistics is not Statistics.RUNNING and dwsep.ops.native_status().isa != "portable":
+        # Sums in another order: had the stages run one by one, as in the reference, all of it would be the same. With
+        # narrow vectors more rows are at work, and leave too little room in the cache.
         assert not torch.equal(found[1], expected[1])
     # Without the gradient of the expansion's weight there is nothing to spare.
     wants = [True, False, True, True, True]
