@@ -184,8 +184,12 @@ class Backward {
     Value& value = values_[number];
     if (makers_[number] == steps_.size() || training::raw_of(value).numel() > 0) return;
     const Step& maker = steps_[makers_[number]];
-    if (maker.kind != Kind::kGated) return;
+    if (maker.kind != Kind::kGated && maker.kind != Kind::kNorm) return;
     make_again(maker.source);
+    if (maker.kind == Kind::kNorm) {  // has the raw tensor of what it takes
+      value.raw = values_[maker.source].raw;
+      return;
+    }
     make_again(static_cast<std::size_t>(maker.operand));
     const Value& source = values_[maker.source];
     const Tensor& gate = training::raw_of(values_[static_cast<std::size_t>(maker.operand)]);
@@ -202,6 +206,7 @@ class Backward {
     if (step.kind == Kind::kPool) return run_pool(step, grad.tensor);
     if ((!grad.tensor.has_value() && !affine.tensor.has_value()) || !requires_[step.target]) return;
     make_again(step.source);
+    if (step.kind == Kind::kNorm) make_again(step.target);
     std::optional<Tensor> correction;
     if (step.has_norm() && affine.tensor.has_value()) {
       const std::size_t end = place + step.made();

@@ -261,8 +261,13 @@ class _Squeezed(nn.Module):
         lambda x, gate: (x * gate) + x,
         lambda x, gate: x + 0 * gate,
         lambda x, gate: x.detach() * gate,
+        lambda x, gate: torch.relu(x * gate),
+        lambda x, gate: torch.relu(x * gate) * torch.mean(torch.relu(x * gate), (-1, -2), True),
     ],
-    ids=["product", "turned", "detached gate", "two", "two means", "other taker", "no product", "detached"],
+    ids=[
+        *("product", "turned", "detached gate", "two", "two means", "other taker", "no product", "detached"),
+        *("activation behind", "means of it"),
+    ],
 )
 def test_gates_in_every_position(takes, runs):
     net = randomise(_Squeezed(takes))
