@@ -73,11 +73,7 @@ class BackwardRows : RowsGroup {
       const int64_t ready = end == band.end ? results : std::min(results, std::max<int64_t>(0, first_result(end)));
       while (wants_x() && next_result_ < ready) {
         const int64_t stop = std::min(ready, next_result_ + result_rows(plan_));
-        if (taker_ != nullptr) {
-          hand_over(next_result_, stop);
-        } else {
-          compute_x_gradient(next_result_, stop);
-        }
+        compute_x_gradient(next_result_, stop);
         next_result_ = stop;
       }
       ahead_.ask(ahead_.lines());
@@ -200,56 +196,42 @@ class BackwardRows : RowsGroup {
     }
   }
 
-  // The same of all blocks, before anything is done with them, for the taker.
-  void hand_over(int64_t begin, int64_t end) {
-    const int64_t lanes = plan_.lanes, pixels = (end - begin) * plan_.width.input;
-    const int64_t from = at(image_, plan_.height.input, plan_.width.input, begin);
+  // Of input rows [begin, end): into the tensor, or, all blocks as planes, to whoever takes them.
+  void compute_x_gradient(int64_t begin, int64_t end) {
+    const int64_t lanes = plan_.lanes, columns = plan_.width.input, pixels = (end - begin) * columns;
+    const int64_t offset = at(image_, plan_.height.input, columns, begin);
+    const bool plain = stage_.scale == nullptr && stage_.activation == Activation::kNone;
     const bool affine = stage_.scale != nullptr;
     for (int64_t block = 0; block < group_; ++block) {
       ask();
       const int64_t first = channel() + block * lanes, valid = std::min(lanes, plan_.problem.channels - first);
-      float* planes = result_ + block * pixels * lanes;
+      float* planes = taker_ != nullptr ? result_ + block * pixels * lanes : result_;
+      float* target = planes;
+      if (taker_ == nullptr) target = static_cast<float*>(tensors_.x_gradient) + offset + block * lanes;
+      const int64_t target_stride = taker_ != nullptr ? lanes : plan_.pixel_stride;
+      if (plain) {
+        correlate(block, begin, end, target, target_stride, taker_ != nullptr ? lanes : valid, stream_);
+        continue;
+      }
       correlate(block, begin, end, planes, lanes, lanes, false);
       StageGradientRow job = {planes,
                               lanes,
                               0,
-                              x() + from + block * lanes,
+                              x() + offset + block * lanes,
                               affine ? stage_.scale + first : nullptr,
                               affine ? stage_.shift + first : nullptr,
                               stage_.activation,
                               plan_.pixel_stride,
                               pixels,
                               valid,
-                              planes,
-                              false,
+                              target,
+                              stream_,
                               affine ? affine_sums_ + first : nullptr,
                               plan_.padded()};
-      job.out_stride = lanes;
+      job.out_stride = target_stride;
       plan_.table.stage_gradient_row(job);
     }
-    taker_->take(part_, pixel_of(begin), pixels, result_, of_taker_, next_);
-  }
-
-  // Of input rows [begin, end).
-  void compute_x_gradient(int64_t begin, int64_t end) {
-    const int64_t lanes = plan_.lanes, columns = plan_.width.input;
-    const int64_t to = at(image_, plan_.height.input, columns, begin);
-    const bool plain = stage_.scale == nullptr && stage_.activation == Activation::kNone;
-    for (int64_t block = 0; block < group_; ++block) {
-      ask();
-      const int64_t first = channel() + block * lanes, valid = std::min(lanes, plan_.problem.channels - first);
-      float* target = static_cast<float*>(tensors_.x_gradient) + to + block * lanes;
-      if (plain) {
-        correlate(block, begin, end, target, plan_.pixel_stride, valid, stream_);
-        continue;
-      }
-      correlate(block, begin, end, result_, lanes, lanes, false);
-      const bool affine = stage_.scale != nullptr;
-      plan_.table.stage_gradient_row({result_, lanes, 0, x() + to + block * lanes,
-                                      affine ? stage_.scale + first : nullptr, affine ? stage_.shift + first : nullptr,
-                                      stage_.activation, plan_.pixel_stride, (end - begin) * columns, valid, target,
-                                      stream_, affine ? affine_sums_ + first : nullptr, plan_.padded()});
-    }
+    if (taker_ != nullptr) taker_->take(part_, pixel_of(begin), pixels, result_, of_taker_, next_);
   }
 
   // The same for a block of channels, before the stage, `pixel` floats from a pixel to the next.

@@ -101,14 +101,8 @@ void ExpandedStageBackward::run(RowsPlan& plan, const WeightSources& weights, co
                                 const DepthwiseBackwardTensors& tensors) {
   parts_ = plan.parts();
   place();
-  const int64_t columns = table_.tile_columns;
-  for (int64_t block = 0; x_gradient_ != nullptr && block < column_blocks(); ++block) {
-    const int64_t first = block * columns, valid = std::min(columns, expand_.channels - first);
-    float* target = transposed_ + block * out_blocks_ * lanes_ * columns;
-    std::fill_n(target, out_blocks_ * lanes_ * columns, 0.0f);
-    for (int64_t k = 0; k < expand_.out_channels; ++k) {
-      std::copy_n(expand_.weight + k * expand_.channels + first, valid, target + k * columns);
-    }
+  if (x_gradient_ != nullptr) {
+    pack_pointwise_transposed(table_, expand_.weight, expand_.channels, expand_.out_channels, transposed_);
   }
   depthwise_rows_backward(plan, weights, stage, tensors, this);
 }
@@ -159,17 +153,19 @@ double ExpandedStageBackward::square(int64_t input, int64_t other) const {
   return sum;
 }
 
-double ExpandedStageBackward::input_sum(int64_t input) const {
-  double sum = 0.0;
-  for (int64_t part = 0; part < parts_; ++part) sum += inputs_[part * padded() + input];
-  return sum;
+std::vector<double> ExpandedStageBackward::input_sums() const {
+  std::vector<double> sums(static_cast<std::size_t>(expand_.channels));
+  for (int64_t part = 0; part < parts_; ++part) {
+    for (int64_t i = 0; i < expand_.channels; ++i) sums[static_cast<std::size_t>(i)] += inputs_[part * padded() + i];
+  }
+  return sums;
 }
 
-void ExpandedStageBackward::write_weight_gradient(const float* correction, float* weight_gradient) const {
+void ExpandedStageBackward::write_weight_gradient(const float* correction, const std::vector<double>& sums,
+                                                  float* weight_gradient) const {
   const int64_t n = expand_.channels, outputs = expand_.out_channels;
-  std::vector<double> squares(static_cast<std::size_t>(n * n)), sums(static_cast<std::size_t>(n));
+  std::vector<double> squares(static_cast<std::size_t>(n * n));
   for (int64_t i = 0; i < n; ++i) {
-    sums[static_cast<std::size_t>(i)] = input_sum(i);
     for (int64_t j = 0; j < n; ++j) squares[static_cast<std::size_t>(i * n + j)] = square(i, j);
   }
   parallel_for(outputs, std::max<int64_t>(1, 16384 / (n * n)), [&](int64_t begin, int64_t end) {
@@ -199,7 +195,7 @@ void ExpandedStageBackward::write_weight_gradient(const float* correction, float
 
 // x's gradient is W^T g so far: adds W^T (a W z + b), and takes the sum through the stage of x.
 void ExpandedStageBackward::add_correction(const StageBackward& stage, const float* correction,
-                                           double* affine_gradient) const {
+                                           const std::vector<double>& sums, double* affine_gradient) const {
   const int64_t n = expand_.channels, outputs = expand_.out_channels;
   std::vector<float> matrix(static_cast<std::size_t>(n * n));
   std::vector<double> constants(static_cast<std::size_t>(n));
@@ -220,7 +216,7 @@ void ExpandedStageBackward::add_correction(const StageBackward& stage, const flo
       for (int64_t j = 0; j < n; ++j) {
         const auto value = static_cast<float>(row[static_cast<std::size_t>(j)]);
         matrix[static_cast<std::size_t>(i * n + j)] = value;
-        sum += static_cast<double>(value) * input_sum(j);
+        sum += static_cast<double>(value) * sums[static_cast<std::size_t>(j)];
       }
       constants[static_cast<std::size_t>(i)] = -sum / pixels;
     }
@@ -271,8 +267,9 @@ void ExpandedStageBackward::add_correction(const StageBackward& stage, const flo
 
 void ExpandedStageBackward::finish(const StageBackward& stage, const float* correction, double* affine_gradient,
                                    float* weight_gradient) {
-  write_weight_gradient(correction, weight_gradient);
-  if (x_gradient_ != nullptr) add_correction(stage, correction, affine_gradient);
+  const std::vector<double> sums = input_sums();
+  write_weight_gradient(correction, sums, weight_gradient);
+  if (x_gradient_ != nullptr) add_correction(stage, correction, sums, affine_gradient);
 }
 
 }  // namespace dwsep

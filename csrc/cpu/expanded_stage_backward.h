@@ -2,6 +2,8 @@
 // as wide as the expanded tensor, stays in the cache (docs/design/stages.md).
 #pragma once
 
+#include <vector>
+
 #include "cpu/depthwise_rows.h"
 #include "cpu/pointwise_stage_kernel.h"
 
@@ -51,9 +53,10 @@ class ExpandedStageBackward : GradientRows {
   void find_centre();
   float product(int64_t output, int64_t input) const;
   double square(int64_t input, int64_t other) const;
-  double input_sum(int64_t input) const;
-  void write_weight_gradient(const float* correction, float* weight_gradient) const;
-  void add_correction(const StageBackward& stage, const float* correction, double* affine_gradient) const;
+  std::vector<double> input_sums() const;
+  void write_weight_gradient(const float* correction, const std::vector<double>& sums, float* weight_gradient) const;
+  void add_correction(const StageBackward& stage, const float* correction, const std::vector<double>& sums,
+                      double* affine_gradient) const;
 
   int64_t memory_floats(int64_t pixels) const override { return padded() * pixels; }
   void take(int64_t part, int64_t first, int64_t pixels, const float* panel, float* memory,

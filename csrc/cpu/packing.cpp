@@ -145,6 +145,24 @@ void pack_pointwise_blocks(const KernelTable& kernels, const float* weight, int6
   });
 }
 
+void pack_pointwise_transposed(const KernelTable& kernels, const float* weight, int64_t inner, int64_t out_channels,
+                               float* packed) {
+  const int64_t columns = kernels.tile_columns, blocks = (inner + columns - 1) / columns;
+  const int64_t padded = (out_channels + kernels.lanes - 1) / kernels.lanes * kernels.lanes;
+  const int64_t block_floats = padded * columns;
+  parallel_for(blocks, std::max<int64_t>(1, 16384 / block_floats), [&](int64_t begin, int64_t end) {
+    for (int64_t block = begin; block < end; ++block) {
+      const int64_t first = block * columns, valid = std::min(columns, inner - first);
+      float* target = packed + block * block_floats;
+      for (int64_t k = 0; k < out_channels; ++k, target += columns) {
+        std::copy_n(weight + k * inner + first, valid, target);
+        std::fill_n(target + valid, columns - valid, 0.0f);
+      }
+      std::fill_n(target, (padded - out_channels) * columns, 0.0f);
+    }
+  });
+}
+
 PackedWeights pack_weights(const ConvProblem& problem, const KernelTable& kernels, const WeightSources& sources) {
   float* memory = scratch(Scratch::kPack, static_cast<std::size_t>(packed_size(problem, kernels)));
   pack_weights(problem, kernels, sources, memory);

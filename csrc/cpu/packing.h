@@ -31,6 +31,11 @@ void pack_weights(const ConvProblem& problem, const KernelTable& kernels, const 
 void pack_pointwise_blocks(const KernelTable& kernels, const float* weight, int64_t inner, int64_t out_channels,
                            float* packed);
 
+// The same the other way round, from outputs to inputs: [column block of inputs][output, padded to whole
+// vectors][column].
+void pack_pointwise_transposed(const KernelTable& kernels, const float* weight, int64_t inner, int64_t out_channels,
+                               float* packed);
+
 // Packs into this thread's scratch memory: valid until its next packing.
 PackedWeights pack_weights(const ConvProblem& problem, const KernelTable& kernels, const WeightSources& sources);
 

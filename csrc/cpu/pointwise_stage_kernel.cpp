@@ -47,23 +47,6 @@ MemoryRange input_rows(const PointwiseStage& stage, int64_t begin, int64_t end) 
   return rows(stage.x, stage.channels, stage.x_stride, begin, end);
 }
 
-// The weight as [column block of inputs][output, padded][column]: the way back from outputs to inputs.
-void pack_transposed(const KernelTable& table, const PointwiseStage& stage, int64_t padded, float* packed) {
-  const int64_t columns = table.tile_columns, block_floats = padded * columns;
-  const int64_t blocks = ceil_div(stage.channels, columns);
-  parallel_for(blocks, std::max<int64_t>(1, 16384 / block_floats), [&](int64_t begin, int64_t end) {
-    for (int64_t block = begin; block < end; ++block) {
-      const int64_t first = block * columns, valid = std::min(columns, stage.channels - first);
-      float* target = packed + block * block_floats;
-      for (int64_t k = 0; k < stage.out_channels; ++k, target += columns) {
-        std::copy_n(stage.weight + k * stage.channels + first, valid, target);
-        std::fill_n(target + valid, columns - valid, 0.0f);
-      }
-      std::fill_n(target, (padded - stage.out_channels) * columns, 0.0f);
-    }
-  });
-}
-
 class Backward {
  public:
   Backward(const PointwiseStage& stage, const PointwiseStageGradients& gradients)
@@ -184,7 +167,9 @@ void Backward::run() {
   weight_sums_ = memory + weights_at;
   bias_sums_ = memory + bias_at;
   affine_sums_ = reinterpret_cast<double*>(memory + affine_at);
-  if (gradients_.x_gradient != nullptr) pack_transposed(table_, stage_, k_padded(), memory + transposed_at);
+  if (gradients_.x_gradient != nullptr) {
+    pack_pointwise_transposed(table_, stage_.weight, stage_.channels, stage_.out_channels, memory + transposed_at);
+  }
   const int64_t panel = pixels_.tile * lanes_ * (k_blocks_ + inner_blocks_ + vectors_);
   parallel_parts(pixels_.parts, [&](int64_t part_begin, int64_t part_end) {
     float* panels = scratch(Scratch::kPanel, static_cast<std::size_t>(panel));

@@ -22,7 +22,7 @@ struct PointwiseStage {
   const float* weight;  // (out_channels, channels)
   int64_t x_stride;     // floats from a pixel to the next
   int64_t y_stride;
-  const Patches* patches = nullptr;  // in place of x: a dense convolution's; x has no activation then
+  const Patches* patches = nullptr;  // a dense convolution's, in place of x, its norm and activation
 };
 
 // `sums` (2, out_channels): of y and of its squares.

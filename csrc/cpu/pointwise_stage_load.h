@@ -1,8 +1,6 @@
 // How a pointwise stage brings pixels into panels [channel block][pixel][lane].
 #pragma once
 
-#include <algorithm>
-
 #include "cpu/kernel_table.h"
 #include "cpu/patches.h"
 #include "cpu/pointwise_stage_kernel.h"
@@ -13,17 +11,8 @@ namespace dwsep {
 // Inputs, through their norm and activation.
 inline void load_inputs(const KernelTable& table, const PointwiseStage& stage, int64_t first, int64_t pixels,
                         float* panel) {
+  if (stage.patches != nullptr) return stage.patches->load(table, first, pixels, panel);
   const StageLoad load = {nullptr, stage.scale, stage.shift, stage.activation};
-  if (stage.patches != nullptr) {
-    stage.patches->load(table, first, pixels, panel);
-    for (int64_t channel = 0; stage.scale != nullptr && channel < stage.channels; channel += table.lanes) {
-      float* plane = panel + channel * pixels;
-      load_stage_row(table, load, 0, channel,
-                     {plane, nullptr, nullptr, nullptr, Activation::kNone, table.lanes, pixels,
-                      std::min(table.lanes, stage.channels - channel), plane, 0});
-    }
-    return;
-  }
   load_stage_row(table, load, first * stage.x_stride, 0,
                  {stage.x, nullptr, nullptr, nullptr, Activation::kNone, stage.x_stride, pixels, stage.channels, panel,
                   pixels * table.lanes});

@@ -14,7 +14,9 @@ from torch.library import opcheck
 import dwsep
 from dwsep.kernels import stage_reference
 from dwsep.ops import training_program
-from dwsep.ops.training_program import ACTIVATIONS, COLUMNS, Kind, Statistics
+from dwsep.ops.training_program import ACTIVATIONS, Kind, Statistics
+from tests.ops.test_mixed_stage import close
+from tests.ops.test_training_program import _row
 from tests.problems import last
 
 ops = torch.ops.dwsep
@@ -49,11 +51,6 @@ PROBLEMS = {
     "many outputs": ((1, 4, 30, 30), (200, 4, 2, 2), geometry()),
     "wide": ((1, 3, 4, 1000), (16, 3, 3, 3), geometry(2, 1)),
 }
-
-
-def close(got: Tensor, wanted: Tensor) -> None:
-    assert got.shape == wanted.shape
-    assert (got.double() - wanted).norm() < 3e-6 * (wanted.norm() + 10)
 
 
 @pytest.mark.parametrize("layout", ["last", "contiguous"])
@@ -138,16 +135,14 @@ def test_what_does_not_fit():
 @pytest.mark.parametrize("statistics", list(Statistics))
 def test_in_a_program(statistics):
     """A stem with a norm, a depthwise convolution of it, a pointwise one."""
-    row = {"stride_h": 1, "stride_w": 1, "dilation_h": 1, "dilation_w": 1}
-    row |= {f"pad_{side}": 1 for side in ("top", "bottom", "left", "right")}
-    two = {"stride_h": 2, "stride_w": 2}
-    steps = [
-        {"kind": Kind.CONV, "source": 0, "target": 1, "weight": 0, "bias": 1, "norm": 0, "norm_weight": 2,
-         "depthwise": 2, **two},
-        {"kind": Kind.CONV, "source": 1, "target": 2, "weight": 3, "depthwise": 1},
-        {"kind": Kind.CONV, "source": 2, "target": 3, "weight": 4, "depthwise": 0},
-    ]  # fmt: skip
-    table = [int((row | step).get(column, -1)) for step in steps for column in COLUMNS]
+    pads = {f"pad_{side}": 1 for side in ("top", "bottom", "left", "right")}
+    stem = {"bias": 1, "norm": 0, "norm_weight": 2, "stride_h": 2, "stride_w": 2}
+    rows = [
+        _row(Kind.CONV, 0, 1, weight=0, depthwise=2, **stem, **pads),
+        _row(Kind.CONV, 1, 2, weight=3, depthwise=1, **pads),
+        _row(Kind.CONV, 2, 3, weight=4),
+    ]
+    table = [number for row in rows for number in row]
     activations = [ACTIVATIONS.index(name) for name in ("none", "relu6", "none", "none")]
     norms = [float(statistics), 1e-5, 0.1]
     x = last(torch.randn(2, 3, 17, 18))

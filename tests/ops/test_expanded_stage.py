@@ -16,8 +16,9 @@ from torch.nn import functional as F
 import dwsep
 from dwsep.kernels.activations import FORWARD
 from dwsep.ops import training_program
-from dwsep.ops.training_program import ACTIVATIONS, COLUMNS, Kind, Statistics
-from tests.problems import last
+from dwsep.ops.training_program import ACTIVATIONS, Kind, Statistics
+from tests.ops.test_training_program import _row
+from tests.problems import last, threads
 
 ops = torch.ops.dwsep
 EPS = 1e-5
@@ -199,14 +200,10 @@ def test_inputs_far_from_zero(affine):
 
 def test_threads_and_repeats_are_bit_identical():
     given, _, _ = Problem(24, 72, (23, 21), batch=5).draw()
-    threads = torch.get_num_threads()
-    try:
-        results = []
-        for count in (1, 2, 3, 5, 2, 2):
-            torch.set_num_threads(count)
+    results = []
+    for count in (1, 2, 3, 5, 2, 2):
+        with threads(count):
             results.append(ops.expanded_stage_backward(**given))
-    finally:
-        torch.set_num_threads(threads)
     for other in results[1:]:
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
 
@@ -242,15 +239,14 @@ def test_what_does_not_fit(change, message):
 def test_programs_use_it_where_tensors_are_large(statistics, affine):
     """A norm or none, the expansion, the depthwise convolution, each with a norm; 10 MB of the expanded tensor."""
     torch.manual_seed(0)
-    row = {"stride_h": 2, "stride_w": 2, "dilation_h": 1, "dilation_w": 1, "pad_top": 1, "pad_bottom": 1, "pad_left": 1}
-    row |= {"pad_right": 1, "depthwise": 0}
-    steps = [
-        {"kind": Kind.NORM, "source": 0, "target": 1, "norm": 0 if affine else -1},
-        {"kind": Kind.CONV, "source": 1, "target": 2, "weight": 0, "norm": 1, "norm_weight": 1, "norm_bias": 2},
-        {"kind": Kind.CONV, "source": 2, "target": 3, "weight": 3, "norm": 2, "depthwise": 1},
-        {"kind": Kind.OUTPUT, "source": 3, "target": 4},
+    geometry = {"stride_h": 2, "stride_w": 2} | {f"pad_{side}": 1 for side in ("top", "bottom", "left", "right")}
+    rows = [
+        _row(Kind.NORM, 0, 1, norm=0 if affine else -1),
+        _row(Kind.CONV, 1, 2, weight=0, norm=1, norm_weight=1, norm_bias=2),
+        _row(Kind.CONV, 2, 3, weight=3, norm=2, depthwise=1, **geometry),
+        _row(Kind.OUTPUT, 3, 4),
     ]
-    table = [int((row | step).get(column, -1)) for step in steps for column in COLUMNS]
+    table = [number for row in rows for number in row]
     activations = [ACTIVATIONS.index(name) for name in ("none", "none", "relu6", "none", "none")]
     norms = [value for _ in range(3) for value in (float(statistics), EPS, 0.1)]
     x = last(torch.randn(2, 16, 112, 112))

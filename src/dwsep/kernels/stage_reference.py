@@ -111,17 +111,13 @@ def stage_backward(
     return grad_x, grad_affine, grad_weight, grad_bias
 
 
-def _padded(x: Tensor, padding: Sequence[int]) -> Tensor:
-    top, bottom, left, right = padding
-    return torch.nn.functional.pad(x, (left, right, top, bottom))
-
-
 def dense_stage(
     x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Sequence[Sequence[int]]
 ) -> tuple[Tensor, Tensor]:
     """A dense convolution of x (N, C, H, W) as it is: the raw output and its sums."""
     stride, padding, dilation = geometry
-    y = torch.nn.functional.conv2d(_padded(x, padding), weight, bias, list(stride), 0, list(dilation))
+    symmetric, rest = reference._split_padding(padding)
+    y = reference._CONV[2](reference._pad(x, rest), weight, bias, list(stride), symmetric, list(dilation))
     return y, sums_of(y)
 
 
@@ -136,9 +132,10 @@ def dense_stage_backward(
 ) -> tuple[Tensor, Tensor | None]:
     """Gradients of its weight and of its bias."""
     stride, padding, dilation = geometry
-    dy = corrected(grad, y, correction)
+    symmetric, rest = reference._split_padding(padding)
+    dy, padded = corrected(grad, y, correction), reference._pad(x, rest)
     _, of_weight, of_bias = torch.ops.aten.convolution_backward(
-        dy, _padded(x, padding), weight, [weight.shape[0]], list(stride), [0, 0], list(dilation), False, [0, 0], 1,
+        dy, padded, weight, [weight.shape[0]], list(stride), symmetric, list(dilation), False, [0, 0], 1,
         [False, True, has_bias],
     )  # fmt: skip
     return of_weight, of_bias

@@ -325,16 +325,15 @@ def _backward(
         if step.kind is Kind.CONV:
             weight_wanted = any(i >= 0 and wants[len(inputs) + i] for i in step.own[2:])
             mask = [requires[step.source], weight_wanted]
-            if any(mask) and step.dense:
-                name, (weight, bias), geometry = step.convolution(parameters)
-                y = grad if correction is None else values[step.target].raw
-                taken = (source.raw, weight, bias is not None, *geometry)
-                of_weight, of_bias = ops.dense_stage_backward(grad, y, correction, *taken)
-                give(step.weight, of_weight)
-                give(step.bias, of_bias)
-            elif any(mask):
+            if any(mask):
                 name, (weights, bias), geometry = step.convolution(parameters)
                 y = grad if correction is None else values[step.target].raw
+                if step.dense:
+                    taken = (source.raw, weights, bias is not None, *geometry)
+                    of_weight, of_bias = ops.dense_stage_backward(grad, y, correction, *taken)
+                    give(step.weight, of_weight)
+                    give(step.bias, of_bias)
+                    continue
                 assert source.raw is not None
                 taken, flat = source.raw, source.raw.dim() == 2
                 if flat:
