@@ -40,13 +40,16 @@ int64_t prepared_pixels(const ConvProblem& problem, const KernelTable& kernels, 
 }
 
 // The panel stays in L1 while the weights stream from L2; once they outgrow L2, a larger panel in L2 reads them less
-// often.
+// often, and so does one of two rows where those share the lines that their taps read.
 int64_t panel_pixels(const ConvProblem& problem, const KernelTable& kernels, int64_t padded, int64_t blocks) {
-  const int64_t bytes_of_pixel = padded * static_cast<int64_t>(sizeof(float));
+  const int64_t bytes_of_pixel = padded * static_cast<int64_t>(sizeof(float)), in_l2 = l2_cache_bytes() / 4;
   const int64_t weight_bytes = blocks * kernels.tile_columns * bytes_of_pixel;
-  const int64_t budget = weight_bytes > l2_cache_bytes() / 2 ? l2_cache_bytes() / 4 : l1_cache_bytes() / 2;
+  const int64_t budget = weight_bytes > l2_cache_bytes() / 2 ? in_l2 : l1_cache_bytes() / 2;
   const int64_t fair = std::max(ceil_div(pixels_of(problem), 2 * thread_count()), kernels.tile_pixels);
-  return std::clamp(budget / bytes_of_pixel, 2 * kernels.tile_pixels, std::max(fair, 2 * kernels.tile_pixels));
+  const int64_t two_rows = 2 * problem.output[2];
+  const bool shared = problem.stride[1] == 1 && problem.dilation[1] == 1 && two_rows * bytes_of_pixel <= in_l2;
+  const int64_t wanted = std::max(budget / bytes_of_pixel, shared ? two_rows : 0);
+  return std::clamp(wanted, 2 * kernels.tile_pixels, std::max(fair, 2 * kernels.tile_pixels));
 }
 
 }  // namespace
