@@ -78,7 +78,7 @@ void separable_conv_forward(ConvProblem problem, const PackedWeights& weights, S
   const int64_t elements = x_pixels * problem.channels + pixels_of(problem) * problem.out_channels;
   // What the tensors do not both leave in a cache: input is asked for, and output is not worth keeping.
   const bool outgrown = elements * element_size > kCachedBytes;
-  const bool ask = splits == 1 && outgrown;
+  const bool ask = splits == 1 && (outgrown || x_pixels * problem.channels * element_size > l2_cache_bytes() / 2);
   options.stream =
       outgrown && problem.element_type == ElementType::kFloat32 &&
       streams(static_cast<const float*>(out), pixels_of(problem), problem.out_channels, problem.out_channels);
