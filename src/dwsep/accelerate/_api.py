@@ -15,24 +15,28 @@ from dwsep.accelerate._report import AccelerationReport, Line
 Filter = Callable[[str, nn.Module], bool]
 
 
-def accelerate_(model: nn.Module, *, filter_fn: Filter | None = None) -> AccelerationReport:
+def accelerate_(model: nn.Module, *, filter_fn: Filter | None = None, frozen: bool = False) -> AccelerationReport:
     """Make a network of depthwise separable convolutions faster, in place, its numbers unchanged.
 
     Chains of convolution, batch norm, activation and sum run fused from the next call on. Parameters, buffers, names,
     ``state_dict`` keys, hooks, device, dtype, mode and shared modules stay; optimizers built before stay valid; copies
     and pickles of the model are accelerated, too. What cannot run fused (another device or dtype, autocast,
-    ``torch.func``, a compiler, hooks) runs as before. Weights may change at any time.
+    ``torch.func``, a compiler, hooks) runs as before. Weights may change at any time, unless ``frozen``.
 
     Args:
         model: any module; changed in place.
         filter_fn: called with the name and the module of everything inside; where it returns ``False``, that module
             and all within are left alone.
+        frozen: Take weights, modes and hooks for constant from the first inference on: in evaluation, without
+            gradients, a call then no longer asks whether they have changed, which takes 0.05 to 0.2 ms with a network
+            of a few hundred tensors. What is changed all the same is seen after another ``accelerate_`` only. Training,
+            and every call with gradients enabled, ask as ever.
 
     Returns:
         What was fused, and what was left alone and why.
 
     Raises:
-        TypeError: ``model`` is no module, or ``filter_fn`` cannot be called.
+        TypeError: ``model`` is no module, ``filter_fn`` cannot be called, or ``frozen`` is no bool.
 
     Cost: reads the forward of every part once; no arithmetic, no memory until the first inference.
 
@@ -54,11 +58,13 @@ def accelerate_(model: nn.Module, *, filter_fn: Filter | None = None) -> Acceler
         raise TypeError(f"model must be a torch.nn.Module, got {model!r} of type {type(model).__name__}")
     if filter_fn is not None and not callable(filter_fn):
         raise TypeError(f"filter_fn must be a function of a name and a module, got {filter_fn!r}")
+    if not isinstance(frozen, bool):
+        raise TypeError(f"frozen must be True or False, got {frozen!r}")
     revert_(model)
     names = {id(module): name for name, module in model.named_modules()}
     excluded = [m for n, m in model.named_modules() if filter_fn is not None and not filter_fn(n, m)]
     lines = [Line(names[id(m)], type(m).__name__, "left alone", "filter_fn returned False") for m in excluded]
-    _install(model, names, excluded, lines, set())
+    _install(model, names, excluded, frozen, lines, set())
     fused = sum(line.status == "fused" for line in lines)
     if not fused:
         why = "no chain could be read" if _has_depthwise(model) else "the model has no depthwise torch.nn.Conv2d"
@@ -94,7 +100,12 @@ def revert_(model: nn.Module) -> None:
 
 
 def _install(
-    module: nn.Module, names: dict[int, str], excluded: list[nn.Module], lines: list[Line], covered: set[int]
+    module: nn.Module,
+    names: dict[int, str],
+    excluded: list[nn.Module],
+    frozen: bool,
+    lines: list[Line],
+    covered: set[int],
 ) -> None:
     """Accelerate a module, and every one inside for the calls that reach it without its parents' programs.
 
@@ -120,7 +131,7 @@ def _install(
             lines.append(Line(name, kind, "left alone", "its convolution is not torch's plain one"))
         return
     if type(module).forward is not nn.Module.forward:
-        forward = AcceleratedForward(module, excluded)
+        forward = AcceleratedForward(module, excluded, frozen=frozen)
         if id(module) in covered:
             module.__dict__["forward"] = forward
         else:
@@ -134,7 +145,7 @@ def _install(
                     lines.extend(_lines(program, names))
                     covered |= {id(part) for part in (*program.inside, *program.parts)}
     for child in module.children():
-        _install(child, names, excluded, lines, covered)
+        _install(child, names, excluded, frozen, lines, covered)
 
 
 def _has_depthwise(module: nn.Module) -> bool:

@@ -142,22 +142,25 @@ class AcceleratedForward(_InstanceForward):
 
     Attributes:
         watch: Called in place of each call of the program, by whoever measures it.
+        frozen: Whether the first inference's program stays, whatever becomes of the module's weights.
     """
 
     watch: _inference.Watch | None = None
 
-    def __init__(self, module: nn.Module, excluded: Collection[nn.Module] = ()) -> None:
+    def __init__(self, module: nn.Module, excluded: Collection[nn.Module] = (), *, frozen: bool = False) -> None:
         self.module = module
         self.excluded = list(excluded)
+        self.frozen = frozen
         self._forget()
 
     def _forget(self) -> None:
         self.readings: list[Reading] = []
         self.count = 0
         self.unreadable = False
+        self.kept: tuple[Collection[int] | None, _inference.Plan] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"module": self.module, "excluded": self.excluded}
+        return {"module": self.module, "excluded": self.excluded, "frozen": self.frozen}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -167,6 +170,9 @@ class AcceleratedForward(_InstanceForward):
         if torch.compiler.is_compiling():
             return type(self.module).forward(self.module, *args, **kwargs)
         if len(args) == 1 and not kwargs and _admits(args[0]):
+            kept = self.kept
+            if kept is not None and (kept[0] is None or args[0].shape[1] in kept[0]) and self._may_keep():
+                return kept[1].run(args[0], watch=self.watch)
             reading = self.reading()
             if reading is not None and reading.channels <= {args[0].shape[1]}:
                 x = args[0]
@@ -178,8 +184,13 @@ class AcceleratedForward(_InstanceForward):
                 else:
                     plan = reading.inference()
                     if plan is not None:
+                        if self.frozen and self._may_keep():
+                            self.kept = reading.channels or None, plan
                         return plan.run(x, watch=self.watch)
         return type(self.module).forward(self.module, *args, **kwargs)
+
+    def _may_keep(self) -> bool:
+        return not torch.is_grad_enabled() and not self.module.training
 
     def reading(self) -> Reading | None:
         """The module's program in its present state; ``None`` where it cannot be read."""

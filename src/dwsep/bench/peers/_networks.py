@@ -18,13 +18,15 @@ from dwsep.bench.peers._built import Built, CannotRun
 
 
 def build_ours(problem: NetworkProblem) -> Built:
-    """Accelerates the network; input and parameters stay in the format which they have."""
+    """Accelerates the network, for inference with its weights frozen, as all but eager PyTorch have them; input and
+    parameters stay in the format which they have.
+    """
     status = dispatch.backends()["cpu"]
     if not status.available:
         # without them it would be PyTorch's kernels under our name
         raise CannotRun("; ".join(status.reasons))
     network = problem.copy_network()
-    report = accelerate_(network)
+    report = accelerate_(network, frozen=not problem.task.training)
     if not report.fused:
         raise CannotRun(report.summary)
     return _build(problem, network, problem.x.clone())
