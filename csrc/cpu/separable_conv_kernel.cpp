@@ -39,17 +39,24 @@ int64_t prepared_pixels(const ConvProblem& problem, const KernelTable& kernels, 
   return best * columns;
 }
 
-// The panel stays in L1 while the weights stream from L2; once they outgrow L2, a larger panel in L2 reads them less
-// often, and so does one of two rows where those share the lines that their taps read.
+// The panel stays in L1 while the weights stream from L2, or is one of two rows in L2 where those share the lines that
+// their taps read. Weights that outgrow L2 come from afar once a panel: a large one, and where a thread's share of the
+// pixels is small, one of everybody's pixels by a share of the output channels.
 int64_t panel_pixels(const ConvProblem& problem, const KernelTable& kernels, int64_t padded, int64_t blocks) {
-  const int64_t bytes_of_pixel = padded * static_cast<int64_t>(sizeof(float)), in_l2 = l2_cache_bytes() / 4;
-  const int64_t weight_bytes = blocks * kernels.tile_columns * bytes_of_pixel;
-  const int64_t budget = weight_bytes > l2_cache_bytes() / 2 ? in_l2 : l1_cache_bytes() / 2;
-  const int64_t fair = std::max(ceil_div(pixels_of(problem), 2 * thread_count()), kernels.tile_pixels);
+  constexpr int64_t kSmallShare = 64;
+  const int64_t bytes_of_pixel = padded * static_cast<int64_t>(sizeof(float)), least = 2 * kernels.tile_pixels;
+  const int64_t block_bytes = kernels.tile_columns * bytes_of_pixel, pixels = pixels_of(problem);
+  if (blocks * block_bytes > l2_cache_bytes() / 2) {
+    const int64_t share = ceil_div(pixels, thread_count());
+    if (share < kSmallShare && pixels * bytes_of_pixel <= l2_cache_bytes() * 3 / 4) return std::max(pixels, least);
+    return std::max(least, std::min(share, (l2_cache_bytes() * 3 / 8 - block_bytes) / bytes_of_pixel));
+  }
+  const int64_t fair = std::max(ceil_div(pixels, 2 * thread_count()), least);
   const int64_t two_rows = 2 * problem.output[2];
-  const bool shared = problem.stride[1] == 1 && problem.dilation[1] == 1 && two_rows * bytes_of_pixel <= in_l2;
-  const int64_t wanted = std::max(budget / bytes_of_pixel, shared ? two_rows : 0);
-  return std::clamp(wanted, 2 * kernels.tile_pixels, std::max(fair, 2 * kernels.tile_pixels));
+  const bool shared =
+      problem.stride[1] == 1 && problem.dilation[1] == 1 && two_rows * bytes_of_pixel <= l2_cache_bytes() / 4;
+  const int64_t wanted = std::max(l1_cache_bytes() / 2 / bytes_of_pixel, shared ? two_rows : 0);
+  return std::clamp(wanted, least, fair);
 }
 
 }  // namespace
