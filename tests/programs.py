@@ -122,7 +122,7 @@ def _conv(x: Tensor, weight: Tensor, bias: Tensor | None, **options: Any) -> Ten
 def draw_step(kind: Kind, rng: Any, draw: Any, activations: tuple[str, ...]) -> Step:
     """A step of this kind, its sizes drawn by ``rng``, its elements by ``draw(*shape)``."""
     batch, height, width = rng.choice((1, 1, 2, 3)), rng.choice((1, 5, 7, 14, 20)), rng.choice((1, 4, 7, 9, 14, 30))
-    channels, outputs, wide = (rng.choice((1, 3, 8, 16, 17, 24, 40)) for _ in "iow")
+    channels, outputs, wide = (rng.choice((1, 3, 8, 16, 17, 24, 32, 32, 40)) for _ in "iow")
     step = Step(kind, draw(batch, channels, height, width))
     if kind in (Kind.POOL, Kind.GATE):
         step.operand = draw(batch, channels, 1, 1) if kind == Kind.GATE else None

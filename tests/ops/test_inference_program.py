@@ -41,6 +41,18 @@ def test_drawn_steps_exact_on_integers(isa):
     isas.run_on(isa, "from tests.ops import test_inference_program as t; t.check_many(175, seed=6)")
 
 
+@pytest.mark.parametrize("channels", [3, 32])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_dense_rows_that_are_read_where_they_lie(channels, stride):
+    torch.manual_seed(channels + stride)
+    for outputs, width in ((8, 5), (33, 17), (96, 31)):
+        step = Step(Kind.DENSE, integers(2, channels, 9, width, top=2))
+        step.stride, step.pads, step.activations = (stride, stride), (1, 1, 1, 1), ("relu6", "none", "none")
+        step.weight, step.bias = integers(outputs, channels, 3, 3, top=2), integers(outputs, top=2)
+        (got,) = ops.inference_program(**step.arguments())
+        assert torch.equal(got.double(), step.expected())
+
+
 @pytest.mark.parametrize("kind", list(Kind))
 def test_float_results_with_long_activations(kind):
     rng = random.Random(int(kind))
