@@ -156,8 +156,7 @@ class AcceleratedForward(_InstanceForward):
     def _forget(self) -> None:
         self.readings: list[Reading] = []
         self.count = 0
-        self.unreadable = False
-        self.kept: tuple[Collection[int] | None, _inference.Plan] | None = None
+        self.kept: tuple[set[int], _inference.Plan] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         return {"module": self.module, "excluded": self.excluded, "frozen": self.frozen}
@@ -170,12 +169,11 @@ class AcceleratedForward(_InstanceForward):
         if torch.compiler.is_compiling():
             return type(self.module).forward(self.module, *args, **kwargs)
         if len(args) == 1 and not kwargs and _admits(args[0]):
-            kept = self.kept
-            if kept is not None and (kept[0] is None or args[0].shape[1] in kept[0]) and self._may_keep():
-                return kept[1].run(args[0], watch=self.watch)
+            x = args[0]
+            if self.kept is not None and self.kept[0] <= {x.shape[1]} and self._may_keep():
+                return self.kept[1].run(x, watch=self.watch)
             reading = self.reading()
-            if reading is not None and reading.channels <= {args[0].shape[1]}:
-                x = args[0]
+            if reading is not None and reading.channels <= {x.shape[1]}:
                 if reading.wants_gradient(x) or reading.is_training():
                     if _training.is_available() and _training.admits(reading.program):
                         return _training.run(
@@ -185,7 +183,7 @@ class AcceleratedForward(_InstanceForward):
                     plan = reading.inference()
                     if plan is not None:
                         if self.frozen and self._may_keep():
-                            self.kept = reading.channels or None, plan
+                            self.kept = reading.channels, plan
                         return plan.run(x, watch=self.watch)
         return type(self.module).forward(self.module, *args, **kwargs)
 
