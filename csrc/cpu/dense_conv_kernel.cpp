@@ -21,7 +21,7 @@ void dense_conv_forward(const DenseConv& conv) {
     float* panel = scratch(Scratch::kPanel, static_cast<std::size_t>(tile * packed.inner));
     float* rows = scratch(Scratch::kPlanes, static_cast<std::size_t>(patches.rows_floats(table.lanes)));
     for (int64_t row = begin; row < end; ++row) {
-      patches.fill_rows(row / p.output[1], row % p.output[1], rows);
+      patches.fill_rows(table, row / p.output[1], row % p.output[1], 1, rows);
       for (int64_t part = 0; part < tiles; ++part) {
         const int64_t column = columns * part / tiles, pixels = columns * (part + 1) / tiles - column;
         const int64_t step = patches.step(), run_length = patches.run_length();

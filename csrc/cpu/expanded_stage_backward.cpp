@@ -10,22 +10,13 @@
 #include "cpu/packing.h"
 #include "cpu/parallel.h"
 #include "cpu/pointwise_stage_load.h"
+#include "cpu/row_units.h"
 #include "cpu/scratch.h"
 
 namespace dwsep {
 namespace {
 
 constexpr auto kFloatBytes = static_cast<int64_t>(sizeof(float));
-
-Prefetch share_of(const Prefetch& all, int64_t begin, int64_t of) {
-  Prefetch share = {};
-  for (int i = 0; i < 3; ++i) {
-    const MemoryRange& range = all.ranges[i];
-    const int64_t from = range.bytes * begin / of / 64 * 64;
-    share.ranges[i] = {static_cast<const char*>(range.first) + from, range.bytes * (begin + 1) / of / 64 * 64 - from};
-  }
-  return share;
-}
 
 }  // namespace
 

@@ -43,7 +43,6 @@ MemoryRange rows(const float* tensor, int64_t channels, int64_t pixel_stride, in
 }
 
 MemoryRange input_rows(const PointwiseStage& stage, int64_t begin, int64_t end) {
-  if (stage.patches != nullptr) return {nullptr, 0};  // small, and read in order
   return rows(stage.x, stage.channels, stage.x_stride, begin, end);
 }
 

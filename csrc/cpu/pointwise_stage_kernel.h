@@ -7,8 +7,6 @@
 
 namespace dwsep {
 
-class Patches;
-
 // Channels-last floats: x (pixels, channels), y (pixels, out_channels), both of which may be some of the channels of
 // larger tensors, at which all pointers then point. Two rows per channel are as far apart as two pixels.
 struct PointwiseStage {
@@ -22,7 +20,6 @@ struct PointwiseStage {
   const float* weight;  // (out_channels, channels)
   int64_t x_stride;     // floats from a pixel to the next
   int64_t y_stride;
-  const Patches* patches = nullptr;  // a dense convolution's, in place of x, its norm and activation
 };
 
 // `sums` (2, out_channels): of y and of its squares.

@@ -2,7 +2,6 @@
 #pragma once
 
 #include "cpu/kernel_table.h"
-#include "cpu/patches.h"
 #include "cpu/pointwise_stage_kernel.h"
 #include "cpu/stage_load.h"
 
@@ -11,7 +10,6 @@ namespace dwsep {
 // Inputs, through their norm and activation.
 inline void load_inputs(const KernelTable& table, const PointwiseStage& stage, int64_t first, int64_t pixels,
                         float* panel) {
-  if (stage.patches != nullptr) return stage.patches->load(table, first, pixels, panel);
   const StageLoad load = {nullptr, stage.scale, stage.shift, stage.activation};
   load_stage_row(table, load, first * stage.x_stride, 0,
                  {stage.x, nullptr, nullptr, nullptr, Activation::kNone, stage.x_stride, pixels, stage.channels, panel,

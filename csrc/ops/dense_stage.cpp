@@ -1,105 +1,93 @@
 #include <torch/csrc/stable/ops.h>
 
-#include "ops/dense_input.h"
+#include "cpu/dense_stage_kernel.h"
+#include "ops/stage_arguments.h"
 #include "ops/stages.h"
 
 namespace dwsep {
 namespace {
 
-Tensor check_dense_weight(const Tensor& weight, const Tensor& x) {
-  STD_TORCH_CHECK(
-      x.dim() == 4 && weight.dim() == 4 && weight.size(0) >= 1 && weight.size(1) == x.size(1) && weight.numel() > 0,
-      "dense weight must have shape (K, ", x.size(1), ", kernel height, kernel width)");
-  const Tensor dense = torch::stable::contiguous(weight);
-  check_like("dense weight", dense, x);
-  return dense;
-}
+// The input and the weight, checked.
+struct DenseArguments {
+  StageInput input;
+  Tensor weight;  // its channels innermost
+  ConvProblem problem;
 
-ConvProblem make_dense_problem(const Tensor& x, const Tensor& weight, const std::vector<int64_t>& stride,
-                               const std::vector<int64_t>& padding, const std::vector<int64_t>& dilation) {
-  ConvProblem problem =
-      make_problem(x, weight.numel() / weight.size(0), {weight.size(2), weight.size(3)}, stride, padding, dilation);
-  problem.out_channels = weight.size(0);
-  return problem;
-}
+  DenseArguments(const Tensor& x, const std::optional<Tensor>& scale, const std::optional<Tensor>& shift,
+                 const std::string& activation, const Tensor& dense_weight, const std::vector<int64_t>& stride,
+                 const std::vector<int64_t>& padding, const std::vector<int64_t>& dilation)
+      : input(x, scale, shift, activation), weight(checked(dense_weight, x)) {
+    problem =
+        make_problem(x, weight.numel() / weight.size(0), {weight.size(2), weight.size(3)}, stride, padding, dilation);
+    problem.out_channels = weight.size(0);
+  }
+
+  DenseStage stage() const {
+    return {problem,
+            input.data(),
+            {nullptr, input.scale_or_null(), input.shift_or_null(), input.activation},
+            floats(weight)};
+  }
+  std::vector<int64_t> output_sizes() const {
+    return sizes_of(problem.batch, problem.out_channels, {problem.output + 1, problem.output + 3});
+  }
+
+ private:
+  static Tensor checked(const Tensor& weight, const Tensor& x) {
+    STD_TORCH_CHECK(
+        x.dim() == 4 && weight.dim() == 4 && weight.size(0) >= 1 && weight.size(1) == x.size(1) && weight.numel() > 0,
+        "dense weight must have shape (K, ", x.size(1), ", kernel height, kernel width)");
+    STD_TORCH_CHECK(weight.is_cpu() && weight.scalar_type() == x.scalar_type(),
+                    "dense weight must be on the CPU, with the dtype of x");
+    return to_channels_last(weight);
+  }
+};
 
 }  // namespace
 
-DenseInput::DenseInput(const Tensor& x, const Tensor& weight, const std::vector<int64_t>& stride,
-                       const std::vector<int64_t>& padding, const std::vector<int64_t>& dilation)
-    : input_(x, std::nullopt, std::nullopt, "none"),
-      weight_(check_dense_weight(weight, x)),
-      problem_(make_dense_problem(x, weight_, stride, padding, dilation)),
-      patches_(problem_, input_.data()),
-      ordered_(empty_gradient()) {
-  const float* source = floats(weight_);
-  float* target = mutable_floats(ordered_);
-  for_elements([&](int64_t ordered, int64_t element) { target[ordered] = source[element]; });
-}
-
-// f(place in the order of patches, place in the weight).
-template <class F>
-void DenseInput::for_elements(const F& f) const {
-  const int64_t outputs = weight_.size(0), channels = weight_.size(1), taps = weight_.size(2) * weight_.size(3);
-  for (int64_t k = 0; k < outputs; ++k) {
-    for (int64_t tap = 0; tap < taps; ++tap) {
-      for (int64_t c = 0; c < channels; ++c) {
-        f((k * taps + tap) * channels + c, (k * channels + c) * taps + tap);
-      }
-    }
-  }
-}
-
-std::vector<int64_t> DenseInput::output_sizes() const {
-  return sizes_of(problem_.batch, problem_.out_channels, {problem_.output + 1, problem_.output + 3});
-}
-
-PointwiseStage DenseInput::stage() const {
-  const int64_t pixels = problem_.batch * problem_.output[1] * problem_.output[2];
-  return {
-      pixels,           problem_.inner_channels, problem_.out_channels, nullptr,  nullptr, nullptr, Activation::kNone,
-      floats(ordered_), problem_.inner_channels, problem_.out_channels, &patches_};
-}
-
-Tensor DenseInput::empty_gradient() const { return empty_float({weight_.size(0), weight_.numel() / weight_.size(0)}); }
-
-Tensor DenseInput::in_order_of_the_weight(const Tensor& gradient) const {
-  const Tensor found = empty_contiguous(weight_);
-  const float* source = floats(gradient);
-  float* target = mutable_floats(found);
-  for_elements([&](int64_t ordered, int64_t element) { target[element] = source[ordered]; });
-  return found;
-}
-
-StageResult dense_stage(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias,
+StageResult dense_stage(const Tensor& x, const std::optional<Tensor>& scale, const std::optional<Tensor>& shift,
+                        const std::string& activation, const Tensor& weight, const std::optional<Tensor>& bias,
                         const std::vector<int64_t>& stride, const std::vector<int64_t>& padding,
                         const std::vector<int64_t>& dilation) {
-  const DenseInput input(x, weight, stride, padding, dilation);
+  const DenseArguments arguments(x, scale, shift, activation, weight, stride, padding, dilation);
   const int64_t outputs = weight.size(0);
   const std::optional<Tensor> dense_bias = check_vector("dense bias", bias, x, outputs);
-  const std::vector<int64_t> sizes = input.output_sizes();
+  const std::vector<int64_t> sizes = arguments.output_sizes();
   const Tensor y = empty_stage_output(sizes[0], outputs, {sizes.begin() + 2, sizes.end()});
   const Tensor sums = empty_sums(outputs);
-  pointwise_stage_forward(input.stage(), static_cast<const float*>(data_or_null(dense_bias)), mutable_floats(y),
-                          static_cast<double*>(sums.mutable_data_ptr()));
+  dense_stage_forward(arguments.stage(), static_cast<const float*>(data_or_null(dense_bias)), mutable_floats(y),
+                      static_cast<double*>(sums.mutable_data_ptr()));
   return {y, sums};
 }
 
-StageResult dense_stage_backward(const Tensor& grad, const Tensor& y, const std::optional<Tensor>& correction,
-                                 const Tensor& x, const Tensor& weight, bool has_bias,
-                                 const std::vector<int64_t>& stride, const std::vector<int64_t>& padding,
-                                 const std::vector<int64_t>& dilation) {
-  const DenseInput input(x, weight, stride, padding, dilation);
+StageGradientResult dense_stage_backward(const Tensor& grad, const Tensor& y, const std::optional<Tensor>& correction,
+                                         const Tensor& x, const std::optional<Tensor>& scale,
+                                         const std::optional<Tensor>& shift, const std::string& activation,
+                                         const Tensor& weight, bool has_bias, const std::vector<int64_t>& stride,
+                                         const std::vector<int64_t>& padding, const std::vector<int64_t>& dilation,
+                                         const std::vector<bool>& output_mask) {
+  const DenseArguments arguments(x, scale, shift, activation, weight, stride, padding, dilation);
   const int64_t outputs = weight.size(0);
-  const Tensor gradient = check_output_like("grad", grad, input.output_sizes());
-  const Tensor raw = correction.has_value() ? check_output_like("y", y, input.output_sizes()) : gradient;
+  STD_TORCH_CHECK(output_mask.size() == 2, "output_mask must have 2 entries, got ", output_mask.size());
+  const Tensor gradient = check_output_like("grad", grad, arguments.output_sizes());
+  const Tensor raw = correction.has_value() ? check_output_like("y", y, arguments.output_sizes()) : gradient;
   check_correction(correction, x, outputs);
-  const Tensor ordered = input.empty_gradient();
-  const Tensor of_bias = empty_float({has_bias ? outputs : 0});
-  pointwise_stage_backward(input.stage(),
-                           {floats(gradient), floats(raw), static_cast<const float*>(data_or_null(correction)), nullptr,
-                            nullptr, mutable_floats(ordered), has_bias ? mutable_floats(of_bias) : nullptr});
-  return {input.in_order_of_the_weight(ordered), of_bias};
+
+  // Outputs of an operator must not share memory, an empty one neither.
+  const auto none = [] { return empty_float({0}); };
+  const bool wants_x = output_mask[0], wants_affine = wants_x && scale.has_value();
+  const bool wants_bias = output_mask[1] && has_bias;
+  const Tensor x_gradient = wants_x ? empty_stage_output(x.size(0), x.size(1), spatial_of(x)) : none();
+  const Tensor affine = wants_affine ? empty_sums(x.size(1)) : none();
+  const Tensor weight_gradient = output_mask[1] ? empty_float({weight.sizes().begin(), weight.sizes().end()}) : none();
+  const Tensor bias_gradient = wants_bias ? empty_float({outputs}) : none();
+  dense_stage_backward(arguments.stage(),
+                       {floats(gradient), floats(raw), static_cast<const float*>(data_or_null(correction)),
+                        wants_x ? mutable_floats(x_gradient) : nullptr,
+                        wants_affine ? static_cast<double*>(affine.mutable_data_ptr()) : nullptr,
+                        output_mask[1] ? mutable_floats(weight_gradient) : nullptr,
+                        wants_bias ? mutable_floats(bias_gradient) : nullptr});
+  return {x_gradient, affine, weight_gradient, bias_gradient};
 }
 
 }  // namespace dwsep

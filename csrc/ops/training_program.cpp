@@ -100,17 +100,12 @@ Tensors training_program(const Tensors& inputs, const Tensors& parameters, const
         }
         const auto weight = *training::at(parameters, step.weight);
         const auto bias = training::at(parameters, step.bias);
-        if (step.dense) {
-          STD_TORCH_CHECK(source.is_plain(), "a dense convolution takes a plain value");
-          auto [y, found] = dense_stage(raw, weight, bias, step.stride, step.padding, step.dilation);
-          target.raw = y;
-          sums = found;
-          break;
-        }
-        auto [y, found] = step.depthwise ? depthwise_stage(raw, source.scale, source.shift, source.activation, weight,
-                                                           bias, step.stride, step.padding, step.dilation)
-                                         : pointwise_stage(training::with_axes(raw), source.scale, source.shift,
-                                                           source.activation, training::with_axes(weight), bias);
+        auto [y, found] =
+            step.depthwise || step.dense
+                ? (step.dense ? dense_stage : depthwise_stage)(raw, source.scale, source.shift, source.activation,
+                                                               weight, bias, step.stride, step.padding, step.dilation)
+                : pointwise_stage(training::with_axes(raw), source.scale, source.shift, source.activation,
+                                  training::with_axes(weight), bias);
         target.raw = raw.dim() == 2 ? training::per_image(y) : y;
         sums = found;
         break;

@@ -273,20 +273,14 @@ class Backward {
     if (!step.parts.empty()) return run_mixed(step, source, grad, y, correction, mask);
     const Tensor& weight = parameters_[static_cast<std::size_t>(step.weight)];
     const bool has_bias = step.bias >= 0;
-    if (step.dense) {
-      STD_TORCH_CHECK(!mask[0], "a dense convolution gives its input no gradient");
-      const auto [of_weight, of_bias] =
-          dense_stage_backward(grad, y, correction, x, weight, has_bias, step.stride, step.padding, step.dilation);
-      give_parameter(step.weight, of_weight);
-      give_parameter(step.bias, of_bias);
-      return;
-    }
     const auto [of_x, of_affine, of_weight, of_bias] =
-        step.depthwise ? depthwise_stage_backward(grad, y, correction, x, source.scale, source.shift, source.activation,
-                                                  weight, has_bias, step.stride, step.padding, step.dilation, mask)
-                       : pointwise_stage_backward(training::with_axes(grad), training::with_axes(y), correction,
-                                                  training::with_axes(x), source.scale, source.shift, source.activation,
-                                                  training::with_axes(weight), has_bias, mask);
+        step.depthwise || step.dense
+            ? (step.dense ? dense_stage_backward : depthwise_stage_backward)(
+                  grad, y, correction, x, source.scale, source.shift, source.activation, weight, has_bias, step.stride,
+                  step.padding, step.dilation, mask)
+            : pointwise_stage_backward(training::with_axes(grad), training::with_axes(y), correction,
+                                       training::with_axes(x), source.scale, source.shift, source.activation,
+                                       training::with_axes(weight), has_bias, mask);
     const auto as_given = [&](const Tensor& found) {
       return x.dim() == 2 && found.dim() == 4 ? training::per_image(found) : found;
     };

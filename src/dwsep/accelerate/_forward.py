@@ -96,7 +96,7 @@ class Reading:
         self.channels = {sum(conv.in_channels for conv in convs) for convs in first}
         self.gains = gains(self.program)
         self.plan: _inference.Plan | None = None
-        self._training: dict[bool, _segments.Plan] = {}
+        self._training: _segments.Plan | None = None
 
     def wants_gradient(self, x: Tensor) -> bool:
         """Whether autograd has to see the module run."""
@@ -106,11 +106,11 @@ class Reading:
         """Whether a norm takes the statistics of the batch and updates the running ones."""
         return any(map(_TRAINING, self.norms))
 
-    def training(self, *, images: bool = True) -> _segments.Plan:
-        """The plan to train with, for inputs that need no gradient or for others."""
-        if images not in self._training:
-            self._training[images] = _segments.plan(self.program, images=images)
-        return self._training[images]
+    def training(self) -> _segments.Plan:
+        """The plan to train with."""
+        if self._training is None:
+            self._training = _segments.plan(self.program)
+        return self._training
 
     def inference(self) -> _inference.Plan | None:
         """The plan to run, made anew where it is stale; ``None`` where there can be none."""
@@ -176,9 +176,7 @@ class AcceleratedForward(_InstanceForward):
             if reading is not None and reading.channels <= {x.shape[1]}:
                 if reading.wants_gradient(x) or reading.is_training():
                     if _training.is_available() and _training.admits(reading.program):
-                        return _training.run(
-                            reading.program, reading.training(images=not x.requires_grad), x, self.watch
-                        )
+                        return _training.run(reading.program, reading.training(), x, self.watch)
                 else:
                     plan = reading.inference()
                     if plan is not None:

@@ -59,9 +59,8 @@ _FOREIGN_GATES = {
     ("timm.layers.activations", "HardSigmoid"): "hardsigmoid",
 }
 PRODUCTS = (operator.mul, torch.mul, "mul")
-# Of the first convolution: a 7x7 of three channels has 147.
-_MOST_STEM_CHANNELS = 4
-_MOST_STEM_OPERANDS = 160
+# With more, a dense convolution is a matter of products alone, which torch does as well.
+_MOST_DENSE_OPERANDS = 512
 _LOOKS = (torch.mean, F.adaptive_avg_pool2d, "mean")
 ADDITIONS = (operator.add, operator.iadd, torch.add)
 
@@ -113,11 +112,12 @@ def is_pointwise(conv: nn.Conv2d) -> bool:
     return set(taps_and_steps) == {1} and unpadded
 
 
-def is_stem(conv: nn.Conv2d) -> bool:
-    """Whether a dense convolution has so few operands a pixel that a stage gathers them, as that of an image has."""
-    if conv.groups != 1 or is_pointwise(conv) or conv.in_channels > _MOST_STEM_CHANNELS:
+def has_dense_stage(conv: nn.Conv2d) -> bool:
+    """Whether a dense convolution has so few operands a pixel that a stage, which saves passes, gathers them."""
+    if conv.groups != 1 or is_pointwise(conv):
         return False
-    return conv.in_channels * conv.kernel_size[0] * conv.kernel_size[1] <= _MOST_STEM_OPERANDS
+    taps = conv.kernel_size[0] * conv.kernel_size[1]
+    return taps == 1 or conv.in_channels * taps <= _MOST_DENSE_OPERANDS
 
 
 def overruns(module: nn.Module) -> bool:

@@ -17,12 +17,12 @@ from dwsep.accelerate._program import Product, Program, Stage, Step, inputs_of, 
 _MOST_LOWERINGS = 8
 
 
-def expand(program: Program, images: bool) -> list[Step]:
+def expand(program: Program) -> list[Step]:
     """A program's steps, with a convolution that no stage runs apart from the norm and the activation behind it."""
     steps: list[Step] = []
     value = program.values
     for step in program.steps:
-        if isinstance(step, Stage) and step.conv is not None and not _has_stage(step, images) and step.norm is not None:
+        if isinstance(step, Stage) and step.conv is not None and not _has_stage(step) and step.norm is not None:
             steps.append(Stage(step.name, step.input, value, conv=step.conv))
             steps.append(replace(step, input=value, conv=None))
             value += 1
@@ -31,20 +31,19 @@ def expand(program: Program, images: bool) -> list[Step]:
     return steps
 
 
-def _has_stage(step: Stage, images: bool) -> bool:
+def _has_stage(step: Stage) -> bool:
     conv = step.conv
     if conv is None or _modules.is_pointwise(conv):
         return True
     if _modules.is_depthwise(conv):
         return conv.out_channels == conv.in_channels
-    return images and step.input == 0 and _modules.is_stem(conv)
+    return _modules.has_dense_stage(conv)
 
 
 class _Pooled:
     """Which values are means over images or made of such: (N, C, 1, 1), or, flat, (N, C)."""
 
-    def __init__(self, images: bool) -> None:
-        self.images = images
+    def __init__(self) -> None:
         self.pixels: set[int] = set()
         self.flat: set[int] = set()
 
@@ -53,7 +52,7 @@ class _Pooled:
         if isinstance(step, Stage):
             if step.input in self.pixels and step.residual is None and all(map(_modules.is_pointwise, step.convs)):
                 self.pixels.add(step.output)
-            return _has_stage(step, self.images)
+            return _has_stage(step)
         if isinstance(step, Product):
             return True
         taken = inputs_of(step)
@@ -106,17 +105,16 @@ class Plan:
     last_use: dict[int, int]
 
 
-def plan(program: Program, *, together: bool = True, images: bool = True) -> Plan:
+def plan(program: Program, *, together: bool = True) -> Plan:
     """Put the steps of a program into as few segments as there can be, or, where not ``together``, into none.
 
     Args:
         program: whose steps.
         together: whether there may be segments.
-        images: whether the program's input needs no gradient: only then is there a stage for a dense convolution of it.
     """
     items: list[Step | Segment] = []
     run: list[Step] = []
-    steps, pooled = expand(program, images), _Pooled(images)
+    steps, pooled = expand(program), _Pooled()
     for step in [*steps, None]:
         if step is not None and together and pooled.may_run(step):
             run.append(step)

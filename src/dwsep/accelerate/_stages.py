@@ -17,7 +17,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from dwsep.accelerate import _modules
 from dwsep.kernels import stage_reference
 from dwsep.kernels.activations import FORWARD
 
@@ -110,6 +109,13 @@ def _norm_gradients(
     return (correction if ctx.of_batch else None), grad_weight, grad_bias
 
 
+def _kind(x: Tensor, weight: Tensor, geometry: tuple[Sequence[int], ...]) -> str:
+    """The name of a convolution's stage."""
+    if not geometry:
+        return "pointwise"
+    return "depthwise" if x.shape[1] > weight.shape[1] else "dense"
+
+
 class _ConvNorm(torch.autograd.Function):
     """A native convolution of a pending input and the batch norm behind it, if any."""
 
@@ -127,8 +133,8 @@ class _ConvNorm(torch.autograd.Function):
         norm: BatchNorm | None,
     ) -> tuple[Any, ...]:
         scale, shift, activation = pending
-        op = stage_ops.depthwise_stage if geometry else stage_ops.pointwise_stage
-        y, sums = op(x, scale, shift, activation, weight, bias, *geometry)
+        kind = _kind(x, weight, geometry)
+        y, sums = getattr(stage_ops, f"{kind}_stage")(x, scale, shift, activation, weight, bias, *geometry)
         ctx.set_materialize_grads(False)
         ctx.activation, ctx.geometry, ctx.has_bias = activation, geometry, bias is not None
         ctx.has_norm = norm is not None
@@ -159,10 +165,10 @@ class _ConvNorm(torch.autograd.Function):
         if grad_y is None and correction is not None:
             grad_y = torch.zeros_like(y)
         if grad_y is not None and any(mask):
-            op = stage_ops.depthwise_stage_backward if ctx.geometry else stage_ops.pointwise_stage_backward
+            kind = _kind(x, weight, ctx.geometry)
             if correction is None:
                 y = grad_y
-            grad_x, grad_affine, grad_weight, grad_bias = op(
+            grad_x, grad_affine, grad_weight, grad_bias = getattr(stage_ops, f"{kind}_stage_backward")(
                 grad_y, y, correction, x, scale, shift, ctx.activation, weight, ctx.has_bias, *ctx.geometry, mask
             )
         grads = (grad_x, grad_affine, grad_weight, grad_bias, grad_norm_weight, grad_norm_bias)
@@ -235,7 +241,7 @@ def conv_norm(
     geometry: tuple[Sequence[int], ...],
     out_spatial: Sequence[int],
 ) -> Pending:
-    """A depthwise (with a ``geometry`` of stride, padding, dilation) or pointwise convolution, and its batch norm."""
+    """A depthwise or dense (with stride, padding and dilation for ``geometry``) or pointwise convolution, and its norm."""
     of = None if norm is None else BatchNorm(norm, (x.raw.shape[0], conv.out_channels, *out_spatial))
     weight, bias = (None, None) if norm is None else (norm.weight, norm.bias)
     pending = x.scale, x.shift, x.activation
@@ -250,13 +256,10 @@ def norm_only(x: Tensor, norm: nn.BatchNorm2d) -> Pending:
 
 def dense(x: Tensor, conv: nn.Conv2d, geometry: Any) -> Tensor:
     """A convolution that no stage runs, with torch's own kernels."""
-    padding, stride = geometry.padding, geometry.stride
-    overruns = _modules.overruns(conv)
-    if overruns or padding is None or any(low != high for low, high in padding):
+    padding = geometry.padding
+    if padding is None or any(low != high for low, high in padding):
         (top, bottom), (left, right) = geometry.pads(x.shape[2:])
         x, sides = F.pad(x, (left, right, top, bottom)), (0, 0)
     else:
         sides = [low for low, _ in padding]
-    if overruns:
-        x, stride = x[:, :, :: stride[0], :: stride[1]], 1
-    return F.conv2d(x, conv.weight, conv.bias, stride, sides, geometry.dilation, conv.groups)
+    return F.conv2d(x, conv.weight, conv.bias, geometry.stride, sides, geometry.dilation, conv.groups)

@@ -112,12 +112,19 @@ def stage_backward(
 
 
 def dense_stage(
-    x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Sequence[Sequence[int]]
+    x: Tensor,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    activation: str,
+    weight: Tensor,
+    bias: Tensor | None,
+    geometry: Sequence[Sequence[int]],
 ) -> tuple[Tensor, Tensor]:
-    """A dense convolution of x (N, C, H, W) as it is: the raw output and its sums."""
+    """A dense convolution of x (N, C, H, W): the raw output and its sums."""
     stride, padding, dilation = geometry
     symmetric, rest = reference._split_padding(padding)
-    y = reference._CONV[2](reference._pad(x, rest), weight, bias, list(stride), symmetric, list(dilation))
+    z = reference._pad(FORWARD[activation](affine(x, scale, shift)), rest)
+    y = reference._CONV[2](z, weight, bias, list(stride), symmetric, list(dilation))
     return y, sums_of(y)
 
 
@@ -126,19 +133,27 @@ def dense_stage_backward(
     y: Tensor,
     correction: Tensor | None,
     x: Tensor,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    activation: str,
     weight: Tensor,
     has_bias: bool,
     geometry: Sequence[Sequence[int]],
-) -> tuple[Tensor, Tensor | None]:
-    """Gradients of its weight and of its bias."""
+    output_mask: Sequence[bool],
+) -> StageGradients:
+    """Gradients of x, of (scale, shift), of the weight and of the bias."""
     stride, padding, dilation = geometry
     symmetric, rest = reference._split_padding(padding)
-    dy, padded = corrected(grad, y, correction), reference._pad(x, rest)
-    _, of_weight, of_bias = torch.ops.aten.convolution_backward(
-        dy, padded, weight, [weight.shape[0]], list(stride), symmetric, list(dilation), False, [0, 0], 1,
-        [False, True, has_bias],
+    z = reference._pad(FORWARD[activation](affine(x, scale, shift)), rest)
+    wants_x, wants_weight = output_mask
+    grad_z, grad_weight, grad_bias = torch.ops.aten.convolution_backward(
+        corrected(grad, y, correction), z, weight, [weight.shape[0]], list(stride), symmetric, list(dilation), False,
+        [0, 0], 1, [wants_x, wants_weight, wants_weight and has_bias],
     )  # fmt: skip
-    return of_weight, of_bias
+    if not wants_x:
+        return None, None, grad_weight, grad_bias
+    grad_z = reference._pad(grad_z, [-side for side in rest])
+    return *through_affine(grad_z, x, scale, shift, activation), grad_weight, grad_bias
 
 
 def _parts(values: Tensor | None, sizes: Sequence[int], axis: int) -> Sequence[Tensor | None]:

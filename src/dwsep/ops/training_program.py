@@ -83,7 +83,7 @@ class _Step:
         self.source, self.target, self.operand = fields["source"], fields["target"], fields["operand"]
         self.weight, self.bias = fields["weight"], fields["bias"]
         self.norm_weight, self.norm_bias, self.norm = fields["norm_weight"], fields["norm_bias"], fields["norm"]
-        # 0 for a pointwise convolution, 1 for a depthwise one, 2 for a dense one, of an input that needs no gradient.
+        # 0 for a pointwise convolution, 1 for a depthwise one, 2 for a dense one.
         self.depthwise, self.dense = fields["depthwise"] == 1, fields["depthwise"] == 2
         self.option = fields["option"]
         self.geometry = (list(row[10:12]), list(row[14:18]), list(row[12:14])) if fields["depthwise"] else ()
@@ -197,9 +197,7 @@ def _forward(
         sums = None
         if step.kind is Kind.CONV:
             name, weights, geometry = step.convolution(parameters)
-            if step.dense:
-                target.raw, sums = ops.dense_stage(raw, *weights, *geometry)
-            elif raw.dim() == 2:
+            if raw.dim() == 2:
                 y, _ = ops.pointwise_stage(_with_pixel(raw), *source.load[1:], _with_pixel(weights[0]), weights[1])
                 target.raw = y.flatten(1)
             else:
@@ -328,12 +326,6 @@ def _backward(
             if any(mask):
                 name, (weights, bias), geometry = step.convolution(parameters)
                 y = grad if correction is None else values[step.target].raw
-                if step.dense:
-                    taken = (source.raw, weights, bias is not None, *geometry)
-                    of_weight, of_bias = ops.dense_stage_backward(grad, y, correction, *taken)
-                    give(step.weight, of_weight)
-                    give(step.bias, of_bias)
-                    continue
                 assert source.raw is not None
                 taken, flat = source.raw, source.raw.dim() == 2
                 if flat:
