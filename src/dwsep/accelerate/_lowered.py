@@ -14,7 +14,7 @@ from torch.autograd.graph import increment_version
 
 from dwsep.accelerate import _modules
 from dwsep.accelerate._program import Call, Product, Stage, inputs_of
-from dwsep.accelerate._stages import BatchNorm
+from dwsep.accelerate._stages import BatchNorm, count_batches
 from dwsep.ops.training_program import ACTIVATIONS, Kind, Statistics, needed
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ class Lowered:
         self.output_places = [self._at[value] for value in outputs]
         if len(set(outputs)) != len(outputs):
             raise NotImplementedError("two results are one tensor")
-        self.absent = [getattr(module, name) is None for module, name in self.places]
+        self.absent = [_parameter(module, name) is None for module, name in self.places]
         present = itertools.count()
         indices = [-1 if absent else next(present) for absent in self.absent]
         for row in self.rows:
@@ -75,7 +75,7 @@ class Lowered:
         """Whether the modules are as they were: shapes of convolutions, parameters that are missing."""
         if any(_form(conv) != form for conv, form in self.convs):
             return False
-        return [getattr(module, name) is None for module, name in self.places] == self.absent
+        return [_parameter(module, name) is None for module, name in self.places] == self.absent
 
     def _value(self, shape: Shape, activation: str = "none") -> int:
         self.activations.append(ACTIVATIONS.index(activation))
@@ -208,20 +208,21 @@ class Lowered:
 
     def run(self, inputs: list[Tensor]) -> tuple[Tensor, ...]:
         """The segment's results, differentiable; running statistics follow."""
-        parameters = [p for module, name in self.places if (p := getattr(module, name)) is not None]
+        parameters = [p for module, name in self.places if (p := _parameter(module, name)) is not None]
         # All of them are checked before the first batch is counted.
         norms = [BatchNorm(norm, shape) for norm, shape in zip(self.norms, self.counts, strict=True)]
         numbers: list[float] = []
         running: list[Tensor] = []
         updated: list[Tensor] = []
-        for norm in norms:
-            mean, var = norm.norm.running_mean, norm.norm.running_var
+        momenta = count_batches(norms)
+        for norm, momentum in zip(norms, momenta, strict=True):
+            mean, var = norm.mean, norm.var
             kept = [inputs[0].new_empty(0)] * 2 if mean is None or var is None else [mean, var]
             statistics = Statistics.BATCH if norm.of_batch else Statistics.RUNNING
             if norm.updates and mean is not None and var is not None:
                 statistics = Statistics.BATCH_AND_UPDATE
                 updated += kept
-            numbers += [float(statistics), norm.norm.eps, norm.count_batch()]
+            numbers += [float(statistics), norm.norm.eps, momentum]
             running += kept
         results = _Run.apply(self, running, numbers, *inputs, *parameters)
         increment_version(updated)  # what caches their values has to see that they are others
@@ -233,6 +234,14 @@ def _record(kind: Kind, source: int, target: int, **fields: Any) -> list[int]:
     names = ("weight", "bias", "norm_weight", "norm_bias", "norm", "depthwise")
     own = [fields.get(name, -1) for name in names]
     return [kind, source, target, fields.get("operand", -1), *own, *geometry, fields.get("option", -1)]
+
+
+def _parameter(module: nn.Module, name: str) -> Tensor | None:
+    """A module's parameter: as an attribute it takes ten times as long to find."""
+    try:
+        return module._parameters[name]
+    except KeyError:  # one that is computed
+        return getattr(module, name)
 
 
 def _form(conv: nn.Conv2d | nn.Linear) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from torch import nn
@@ -84,6 +85,12 @@ class Program:
     def stages(self) -> list[Stage]:
         """The fused steps with a convolution or a norm in them."""
         return [step for step in self.steps if isinstance(step, Stage) and (step.convs or step.norm)]
+
+    @cached_property
+    def stage_modules(self) -> list[nn.Module]:
+        """The stages' convolutions and norms."""
+        modules = (module for stage in self.stages() for module in (*stage.convs, stage.norm))
+        return [module for module in modules if module is not None]
 
     def users(self) -> dict[int, int]:
         """How many steps take each value; what the program returns counts as one more."""

@@ -67,7 +67,13 @@ class BatchNorm:
     def __init__(self, norm: nn.BatchNorm2d, x_shape: Sequence[int]) -> None:
         self.norm = norm
         self.count = x_shape[0] * x_shape[2] * x_shape[3]
-        self.of_batch = norm.training or norm.running_mean is None or norm.running_var is None
+        buffers = norm._buffers
+        self.mean, self.var, self.batches = (
+            buffers["running_mean"],
+            buffers["running_var"],
+            buffers["num_batches_tracked"],
+        )
+        self.of_batch = norm.training or self.mean is None or self.var is None
         if self.of_batch and self.count == 1:
             raise ValueError(f"Expected more than 1 value per channel when training, got input size {x_shape}")
 
@@ -76,27 +82,36 @@ class BatchNorm:
         """Whether the running statistics follow, where there are any."""
         return self.norm.training and self.norm.track_running_stats
 
-    def count_batch(self) -> float:
-        """Count the batch where batches are counted; how much of it goes into the running statistics."""
-        norm = self.norm
-        momentum = 0.0 if norm.momentum is None else norm.momentum
-        if self.updates and norm.num_batches_tracked is not None:
-            norm.num_batches_tracked.add_(1)
-            if norm.momentum is None:
-                momentum = 1.0 / float(norm.num_batches_tracked)
-        return momentum
-
     def statistics(self, sums: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Scale, shift, mean and 1 / sqrt(var + eps), (C,); the running statistics and their counter follow."""
         norm = self.norm
         weight, bias = norm.weight, norm.bias
         if not self.of_batch:
-            assert norm.running_mean is not None
-            assert norm.running_var is not None
-            return stage_reference.running_statistics(norm.running_mean, norm.running_var, weight, bias, norm.eps)
-        momentum = self.count_batch()
-        mean, var = (norm.running_mean, norm.running_var) if self.updates else (None, None)
+            assert self.mean is not None
+            assert self.var is not None
+            return stage_reference.running_statistics(self.mean, self.var, weight, bias, norm.eps)
+        (momentum,) = count_batches([self])
+        mean, var = (self.mean, self.var) if self.updates else (None, None)
         return stage_ops.stage_statistics(sums, self.count, weight, bias, norm.eps, momentum, mean, var)
+
+
+def count_batches(norms: Sequence[BatchNorm]) -> list[float]:
+    """Count the batch where batches are counted; of each norm, how much of it goes into the running statistics."""
+    momenta: list[float] = []
+    counters: list[Tensor] = []
+    for norm in norms:
+        momentum, batches = norm.norm.momentum, norm.batches if norm.updates else None
+        if momentum is not None:
+            if batches is not None:
+                counters.append(batches)
+        elif batches is None:
+            momentum = 0.0
+        else:  # a mean of all batches: a norm that is there twice has to see each of its own
+            momentum = 1.0 / float(batches.add_(1))
+        momenta.append(momentum)
+    if counters:
+        torch.ops.aten._foreach_add_.Scalar(counters, 1)
+    return momenta
 
 
 def _norm_gradients(
@@ -241,7 +256,7 @@ def conv_norm(
     geometry: tuple[Sequence[int], ...],
     out_spatial: Sequence[int],
 ) -> Pending:
-    """A depthwise or dense (with stride, padding and dilation for ``geometry``) or pointwise convolution, and its norm."""
+    """A depthwise or dense convolution (with stride, padding and dilation) or a pointwise one, and its batch norm."""
     of = None if norm is None else BatchNorm(norm, (x.raw.shape[0], conv.out_channels, *out_spatial))
     weight, bias = (None, None) if norm is None else (norm.weight, norm.bias)
     pending = x.scale, x.shift, x.activation

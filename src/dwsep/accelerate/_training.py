@@ -34,15 +34,13 @@ def is_available() -> bool:
 
 def admits(program: Program) -> bool:
     """Whether parameters and statistics are what the stages take."""
-    for stage in program.stages():
-        for module in (*stage.convs, stage.norm):
-            if module is None:
-                continue
-            tensors = [module._parameters.get("weight"), module._parameters.get("bias")]
-            tensors += [module._buffers.get("running_mean"), module._buffers.get("running_var")]
-            for tensor in tensors:
-                if tensor is not None and not (tensor.dtype is torch.float32 and tensor.is_cpu):
-                    return False
+    for module in program.stage_modules:
+        parameters, buffers = module._parameters, module._buffers
+        for tensor in (
+            parameters.get("weight"), parameters.get("bias"), buffers.get("running_mean"), buffers.get("running_var")
+        ):  # fmt: skip
+            if tensor is not None and not (tensor.dtype is torch.float32 and tensor.is_cpu):
+                return False
     return True
 
 
