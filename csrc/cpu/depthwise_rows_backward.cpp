@@ -51,8 +51,8 @@ class BackwardRows : RowsGroup {
   }
 
   // One band of output rows: their share of the weight's gradient, and the gradients of the input rows which no later
-  // output row reaches and this band's rows do.
-  void run(int64_t item) {
+  // output row reaches and this band's rows do. What comes behind is item `next`, if there is one.
+  void run(int64_t item, int64_t next) {
     image_ = item / plan_.bands;
     const Range band = plan_.band(item);
     const ConvAxis& height = plan_.height;
@@ -60,14 +60,17 @@ class BackwardRows : RowsGroup {
     next_input_ = 0;
     next_result_ = band.begin == 0 ? 0 : std::clamp<int64_t>(first_result(band.begin), 0, height.input);
     const int64_t results = last ? height.input : std::clamp<int64_t>(first_result(band.end), 0, height.input);
-    // Rows before the band whose gradients reach the same inputs.
-    const int64_t reach = (height.kernel - 1) * height.dilation / height.stride;
-    if (wants_x()) fetch_gradients(std::max<int64_t>(0, band.begin - reach), band.begin);
+    if (wants_x()) fetch_gradients(std::max<int64_t>(0, band.begin - reach()), band.begin);
     for (int64_t row = band.begin; row < band.end; row += plan_.together) {
       const int64_t end = std::min(band.end, row + plan_.together);
       fetch_gradients(row, end);
       if (wants_weight()) fetch_inputs(row, end);
-      look_ahead(end, std::min(band.end, end + plan_.together));
+      if (end < band.end) {
+        const int64_t stop = std::min(band.end, end + plan_.together);
+        look_ahead(image_, {end, stop}, std::max(next_input_, height.position(end, 0)));
+      } else {
+        look_ahead_to(next);
+      }
       if (wants_weight()) add_weight_gradient(row, end);
       if (tensors_.bias_gradient != nullptr) add_bias_gradient(row, end);
       const int64_t ready = end == band.end ? results : std::min(results, std::max<int64_t>(0, first_result(end)));
@@ -118,7 +121,9 @@ class BackwardRows : RowsGroup {
     return (taker != nullptr ? plan.group : 1) * result_pixels(plan) * plan.lanes;
   }
   // A pixel of all images.
-  int64_t pixel_of(int64_t row) const { return (image_ * plan_.height.input + row) * plan_.width.input; }
+  int64_t pixel_of(int64_t image, int64_t row) const { return (image * plan_.height.input + row) * plan_.width.input; }
+  // Rows before a band whose gradients reach the same inputs.
+  int64_t reach() const { return (plan_.height.kernel - 1) * plan_.height.dilation / plan_.height.stride; }
 
   void fetch_gradients(int64_t begin, int64_t end) {
     for (int64_t row = begin; row < end; ++row) {
@@ -133,34 +138,43 @@ class BackwardRows : RowsGroup {
     }
   }
 
-  // Output rows [begin, end) come next.
-  void look_ahead(int64_t begin, int64_t end) {
+  void look_ahead_to(int64_t item) {
     ahead_.clear();
     next_ = {};
-    if (begin >= end) return;
+    if (item >= plan_.items()) return;
+    const Range band = plan_.band(item);
+    const int64_t first = wants_x() ? std::max<int64_t>(0, band.begin - reach()) : band.begin;
+    look_ahead(item / plan_.bands, {first, std::min(band.end, band.begin + plan_.together)},
+               std::max<int64_t>(0, plan_.height.position(band.begin, 0)));
+  }
+
+  // Output rows [begin, end) of an image come next, and input rows from `input` on.
+  void look_ahead(int64_t image, Range rows, int64_t input) {
+    const auto [begin, end] = rows;
+    ahead_.clear();
+    next_ = {};
     const ConvAxis &height = plan_.height, &width = plan_.width;
     const int64_t stop = inputs_end(end - 1);
     if (taker_ != nullptr) {
       const auto size = static_cast<int64_t>(sizeof(float)), channels = plan_.problem.channels;
-      const int64_t output = at(image_, height.output, width.output, begin);
+      const int64_t output = at(image, height.output, width.output, begin);
       const int64_t bytes = (end - begin) * width.output * channels * size;
-      const int64_t input = std::max(next_input_, height.position(begin, 0));
       next_ = {{{gradient() + output, bytes},
                 {gradient_load_.y + output, gradient_load_.y != nullptr ? bytes : 0},
-                {x() + at(image_, height.input, width.input, input),
+                {x() + at(image, height.input, width.input, input),
                  std::max<int64_t>(0, stop - input) * width.input * channels * size}}};
       const int64_t first = std::clamp<int64_t>(first_result(begin), 0, height.input);
       const int64_t last = std::clamp<int64_t>(first_result(end), 0, height.input);
-      taker_->expect(ahead_, pixel_of(first), (last - first) * width.input);
+      taker_->expect(ahead_, pixel_of(image, first), (last - first) * width.input);
       return;
     }
     for (int64_t row = begin; row < end; ++row) {
-      const int64_t from = at(image_, height.output, width.output, row);
+      const int64_t from = at(image, height.output, width.output, row);
       expect(ahead_, gradient() + from, width.output);
       if (gradient_load_.y != nullptr) expect(ahead_, gradient_load_.y + from, width.output);
     }
-    for (int64_t input = std::max(next_input_, height.position(begin, 0)); wants_weight() && input < stop; ++input) {
-      expect(ahead_, x() + at(image_, height.input, width.input, input), width.input);
+    for (; wants_weight() && input < stop; ++input) {
+      expect(ahead_, x() + at(image, height.input, width.input, input), width.input);
     }
   }
   // A share of what is to be asked for, of the work on a few rows.
@@ -231,7 +245,7 @@ class BackwardRows : RowsGroup {
       job.out_stride = target_stride;
       plan_.table.stage_gradient_row(job);
     }
-    if (taker_ != nullptr) taker_->take(part_, pixel_of(begin), pixels, result_, of_taker_, next_);
+    if (taker_ != nullptr) taker_->take(part_, pixel_of(image_, begin), pixels, result_, of_taker_, next_);
   }
 
   // The same for a block of channels, before the stage, `pixel` floats from a pixel to the next.
@@ -296,7 +310,10 @@ void depthwise_rows_backward(RowsPlan& plan, const WeightSources& weights, const
       BackwardRows rows(plan, part, unit % groups * plan.group, stage, tensors, taker, stream,
                         sums + part * part_floats, affine ? affine_sums + part * 2 * plan.padded() : nullptr, panel);
       const Range items = plan.items_of(part);
-      for (int64_t item = items.begin; item < items.end; ++item) rows.run(item);
+      for (int64_t item = items.begin; item < items.end; ++item) {
+        // The next part's rows are most often this thread's, too.
+        rows.run(item, item + 1 < items.end || groups == 1 ? item + 1 : plan.items());
+      }
     }
     plan.table.finish_streams();
   });

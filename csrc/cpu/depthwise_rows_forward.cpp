@@ -139,7 +139,8 @@ void depthwise_rows_forward(RowsPlan& plan, const WeightSources& weights, const 
                        sums != nullptr ? part_sums + part * sums_size : nullptr, panel);
       const Range items = plan.items_of(part);
       for (int64_t item = items.begin; item < items.end; ++item) {
-        rows.run(item, item + 1 < items.end ? item + 1 : plan.items());
+        // The next part's rows are most often this thread's, too.
+        rows.run(item, item + 1 < items.end || groups == 1 ? item + 1 : plan.items());
       }
     }
     plan.table.finish_streams();

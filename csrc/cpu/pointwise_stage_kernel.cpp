@@ -21,18 +21,27 @@ constexpr auto kFloatBytes = static_cast<int64_t>(sizeof(float));
 
 // What both directions need. Parts of the pixels have sums of their own, added in their order: their number depends on
 // the shape alone, so that results do not depend on the threads.
-struct Pixels {
+class Pixels {
+ public:
   int64_t count, parts, tile;
 
   int64_t begin(int64_t part) const { return count * part / parts; }
 
-  // f(a tile's first pixel, that of the tile behind it, that of the one behind both) for the tiles of a part.
+  // f(a tile's first pixel, that of the tile behind it, that of the one behind both) for the tiles of a part. Behind
+  // its last is the next part's first: most often it is the same thread's.
   template <class F>
   void for_tiles(int64_t part, const F& f) const {
-    const int64_t first = begin(part), size = begin(part + 1) - first;
-    const int64_t tiles = ceil_div(size, tile);
-    const auto at = [&](int64_t i) { return first + size * i / tiles; };
-    for (int64_t i = 0; i < tiles; ++i) f(at(i), at(i + 1), i + 2 <= tiles ? at(i + 2) : at(i + 1));
+    const int64_t tiles = tiles_of(part);
+    for (int64_t i = 0; i < tiles; ++i) {
+      const int64_t next = i + 1 < tiles ? at(part, i + 2) : part + 1 < parts ? at(part + 1, 1) : at(part, tiles);
+      f(at(part, i), at(part, i + 1), next);
+    }
+  }
+
+ private:
+  int64_t tiles_of(int64_t part) const { return ceil_div(begin(part + 1) - begin(part), tile); }
+  int64_t at(int64_t part, int64_t i) const {
+    return begin(part) + (begin(part + 1) - begin(part)) * i / std::max<int64_t>(1, tiles_of(part));
   }
 };
 
