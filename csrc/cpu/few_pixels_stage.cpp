@@ -29,7 +29,8 @@ int64_t panel_floats(const KernelTable& table, int64_t pixels, int64_t channels)
 }  // namespace
 
 bool has_few_pixels(const PointwiseStage& stage) {
-  return stage.pixels <= kFewPixels && stage.x_stride == stage.channels && stage.y_stride == stage.out_channels;
+  return stage.gate == nullptr && stage.pixels <= kFewPixels && stage.x_stride == stage.channels &&
+         stage.y_stride == stage.out_channels;
 }
 
 void few_pixels_stage_forward(const PointwiseStage& stage, const float* bias, float* y, double* sums) {

@@ -33,6 +33,7 @@ struct KernelTable {
   void (*stage_gradient_row)(const StageGradientRow&);
   void (*stage_output)(const StageOutput&);
   void (*stage_product_sums)(const StageProductSums&);
+  void (*gate_gradient_row)(const GateGradientRow&);
   // Consecutive pixels of channels-last float tensors; sums [2][channels, padded to whole vectors].
   void (*moments)(const float* x, int64_t pixels, int64_t channels, double* sums, int64_t sums_stride);
   void (*corrected)(const float* gradient, const float* y, const float* correction, int64_t pixels, int64_t channels,

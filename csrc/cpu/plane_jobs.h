@@ -129,8 +129,9 @@ struct StageRow {
   int64_t pixel_stride;
   int64_t pixels;
   int64_t channels;
-  float* plane;          // [block][pixel][lane]
-  int64_t block_stride;  // floats from a block's row to the next block's
+  float* plane;                 // [block][pixel][lane]
+  int64_t block_stride;         // floats from a block's row to the next block's
+  const float* gate = nullptr;  // per channel, times the activation; or null; none of a gradient
 };
 
 // The way back: from the gradient of activation(scale * x + shift) to that of x, which lies as x does.
@@ -155,6 +156,21 @@ struct StageGradientRow {
   float addend_factor = 1.0f;
   int64_t ahead = 0;       // pixels behind the one being read, to be asked for
   int64_t out_stride = 0;  // floats from a pixel of `out` to the next; 0: as x
+};
+
+// The way back through a product with a gate, of a row of an image's pixels in planes [block][pixel][lane]: the
+// product's gradient goes to a tensor as it is, sums[channel] += gradient * values, and the values become the product.
+struct GateGradientRow {
+  const float* gradient;
+  float* values;
+  int64_t block_stride;  // floats from a block to the next, of both
+  const float* gate;     // per channel
+  int64_t pixels;
+  int64_t channels;
+  float* out;
+  int64_t out_stride;  // floats from a pixel to the next
+  bool stream;         // store past the caches: `out`, its stride and the channels are whole cache lines
+  double* sums;        // padded
 };
 
 // out = activation(scale * x + shift) + residual, consecutive pixels of channels-last float tensors.

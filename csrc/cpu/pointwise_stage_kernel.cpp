@@ -90,9 +90,14 @@ class Backward {
   float* weight_sums_ = nullptr;   // [part][input vector][k][lane]
   float* bias_sums_ = nullptr;     // [part][k]
   double* affine_sums_ = nullptr;  // [part][2][inner]
+  double* gate_sums_ = nullptr;    // [part][image that the part has pixels of][inner]
 
   int64_t k_padded() const { return k_blocks_ * lanes_; }
   int64_t inner_padded() const { return inner_blocks_ * lanes_; }
+  // Images of which a part has pixels, at most.
+  int64_t part_images() const {
+    return stage_.gate != nullptr ? ceil_div(ceil_div(pixels_.count, pixels_.parts), stage_.image_pixels) + 1 : 0;
+  }
   int64_t weight_floats() const { return gradients_.weight_gradient != nullptr ? k_padded() * inner_padded() : 0; }
   void run_tile(int64_t part, int64_t first, int64_t end, int64_t next_end, float* memory, bool is_first) const;
   // What the pixels [begin, end) are read from.
@@ -102,7 +107,10 @@ class Backward {
              rows(gradients_.y, outputs, stride, begin, gradients_.correction != nullptr ? end : begin),
              input_rows(stage_, begin, end)}};
   }
+  void pass_gate(int64_t part, int64_t first, int64_t pixels, int64_t channel, int64_t channels, const float* product,
+                 float* input, bool stream) const;
   void write_weight_gradient() const;
+  void write_gate_gradient() const;
 };
 
 // Pixels [first, end); what comes next ends at `next_end`.
@@ -122,7 +130,13 @@ void Backward::run_tile(int64_t part, int64_t first, int64_t end, int64_t next_e
   // Both products take about the same time, and each asks for its share of what the next tile reads.
   const int64_t multiplied = gradients_.x_gradient != nullptr ? column_blocks_ : 0;
   const int64_t shares = std::max<int64_t>(1, gradients_.weight_gradient != nullptr ? 2 * column_blocks_ : multiplied);
-  if (gradients_.weight_gradient != nullptr) load_inputs(table_, stage_, first, pixels, input);
+  // The way back through a gate needs the values before it, and makes the product of them.
+  const bool passes_gate = stage_.gate != nullptr && gradients_.x_gradient != nullptr;
+  if (gradients_.weight_gradient != nullptr || passes_gate) {
+    PointwiseStage before = stage_;
+    if (passes_gate) before.gate = nullptr;
+    load_inputs(table_, before, first, pixels, input);
+  }
   if (gradients_.x_gradient != nullptr) {
     const bool affine = stage_.scale != nullptr;
     const bool stream = streams(gradients_.x_gradient, stage_.pixels, stage_.channels, stage_.x_stride);
@@ -133,11 +147,16 @@ void Backward::run_tile(int64_t part, int64_t first, int64_t end, int64_t next_e
       const int64_t ahead = next_end - end;
       job.prefetch = next_rows(end + ahead * block / shares, end + ahead * (block + 1) / shares);
       table_.multiply_panel(job, block);
-      table_.stage_gradient_row(
-          {product, lanes_, pixels * lanes_, stage_.x + first * stage_.x_stride + channel,
-           affine ? stage_.scale + channel : nullptr, affine ? stage_.shift + channel : nullptr, stage_.activation,
-           stage_.x_stride, pixels, job.columns, gradients_.x_gradient + first * stage_.x_stride + channel, stream,
-           affine ? affine_sums_ + 2 * part * inner_padded() + channel : nullptr, inner_padded()});
+      const int64_t at = first * stage_.x_stride + channel;
+      if (stage_.gate != nullptr) {
+        pass_gate(part, first, pixels, channel, job.columns, product, input, stream);
+        continue;
+      }
+      table_.stage_gradient_row({product, lanes_, pixels * lanes_, stage_.x + at,
+                                 affine ? stage_.scale + channel : nullptr, affine ? stage_.shift + channel : nullptr,
+                                 stage_.activation, stage_.x_stride, pixels, job.columns, gradients_.x_gradient + at,
+                                 stream, affine ? affine_sums_ + 2 * part * inner_padded() + channel : nullptr,
+                                 inner_padded()});
     }
   }
   if (gradients_.weight_gradient != nullptr) {
@@ -145,6 +164,18 @@ void Backward::run_tile(int64_t part, int64_t first, int64_t end, int64_t next_e
                           k_padded() * lanes_, is_first,
                           next_rows(end + (next_end - end) * multiplied / shares, next_end)});
   }
+}
+
+// A block of channels of a tile: its product's gradient is in `product`, its values before the gate are in `input`.
+void Backward::pass_gate(int64_t part, int64_t first, int64_t pixels, int64_t channel, int64_t channels,
+                         const float* product, float* input, bool stream) const {
+  for_images(stage_, first, pixels, [&](int64_t done, int64_t run, int64_t image) {
+    const int64_t slot = part * part_images() + image - pixels_.begin(part) / stage_.image_pixels;
+    table_.gate_gradient_row({product + done * lanes_, input + channel * pixels + done * lanes_, pixels * lanes_,
+                              stage_.gate + image * stage_.channels + channel, run, channels,
+                              gradients_.x_gradient + (first + done) * stage_.x_stride + channel, stage_.x_stride,
+                              stream, gate_sums_ + slot * inner_padded() + channel});
+  });
 }
 
 void Backward::write_weight_gradient() const {
@@ -164,13 +195,37 @@ void Backward::write_weight_gradient() const {
   });
 }
 
+// Of an image's parts in their order.
+void Backward::write_gate_gradient() const {
+  const int64_t per_image = stage_.image_pixels;
+  for (int64_t image = 0; image < pixels_.count / per_image; ++image) {
+    double* total = nullptr;
+    for (int64_t part = 0; part < pixels_.parts; ++part) {
+      if (pixels_.begin(part) >= (image + 1) * per_image || pixels_.begin(part + 1) <= image * per_image) continue;
+      double* sums = gate_sums_ + (part * part_images() + image - pixels_.begin(part) / per_image) * inner_padded();
+      if (total == nullptr) {
+        total = sums;
+        continue;
+      }
+      for (int64_t channel = 0; channel < stage_.channels; ++channel) total[channel] += sums[channel];
+    }
+    float* target = gradients_.gate_gradient + image * stage_.channels;
+    for (int64_t channel = 0; channel < stage_.channels; ++channel)
+      target[channel] = static_cast<float>(total[channel]);
+  }
+}
+
 void Backward::run() {
   Layout layout;
   const int64_t transposed_at = layout.add(column_blocks_ * table_.tile_columns * k_padded());
   const int64_t weights_at = layout.add(pixels_.parts * weight_floats());
   const int64_t bias_at = layout.add(pixels_.parts * k_padded());
   const int64_t affine_at = layout.add_doubles(pixels_.parts * 2 * inner_padded());
+  const int64_t gate_values = pixels_.parts * part_images() * inner_padded();
+  const int64_t gate_at = layout.add_doubles(gate_values);
   float* memory = scratch(Scratch::kPack, static_cast<std::size_t>(layout.size()));
+  gate_sums_ = reinterpret_cast<double*>(memory + gate_at);
+  std::fill_n(gate_sums_, gate_values, 0.0);
   transposed_ = memory + transposed_at;
   weight_sums_ = memory + weights_at;
   bias_sums_ = memory + bias_at;
@@ -201,6 +256,7 @@ void Backward::run() {
     for (int64_t part = 0; part < pixels_.parts; ++part) sum += bias_sums_[part * k_padded() + k];
     gradients_.bias_gradient[k] = sum;
   }
+  if (gradients_.gate_gradient != nullptr) write_gate_gradient();
   if (gradients_.affine_gradient != nullptr) {
     add_moments(affine_sums_, pixels_.parts, inner_padded(), stage_.channels, gradients_.affine_gradient,
                 stage_.x_stride);

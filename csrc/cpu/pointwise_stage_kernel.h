@@ -20,6 +20,9 @@ struct PointwiseStage {
   const float* weight;  // (out_channels, channels)
   int64_t x_stride;     // floats from a pixel to the next
   int64_t y_stride;
+  // (images, channels): times the activation. Of a gated stage, x's gradient is that of the product.
+  const float* gate = nullptr;
+  int64_t image_pixels = 0;  // of an image, with a gate alone
 };
 
 // `sums` (2, out_channels): of y and of its squares.
@@ -34,6 +37,7 @@ struct PointwiseStageGradients {
   double* affine_gradient;  // (2, channels)
   float* weight_gradient;
   float* bias_gradient;
+  float* gate_gradient = nullptr;  // (images, channels), with a gate
 };
 
 void pointwise_stage_backward(const PointwiseStage& stage, const PointwiseStageGradients& gradients);

@@ -1,19 +1,37 @@
 // How a pointwise stage brings pixels into panels [channel block][pixel][lane].
 #pragma once
 
+#include <algorithm>
+
 #include "cpu/kernel_table.h"
 #include "cpu/pointwise_stage_kernel.h"
 #include "cpu/stage_load.h"
 
 namespace dwsep {
 
-// Inputs, through their norm and activation.
+// f(pixels before them, pixels, image) for the share of every image in pixels [first, first + pixels); all of them
+// where there is no gate to tell images apart.
+template <class F>
+void for_images(const PointwiseStage& stage, int64_t first, int64_t pixels, const F& f) {
+  if (stage.gate == nullptr) return f(int64_t{0}, pixels, int64_t{0});
+  for (int64_t done = 0; done < pixels;) {
+    const int64_t image = (first + done) / stage.image_pixels;
+    const int64_t run = std::min(pixels - done, (image + 1) * stage.image_pixels - first - done);
+    f(done, run, image);
+    done += run;
+  }
+}
+
+// Inputs, through their norm, activation and gate.
 inline void load_inputs(const KernelTable& table, const PointwiseStage& stage, int64_t first, int64_t pixels,
                         float* panel) {
   const StageLoad load = {nullptr, stage.scale, stage.shift, stage.activation};
-  load_stage_row(table, load, first * stage.x_stride, 0,
-                 {stage.x, nullptr, nullptr, nullptr, Activation::kNone, stage.x_stride, pixels, stage.channels, panel,
-                  pixels * table.lanes});
+  for_images(stage, first, pixels, [&](int64_t done, int64_t run, int64_t image) {
+    load_stage_row(table, load, (first + done) * stage.x_stride, 0,
+                   {stage.x, nullptr, nullptr, nullptr, Activation::kNone, stage.x_stride, run, stage.channels,
+                    panel + done * table.lanes, pixels * table.lanes,
+                    stage.gate != nullptr ? stage.gate + image * stage.channels : nullptr});
+  });
 }
 
 // Gradients of the outputs, with what comes to them through their norm's statistics.

@@ -27,6 +27,21 @@ StageGradientResult pointwise_stage_backward(const torch::stable::Tensor& grad, 
                                              const std::string& activation, const torch::stable::Tensor& weight,
                                              bool has_bias, const std::vector<bool>& output_mask);
 
+// The same of the product with a gate (N, C), which is made while loading; back, the gradients of the product and of
+// the gate in place of those of x and of its scale and shift. Parts of a training program, no operators.
+StageResult gated_pointwise_stage(const torch::stable::Tensor& x, const std::optional<torch::stable::Tensor>& scale,
+                                  const std::optional<torch::stable::Tensor>& shift, const std::string& activation,
+                                  const torch::stable::Tensor& gate, const torch::stable::Tensor& weight,
+                                  const std::optional<torch::stable::Tensor>& bias);
+StageGradientResult gated_pointwise_stage_backward(const torch::stable::Tensor& grad, const torch::stable::Tensor& y,
+                                                   const std::optional<torch::stable::Tensor>& correction,
+                                                   const torch::stable::Tensor& x,
+                                                   const std::optional<torch::stable::Tensor>& scale,
+                                                   const std::optional<torch::stable::Tensor>& shift,
+                                                   const std::string& activation, const torch::stable::Tensor& gate,
+                                                   const torch::stable::Tensor& weight, bool has_bias,
+                                                   const std::vector<bool>& output_mask);
+
 StageResult depthwise_stage(const torch::stable::Tensor& x, const std::optional<torch::stable::Tensor>& scale,
                             const std::optional<torch::stable::Tensor>& shift, const std::string& activation,
                             const torch::stable::Tensor& weight, const std::optional<torch::stable::Tensor>& bias,

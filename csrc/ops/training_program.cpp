@@ -100,6 +100,15 @@ Tensors training_program(const Tensors& inputs, const Tensors& parameters, const
         }
         const auto weight = *training::at(parameters, step.weight);
         const auto bias = training::at(parameters, step.bias);
+        if (source.product != nullptr) {
+          const Value& inner = values[source.product->source];
+          const Tensor& gate = training::raw_of(values[static_cast<std::size_t>(source.product->operand)]);
+          auto [y, found] = gated_pointwise_stage(training::raw_of(inner), inner.scale, inner.shift, inner.activation,
+                                                  training::per_image(gate), weight, bias);
+          target.raw = y;
+          sums = found;
+          break;
+        }
         auto [y, found] =
             step.depthwise || step.dense
                 ? (step.dense ? dense_stage : depthwise_stage)(raw, source.scale, source.shift, source.activation,
@@ -135,6 +144,11 @@ Tensors training_program(const Tensors& inputs, const Tensors& parameters, const
         }
         break;
       case Kind::kGated: {
+        if (step.is_loaded) {
+          target.raw = empty_float({0});
+          target.product = &step;
+          break;
+        }
         const Tensor& gate = training::raw_of(values[static_cast<std::size_t>(step.operand)]);
         target.raw = stage_gate(raw, source.scale, source.shift, source.activation, training::per_image(gate));
         break;

@@ -90,6 +90,7 @@ class Backward {
       makers_[step.target] = places_.size() - 1;
       Value& target = values_[step.target];
       target.raw = step.kind == Kind::kNorm ? values_[step.source].raw : made[places_.back()];
+      if (step.is_loaded) target.product = &step;
       if (step.has_norm()) {
         target.scale = made[place - 4];
         target.shift = made[place - 3];
@@ -136,6 +137,7 @@ class Backward {
   std::vector<bool> requires_;
   // Of values that were pooled, too: the gradient of their product with a gate, and the gate.
   std::map<std::size_t, std::pair<Tensor, Tensor>> products_;
+  std::map<const Step*, Gradient> gates_;  // gradients of the gates of products that were not made
 
   bool wants_parameter(int64_t index) const { return index >= 0 && wants_[inputs_ + static_cast<std::size_t>(index)]; }
 
@@ -182,6 +184,7 @@ class Backward {
   // A product with a gate which was not kept: it is made of what was.
   void make_again(std::size_t number) {
     Value& value = values_[number];
+    if (value.product != nullptr) return make_again(value.product->source);
     if (makers_[number] == steps_.size() || training::raw_of(value).numel() > 0) return;
     const Step& maker = steps_[makers_[number]];
     if (maker.kind != Kind::kGated && maker.kind != Kind::kNorm) return;
@@ -269,6 +272,7 @@ class Backward {
     const std::vector<bool> mask = {requires_[step.source], wants_convolution(step)};
     if (!mask[0] && !mask[1]) return;
     const Tensor& y = correction.has_value() ? training::raw_of(values_[step.target]) : grad;
+    if (source.product != nullptr) return run_product(step, *source.product, grad, y, correction, mask);
     const Tensor& x = training::raw_of(source);
     if (!step.parts.empty()) return run_mixed(step, source, grad, y, correction, mask);
     const Tensor& weight = parameters_[static_cast<std::size_t>(step.weight)];
@@ -287,6 +291,20 @@ class Backward {
     raw_[step.source].add(as_given(of_x), true);
     affine_[step.source].add(of_affine, true);
     give_parameter(step.weight, as_given(of_weight));
+    give_parameter(step.bias, of_bias);
+  }
+
+  // A pointwise convolution of a product that was not made.
+  void run_product(const Step& step, const Step& product, const Tensor& grad, const Tensor& y,
+                   const std::optional<Tensor>& correction, const std::vector<bool>& mask) {
+    const Value& inner = values_[product.source];
+    const Tensor gate = training::per_image(training::raw_of(values_[static_cast<std::size_t>(product.operand)]));
+    const auto [of_product, of_gate, of_weight, of_bias] = gated_pointwise_stage_backward(
+        grad, y, correction, training::raw_of(inner), inner.scale, inner.shift, inner.activation, gate,
+        parameters_[static_cast<std::size_t>(step.weight)], step.bias >= 0, mask);
+    raw_[step.source].add(of_product, true);
+    gates_[&product].add(of_gate, true);
+    give_parameter(step.weight, of_weight);
     give_parameter(step.bias, of_bias);
   }
 
@@ -362,7 +380,10 @@ class Backward {
     const Tensor& x = training::raw_of(source);
     const Tensor gate = training::per_image(training::raw_of(values_[operand]));
     if (requires_[operand]) {
-      const Tensor of_gate = stage_gate_gradient(grad, x, source.scale, source.shift, source.activation);
+      const auto known = gates_.find(&step);
+      const Tensor of_gate = known != gates_.end()
+                                 ? *known->second.tensor
+                                 : stage_gate_gradient(grad, x, source.scale, source.shift, source.activation);
       raw_[operand].add(training::raw_of(values_[operand]).dim() == 4 ? training::with_pixel(of_gate) : of_gate, true);
     }
     if (!requires_[step.source]) return;

@@ -15,7 +15,7 @@ std::vector<Step> read_steps(const std::vector<int64_t>& table, std::size_t inpu
                              std::size_t parameters, const std::vector<double>& norms) {
   STD_TORCH_CHECK(table.size() % kColumns == 0, "steps must have ", kColumns, " entries a step");
   STD_TORCH_CHECK(norms.size() % 3 == 0, "norms must have 3 entries a norm");
-  std::vector<bool> exists(values, false);
+  std::vector<bool> exists(values, false), is_loaded(values, false);
   for (std::size_t i = 0; i < inputs && i < values; ++i) exists[i] = true;
   const auto within = [](int64_t index, std::size_t size) { return index >= -1 && index < static_cast<int64_t>(size); };
   std::vector<Step> steps;
@@ -35,6 +35,7 @@ std::vector<Step> read_steps(const std::vector<int64_t>& table, std::size_t inpu
                       "a part is not like the convolution that it belongs to");
       STD_TORCH_CHECK(row[4] >= 0 && within(row[4], parameters) && within(row[5], parameters),
                       "a step's parameter does not exist");
+      STD_TORCH_CHECK(!is_loaded[whole.source], "only a pointwise convolution takes a product that is not made");
       whole.parts.push_back(
           {row[4], row[5], {row[10], row[11]}, {row[14], row[15], row[16], row[17]}, {row[12], row[13]}});
       continue;
@@ -47,6 +48,10 @@ std::vector<Step> read_steps(const std::vector<int64_t>& table, std::size_t inpu
       STD_TORCH_CHECK(within(row[column], parameters), "a step's parameter does not exist");
     }
     STD_TORCH_CHECK(kind != Kind::kConv || row[4] >= 0, "a convolution needs a weight");
+    const bool takes_product =
+        is_loaded[static_cast<std::size_t>(row[1])] || (row[3] >= 0 && is_loaded[static_cast<std::size_t>(row[3])]);
+    STD_TORCH_CHECK(!takes_product || (kind == Kind::kConv && row[3] < 0 && row[9] <= 0),
+                    "only a pointwise convolution takes a product that is not made");
     STD_TORCH_CHECK(within(row[8], norms.size() / 3), "a step's norm does not exist");
     STD_TORCH_CHECK(row[8] == -1 || kind == Kind::kConv || kind == Kind::kNorm, "only convolutions have norms");
     Step step = {kind,
@@ -63,11 +68,13 @@ std::vector<Step> read_steps(const std::vector<int64_t>& table, std::size_t inpu
                  {row[10], row[11]},
                  {row[14], row[15], row[16], row[17]},
                  {row[12], row[13]},
-                 row[18] > 0,
+                 kind == Kind::kGated ? row[18] == 1 || row[18] == 3 : row[18] > 0,
                  Statistics::kBatch,
                  0.0,
                  0.0,
-                 {}};
+                 {},
+                 kind == Kind::kGated && row[18] >= 2};
+    is_loaded[step.target] = step.is_loaded;
     if (step.has_norm()) {
       const double* numbers = norms.data() + 3 * row[8];
       STD_TORCH_CHECK(numbers[0] == 0.0 || numbers[0] == 1.0 || numbers[0] == 2.0, "a norm's statistics are unknown");

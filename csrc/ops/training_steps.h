@@ -31,6 +31,7 @@ struct Step {
   Statistics statistics;
   double eps, momentum;
   std::vector<Part> parts;  // behind the first, which is the step's own
+  bool is_loaded = false;   // a product with a gate which the pointwise convolutions behind it make while loading
 
   bool has_norm() const { return norm >= 0; }
   std::size_t own_tensors() const { return kind == Kind::kNorm ? 0 : 1; }
@@ -42,6 +43,7 @@ struct Step {
 struct Value {
   std::optional<Tensor> raw, scale, shift;
   std::string activation;
+  const Step* product = nullptr;  // which whoever takes it makes while loading: there is no raw tensor
 
   bool is_plain() const { return !scale.has_value() && activation == "none"; }
 };

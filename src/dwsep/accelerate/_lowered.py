@@ -15,7 +15,7 @@ from torch.autograd.graph import increment_version
 from dwsep.accelerate import _modules
 from dwsep.accelerate._program import Call, Product, Stage, inputs_of
 from dwsep.accelerate._stages import BatchNorm, count_batches
-from dwsep.ops.training_program import ACTIVATIONS, Kind, Statistics, needed
+from dwsep.ops.training_program import ACTIVATIONS, COLUMNS, Kind, Statistics, needed
 
 if TYPE_CHECKING:
     from dwsep.accelerate._segments import Segment
@@ -62,13 +62,16 @@ class Lowered:
         indices = [-1 if absent else next(present) for absent in self.absent]
         for row in self.rows:
             row[4:8] = [indices[place] if place >= 0 else -1 for place in row[4:8]]
+        for row in self.rows:
+            if row[0] == Kind.GATED and self._is_loaded(row[2]):
+                row[-1] += 2
         self.steps = [number for row in self.rows for number in row]
         self.needs: dict[tuple[float, ...], tuple[list[bool], list[bool]]] = {}
         # Products with a gate which the backward makes again: of small images that takes next to no time.
         self.made_again = [
             self._at[row[2]]
             for row in self.rows
-            if row[0] == Kind.GATED and math.prod(self.shapes[row[2]][2:]) <= _MOST_PIXELS_MADE_AGAIN
+            if row[0] == Kind.GATED and row[-1] < 2 and math.prod(self.shapes[row[2]][2:]) <= _MOST_PIXELS_MADE_AGAIN
         ]
 
     def is_current(self) -> bool:
@@ -76,6 +79,12 @@ class Lowered:
         if any(_form(conv) != form for conv, form in self.convs):
             return False
         return [_parameter(module, name) is None for module, name in self.places] == self.absent
+
+    def _is_loaded(self, product: int) -> bool:
+        """Whether pointwise convolutions alone take a product with a gate: they make it while loading."""
+        takers = [row for row in self.rows if row[1] == product or row[3] == product]
+        pointwise = [row[0] == Kind.CONV and row[COLUMNS.index("depthwise")] == 0 for row in takers]
+        return product not in self.outputs and bool(pointwise) and all(pointwise)
 
     def _value(self, shape: Shape, activation: str = "none") -> int:
         self.activations.append(ACTIVATIONS.index(activation))

@@ -50,7 +50,9 @@ class Kind(IntEnum):
     OUTPUT = 2  # the values themselves, plus the operand's if there is one
     POOL = 3  # means over the pixels, (N, C), or, with option 1, (N, C, 1, 1)
     GATE = 4  # sigmoid, or, with option 1, hard sigmoid
-    GATED = 5  # the values times the operand's, (N, C, 1, 1); option 1: their means are taken, too
+    # The values times the operand's, (N, C, 1, 1); option 1: their means are taken, too; 2 and 3: as 0 and 1, and only
+    # pointwise convolutions take the product, which they make while loading: an empty tensor stands for it.
+    GATED = 5
     PART = 6  # of the convolution in the row before: one more, of the channels behind those it takes
 
 
@@ -86,6 +88,9 @@ class _Step:
         # 0 for a pointwise convolution, 1 for a depthwise one, 2 for a dense one.
         self.depthwise, self.dense = fields["depthwise"] == 1, fields["depthwise"] == 2
         self.option = fields["option"]
+        self.is_loaded = self.kind is Kind.GATED and self.option >= 2
+        if self.is_loaded:
+            self.option -= 2
         self.geometry = (list(row[10:12]), list(row[14:18]), list(row[12:14])) if fields["depthwise"] else ()
         self.parts = [self]  # the convolutions of one that is mixed
         if self.norm >= 0:
@@ -220,7 +225,7 @@ def _forward(
             target.raw = ops.stage_gate(*source.load, gate.flatten(1))
         assert target.raw is not None
         if step.kind is not Kind.NORM:
-            made.append(target.raw)
+            made.append(target.raw.new_empty(0) if step.is_loaded else target.raw)
         if step.norm >= 0:
             found = _statistics(step, sums, _pixels(target.raw), parameters, running)
             target.scale, target.shift = found[:2]
