@@ -89,6 +89,26 @@ def test_run_measures_the_ceilings_under_each_allocator_and_derives_from_the_hig
     assert all(record["derived"] == derive(record, highest) for record in results["records"])
 
 
+@pytest.mark.parametrize(("factor", "asked", "share"), [(1.25, 2, 0.8), (4.0, 1, 0.5), (0.5, 3, 2.0)])
+def test_ceilings_that_something_goes_beyond_are_measured_again(rote, monkeypatch, factor, asked, share):
+    task = TASKS[0]
+    ours = factor * make_record({"dwsep": 1.0}, task)["derived"]["floor_seconds"]
+
+    def request(self, request, on_phase):
+        if "ceilings" in request:
+            Rote.ceilings_asked += 1
+            part = min(1.0, Rote.ceilings_asked / 2)  # the machine is busy at first, and gives half of what it can
+            copy = {size: part * rate for size, rate in CEILINGS.copy.items()}
+            return replace(CEILINGS, fma_peak=part * CEILINGS.fma_peak, copy=copy).to_json()
+        record = make_record({"dwsep": ours, "nchw": 9.0}, task)
+        return {"task": record["task"], "other_cores": 0.0, "peers": record["peers"]}
+
+    monkeypatch.setattr(Rote, "request", request)
+    results = run(Plan((task,), ("default",), FAST, "dwsep bench layers"))
+    assert rote.ceilings_asked == asked
+    assert results["records"][0]["derived"]["share_of_floor"] == pytest.approx(share)
+
+
 def test_run_resumes_where_it_was_interrupted(rote, tmp_path):
     path = tmp_path / "results.json"
     rote.interrupt_at = 3
