@@ -125,3 +125,31 @@ def test_evaluate_refuses_images_of_other_classes(saved, tmp_path):
     assert finished.exit_code == 2
     assert "knows the classes T-shirt/top, " in finished.stderr
     assert "pets test has cat, dog" in finished.stderr
+
+
+def test_evaluate_names_a_bad_image_or_skips_it(saved, tmp_path):
+    Image = pytest.importorskip("PIL.Image", reason="Pillow is not installed")
+    normalisation = saved[2]
+    pets = tmp_path / "pets"
+    for name in ("cat", "dog"):
+        (pets / name).mkdir(parents=True)
+        for index in range(6):
+            Image.new("L", (28, 28), 40 * index).save(pets / name / f"{index}.png")
+    (pets / "cat" / "3.png").write_bytes(b"no image")
+    small = networks.create("mobilenet_v1", num_classes=2, in_channels=1, **OPTIONS)
+    info = ModelInfo("mobilenet_v1", 2, 1, OPTIONS, ("cat", "dog"), normalisation.mean, normalisation.std, (28, 28), 1)
+    save_model(tmp_path / "pets.safetensors", small, info)
+
+    def invoke(*arguments):
+        where = ["--data", "folder", "--data-dir", str(pets), "--split", "train", "--json"]
+        checkpoint = ["--checkpoint", str(tmp_path / "pets.safetensors")]
+        return CliRunner().invoke(app, ["evaluate", *checkpoint, *where, *arguments])
+
+    refused = invoke()
+    assert refused.exit_code == 2
+    assert str(pets / "cat" / "3.png") in refused.stderr
+    with pytest.warns(UserWarning, match="1 of .* images were left out"):
+        finished = invoke("--on-bad-file", "skip")
+    assert finished.exit_code == 0, finished.output
+    unknown = invoke("--on-bad-file", "mend")
+    assert "on_bad_file: Input should be 'stop' or 'skip', got 'mend'" in unknown.stderr

@@ -32,6 +32,7 @@ def evaluate(
     batch_size: Annotated[int | None, typer.Option(min=1, help="Examples per batch.", show_default="250")] = None,
     precision: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "float32",
     memory_format: Annotated[str, typer.Option(help="channels_last or contiguous.")] = "channels_last",
+    on_bad_file: Annotated[str, typer.Option(help="stop at an image that cannot be read, or skip it.")] = "stop",
     seed: Annotated[int, typer.Option(help="Seed that divided data without a test split.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")] = False,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads.", show_default="PyTorch's choice")] = None,
@@ -51,6 +52,10 @@ def evaluate(
     _, info = read_model(checkpoint)
     values: dict[str, Any] = {"task": info.task, "data": data, "seed": seed}
     values |= {"precision": precision, "memory_format": memory_format}
+    if info.task in ("classify", "segment"):
+        values["on_bad_file"] = on_bad_file
+    elif on_bad_file != "stop":
+        raise ValueError(f"on_bad_file: {checkpoint} is of the task {info.task}, which has no images")
     if info.task == "classify":
         values |= {"data_dir": data_dir, "image_size": max(info.image_size), "label_column": label_column}
         if is_hub(data):
