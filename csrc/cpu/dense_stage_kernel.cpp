@@ -20,7 +20,7 @@ constexpr auto kFloatBytes = static_cast<int64_t>(sizeof(float));
 constexpr int64_t kMostParts = 16;
 
 int64_t most_parts(int64_t floats_of_part) {
-  constexpr int64_t kSumsBytes = int64_t{8} << 20;
+  constexpr int64_t kSumsBytes = int64_t{32} << 20;
   return std::clamp<int64_t>(kSumsBytes / kFloatBytes / std::max<int64_t>(1, floats_of_part), 2, kMostParts);
 }
 
