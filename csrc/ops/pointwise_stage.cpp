@@ -18,13 +18,14 @@ Tensor check_weight(const Tensor& weight, const Tensor& x) {
 
 // What a stage works on, checked.
 struct PointwiseArguments {
+  Tensor x;  // as given
   StageInput input;
   Tensor weight;
   std::optional<Tensor> gate;
 
-  PointwiseArguments(const Tensor& x, const std::optional<Tensor>& scale, const std::optional<Tensor>& shift,
+  PointwiseArguments(const Tensor& given_x, const std::optional<Tensor>& scale, const std::optional<Tensor>& shift,
                      const std::string& activation, const std::optional<Tensor>& of_images, const Tensor& given)
-      : input(x, scale, shift, activation), weight(check_weight(given, x)) {
+      : x(given_x), input(x, scale, shift, activation), weight(check_weight(given, x)) {
     if (!of_images.has_value()) return;
     STD_TORCH_CHECK(of_images->dim() == 2 && of_images->size(0) == x.size(0) && of_images->size(1) == x.size(1),
                     "gate must have shape (", x.size(0), ", ", x.size(1), ")");
@@ -50,7 +51,6 @@ struct PointwiseArguments {
 };
 
 StageResult PointwiseArguments::forward(const std::optional<Tensor>& bias) const {
-  const Tensor& x = input.x;
   const int64_t outputs = weight.size(0);
   const std::optional<Tensor> dense_bias = check_vector("pointwise bias", bias, x, outputs);
   const Tensor y = empty_stage_output(x.size(0), outputs, spatial_of(x));
@@ -63,7 +63,6 @@ StageResult PointwiseArguments::forward(const std::optional<Tensor>& bias) const
 StageGradientResult PointwiseArguments::backward(const Tensor& grad, const Tensor& y,
                                                  const std::optional<Tensor>& correction, bool has_bias,
                                                  const std::vector<bool>& output_mask) const {
-  const Tensor& x = input.x;
   STD_TORCH_CHECK(output_mask.size() == 2, "output_mask must have 2 entries, got ", output_mask.size());
   const std::vector<int64_t> sizes = sizes_of(x.size(0), weight.size(0), spatial_of(x));
   const Tensor gradient = check_output_like("grad", grad, sizes);

@@ -52,10 +52,10 @@ def test_a_norm_that_others_load_moves_no_result_of_its_own():
     if not dwsep.backends()["cpu"].available:
         pytest.skip("the native library is not built")
     _, residual, *_ = network()
-    start = nn.Conv2d(24, 16, 3, 2, 1, bias=False)  # too many operands for a stage
+    start = nn.Conv2d(64, 16, 3, 2, 1, bias=False)  # too many operands for a stage
     model = nn.Sequential(start, nn.BatchNorm2d(16), nn.ReLU(), residual)
     dwsep.accelerate_(model)
-    report = dwsep.analyze(model, torch.randn(2, 24, 32, 32), training=True, seconds=0, advice=False)
+    report = dwsep.analyze(model, torch.randn(2, 64, 32, 32), training=True, seconds=0, advice=False)
     row = next(row for row in report.rows if "1" in row.layers)
     assert (row.kind, row.layers) == ("norm + activation", ("1", "2"))
     values = 2 * 16 * 256

@@ -143,11 +143,11 @@ def _training() -> Iterator[tuple[str, Operation]]:
     yield "mixed_stage_backward", backward
     torch.manual_seed(5)
     expanded, _, _ = Problem(24, 72, (23, 21), 5, stride=(2, 1), bias=True).draw()
-    image, dense = last(torch.randn(3, 3, 45, 37)), torch.randn(20, 3, 3, 3)
-    sizes = ([2, 1], [1, 0, 2, 1], [1, 1])
-    yield "dense_stage", lambda: ops.dense_stage(image, dense, None, *sizes)
-    raw, _ = ops.dense_stage(image, dense, None, *sizes)
-    of_raw = (torch.randn_like(raw), raw, torch.randn(2, 20), image, dense, True, *sizes)
+    load = (last(torch.randn(3, 19, 45, 37)), torch.randn(19), torch.randn(19), "silu")
+    dense, sizes = torch.randn(20, 19, 3, 3), ([2, 1], [1, 0, 2, 1], [1, 1])
+    yield "dense_stage", lambda: ops.dense_stage(*load, dense, None, *sizes)
+    raw, _ = ops.dense_stage(*load, dense, None, *sizes)
+    of_raw = (torch.randn_like(raw), raw, torch.randn(2, 20), *load, dense, True, *sizes, [True, True])
     yield "dense_stage_backward", lambda: ops.dense_stage_backward(*of_raw)
     yield "expanded_stage_backward", lambda: ops.expanded_stage_backward(**expanded)
 

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from dwsep.analysis import _graph
 from dwsep.analysis._trace import Record, Tracer, bytes_of, key_of, tensors_in
 
-# Accelerated stages do not keep what a batch norm or an activation makes where these alone take it: they compute it
-# again while loading. Networks without a depthwise layer in front of one of the latter, or a pointwise one behind an
+# Accelerated stages do not keep what a batch norm or an activation makes where these alone take it, nor a product with a
+# gate that pointwise layers alone take: they compute it again while loading. Networks without a depthwise layer in front of one of the latter, or a pointwise one behind an
 # activation, are not accelerated.
 _LOADING = {"batch norm", "activation", "depthwise", "pointwise", "pooling", "gate"}
 _GAINING = {"batch norm", "activation", "pointwise"}
@@ -172,9 +172,13 @@ class _Saved:
             maker = makers.get(key)
             record = maker if maker is not None else records[min(number, len(records) - 1)]
             record.saved += size
-            if not (gains and maker is not None and _is_made_again(maker) and takers.get(key, set()) <= _LOADING):
+            if not (gains and maker is not None and _is_made_again(maker, takers.get(key, set()))):
                 record.saved_fused += size
 
 
-def _is_made_again(maker: Record) -> bool:
-    return len(maker.output_shape) == 4 and ("batch_norm" in maker.op or maker.kind == "activation")
+def _is_made_again(maker: Record, takers: set[str]) -> bool:
+    if len(maker.output_shape) != 4:
+        return False
+    if maker.op.strip("_") == "mul":  # with a gate
+        return takers == {"pointwise"}
+    return ("batch_norm" in maker.op or maker.kind == "activation") and takers <= _LOADING
