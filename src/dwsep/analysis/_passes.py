@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from dwsep.analysis import _graph
 from dwsep.analysis._trace import Record, Tracer, bytes_of, key_of, tensors_in
 
-# Accelerated stages do not keep what a batch norm or an activation makes where these alone take it, nor a product with a
-# gate that pointwise layers alone take: they compute it again while loading. Networks without a depthwise layer in front of one of the latter, or a pointwise one behind an
-# activation, are not accelerated.
+# Accelerated stages do not keep what a batch norm or an activation makes where these alone take it, nor a product with
+# a gate that pointwise layers alone take: they compute it again while loading. Networks without a depthwise layer in
+# front of one of the latter, or a pointwise one behind an activation, are not accelerated.
 _LOADING = {"batch norm", "activation", "depthwise", "pointwise", "pooling", "gate"}
 _GAINING = {"batch norm", "activation", "pointwise"}
 
