@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 import dwsep
-from dwsep.accelerate import _modules
+from dwsep.bench.peers._networks import overruns
 
 
 def conv_norm(inputs, outputs, kernel=1, stride=1, groups=1, activation=None, **options):
@@ -135,7 +135,7 @@ def check_step(model, x, call=lambda model: model, both_layouts=False):
     ours, theirs, truth = step(model, x, call(model)), step(plain, x, call(plain)), step(exact, wide, call(exact))
     others = [theirs]
     if both_layouts:
-        unsafe = any(_modules.overruns(module) for module in plain.modules())
+        unsafe = any(overruns(module) for module in plain.modules())
         layout = torch.contiguous_format if unsafe else torch.channels_last
         plain = copy.deepcopy(exact).float().to(memory_format=layout)
         plain.load_state_dict(before)

@@ -62,7 +62,6 @@ class Lowered:
         indices = [-1 if absent else next(present) for absent in self.absent]
         for row in self.rows:
             row[4:8] = [indices[place] if place >= 0 else -1 for place in row[4:8]]
-        for row in self.rows:
             if row[0] == Kind.GATED and self._is_loaded(row[2]):
                 row[-1] += 2
         self.steps = [number for row in self.rows for number in row]

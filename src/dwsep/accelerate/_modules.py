@@ -120,15 +120,6 @@ def has_dense_stage(conv: nn.Conv2d) -> bool:
     return taps == 1 or conv.in_channels * taps <= _MOST_DENSE_OPERANDS
 
 
-def overruns(module: nn.Module) -> bool:
-    """Whether torch's gradient for a convolution's weight writes past its scratch memory, channels-last: a strided 1x1
-    of fewer channels than a vector of AVX-512 has lanes (https://github.com/uxlfoundation/oneDNN/issues/6035).
-    """
-    if not isinstance(module, nn.Conv2d) or module.groups != 1 or module.in_channels >= 16:
-        return False
-    return tuple(module.kernel_size) == (1, 1) and max(module.stride) > 1
-
-
 def geometry_of(conv: nn.Conv2d) -> ConvGeometry:
     """A convolution's shape arithmetic."""
     if isinstance(conv, DepthwiseConv2d):

@@ -67,12 +67,9 @@ class BatchNorm:
     def __init__(self, norm: nn.BatchNorm2d, x_shape: Sequence[int]) -> None:
         self.norm = norm
         self.count = x_shape[0] * x_shape[2] * x_shape[3]
-        buffers = norm._buffers
-        self.mean, self.var, self.batches = (
-            buffers["running_mean"],
-            buffers["running_var"],
-            buffers["num_batches_tracked"],
-        )
+        # As attributes they take ten times as long to find.
+        self.mean, self.var = norm._buffers["running_mean"], norm._buffers["running_var"]
+        self.batches = norm._buffers["num_batches_tracked"]
         self.of_batch = norm.training or self.mean is None or self.var is None
         if self.of_batch and self.count == 1:
             raise ValueError(f"Expected more than 1 value per channel when training, got input size {x_shape}")

@@ -8,6 +8,7 @@ sums that the next norm comes from. See docs/design/stages.md.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -57,11 +58,40 @@ def through_affine(
     return before * _per_channel(scale, x), sums
 
 
-def _convolve(z: Tensor, weight: Tensor, bias: Tensor | None, geometry: Sequence[Sequence[int]]) -> Tensor:
+def _convolve(
+    z: Tensor, weight: Tensor, bias: Tensor | None, geometry: Sequence[Sequence[int]], dense: bool = False
+) -> Tensor:
     if not geometry:
         return reference._CONV[z.dim() - 2](z, weight, bias)
     stride, padding, dilation = geometry
-    return reference.depthwise_conv(z, weight, bias, stride, padding, dilation, "none")
+    if not dense:
+        return reference.depthwise_conv(z, weight, bias, stride, padding, dilation, "none")
+    symmetric, rest = reference._split_padding(padding)
+    return reference._CONV[2](reference._pad(z, rest), weight, bias, list(stride), symmetric, list(dilation))
+
+
+def _convolve_backward(
+    grad: Tensor,
+    z: Tensor,
+    weight: Tensor,
+    geometry: Sequence[Sequence[int]],
+    dense: bool,
+    mask: Sequence[bool],
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Gradients of z, of the weight and of the bias, as far as ``mask`` wants them."""
+    ndim = z.dim() - 2
+    stride, padding, dilation = geometry or ([1] * ndim, [0] * (2 * ndim), [1] * ndim)
+    if geometry and not dense:
+        bias = weight.new_zeros(weight.shape[0]) if mask[2] else None
+        return reference.depthwise_conv_backward(grad, z, weight, bias, stride, padding, dilation, "none", mask)
+    symmetric, rest = reference._split_padding(padding)
+    grad_z, grad_weight, grad_bias = torch.ops.aten.convolution_backward(
+        grad, reference._pad(z, rest), weight, [weight.shape[0]], list(stride), symmetric, list(dilation), False,
+        [0] * ndim, 1, mask,
+    )  # fmt: skip
+    if mask[0]:
+        grad_z = reference._pad(grad_z, [-side for side in rest])
+    return grad_z, grad_weight, grad_bias
 
 
 def stage(
@@ -72,9 +102,10 @@ def stage(
     weight: Tensor,
     bias: Tensor | None,
     geometry: Sequence[Sequence[int]] = (),
+    dense: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """The raw output and its sums; depthwise with a ``geometry`` (stride, padding, dilation), else 1x1."""
-    y = _convolve(FORWARD[activation](affine(x, scale, shift)), weight, bias, geometry)
+    """The raw output and its sums; with a ``geometry`` (stride, padding, dilation) depthwise or ``dense``, else 1x1."""
+    y = _convolve(FORWARD[activation](affine(x, scale, shift)), weight, bias, geometry, dense)
     return y, sums_of(y)
 
 
@@ -90,70 +121,22 @@ def stage_backward(
     has_bias: bool,
     geometry: Sequence[Sequence[int]],
     output_mask: Sequence[bool],
+    dense: bool = False,
 ) -> StageGradients:
     """Gradients of x, of (scale, shift), of the weight and of the bias."""
-    dy = corrected(grad, y, correction)
     z = FORWARD[activation](affine(x, scale, shift))
     wants_x, wants_weight = output_mask
     mask = [wants_x, wants_weight, wants_weight and has_bias]
-    if geometry:
-        bias = weight.new_zeros(weight.shape[0]) if has_bias else None
-        stride, padding, dilation = geometry
-        grad_z, grad_weight, grad_bias = reference.depthwise_conv_backward(
-            dy, z, weight, bias, stride, padding, dilation, "none", mask
-        )
-    else:
-        ndim = x.dim() - 2
-        grad_z, grad_weight, grad_bias = torch.ops.aten.convolution_backward(
-            dy, z, weight, [weight.shape[0]], [1] * ndim, [0] * ndim, [1] * ndim, False, [0] * ndim, 1, mask
-        )
+    grad_z, grad_weight, grad_bias = _convolve_backward(
+        corrected(grad, y, correction), z, weight, geometry, dense, mask
+    )
     grad_x, grad_affine = (None, None) if grad_z is None else through_affine(grad_z, x, scale, shift, activation)
     return grad_x, grad_affine, grad_weight, grad_bias
 
 
-def dense_stage(
-    x: Tensor,
-    scale: Tensor | None,
-    shift: Tensor | None,
-    activation: str,
-    weight: Tensor,
-    bias: Tensor | None,
-    geometry: Sequence[Sequence[int]],
-) -> tuple[Tensor, Tensor]:
-    """A dense convolution of x (N, C, H, W): the raw output and its sums."""
-    stride, padding, dilation = geometry
-    symmetric, rest = reference._split_padding(padding)
-    z = reference._pad(FORWARD[activation](affine(x, scale, shift)), rest)
-    y = reference._CONV[2](z, weight, bias, list(stride), symmetric, list(dilation))
-    return y, sums_of(y)
-
-
-def dense_stage_backward(
-    grad: Tensor,
-    y: Tensor,
-    correction: Tensor | None,
-    x: Tensor,
-    scale: Tensor | None,
-    shift: Tensor | None,
-    activation: str,
-    weight: Tensor,
-    has_bias: bool,
-    geometry: Sequence[Sequence[int]],
-    output_mask: Sequence[bool],
-) -> StageGradients:
-    """Gradients of x, of (scale, shift), of the weight and of the bias."""
-    stride, padding, dilation = geometry
-    symmetric, rest = reference._split_padding(padding)
-    z = reference._pad(FORWARD[activation](affine(x, scale, shift)), rest)
-    wants_x, wants_weight = output_mask
-    grad_z, grad_weight, grad_bias = torch.ops.aten.convolution_backward(
-        corrected(grad, y, correction), z, weight, [weight.shape[0]], list(stride), symmetric, list(dilation), False,
-        [0, 0], 1, [wants_x, wants_weight, wants_weight and has_bias],
-    )  # fmt: skip
-    if not wants_x:
-        return None, None, grad_weight, grad_bias
-    grad_z = reference._pad(grad_z, [-side for side in rest])
-    return *through_affine(grad_z, x, scale, shift, activation), grad_weight, grad_bias
+# Of x (N, C, H, W), with a weight (K, C, kernel height, kernel width).
+dense_stage = partial(stage, dense=True)
+dense_stage_backward = partial(stage_backward, dense=True)
 
 
 def _parts(values: Tensor | None, sizes: Sequence[int], axis: int) -> Sequence[Tensor | None]:

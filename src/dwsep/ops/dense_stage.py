@@ -7,7 +7,7 @@ few others of a separable network.
 from __future__ import annotations
 
 from dwsep.kernels import stage_reference
-from dwsep.ops import _geometry_stage
+from dwsep.ops import _conv_stage
 
 NAME = "dense_stage"
-_geometry_stage.define(NAME, stage_reference.dense_stage, stage_reference.dense_stage_backward)
+_conv_stage.define(NAME, stage_reference.dense_stage, stage_reference.dense_stage_backward, _conv_stage.GEOMETRY)

@@ -6,7 +6,7 @@ As ``dwsep::pointwise_stage``; padding pads z, with zeros.
 from __future__ import annotations
 
 from dwsep.kernels import stage_reference
-from dwsep.ops import _geometry_stage
+from dwsep.ops import _conv_stage
 
 NAME = "depthwise_stage"
-_geometry_stage.define(NAME, stage_reference.stage, stage_reference.stage_backward)
+_conv_stage.define(NAME, stage_reference.stage, stage_reference.stage_backward, _conv_stage.GEOMETRY)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from dwsep import dispatch
-from dwsep.accelerate import _modules, accelerate_
+from dwsep.accelerate import accelerate_
 from dwsep.bench.network_problem import NetworkProblem, saved_bytes, step, step_tensors
 from dwsep.bench.peers import _compile, _onnxruntime, _openvino
 from dwsep.bench.peers._built import Built, CannotRun
@@ -111,11 +111,20 @@ def _refuse_overrun(problem: NetworkProblem) -> None:
     if not problem.task.training:
         return
     for name, module in problem.network.named_modules():
-        if _modules.overruns(module):
+        if overruns(module):
             raise CannotRun(
                 f"in training, channels last, {name!r} would corrupt memory: oneDNN's weight gradient of a strided 1x1 "
                 "convolution of fewer than 16 channels (https://github.com/uxlfoundation/oneDNN/issues/6035)"
             )
+
+
+def overruns(module: nn.Module) -> bool:
+    """Whether torch's gradient for a convolution's weight writes past its scratch memory, channels-last: a strided 1x1
+    of fewer channels than a vector of AVX-512 has lanes (https://github.com/uxlfoundation/oneDNN/issues/6035).
+    """
+    if not isinstance(module, nn.Conv2d) or module.groups != 1 or module.in_channels >= 16:
+        return False
+    return tuple(module.kernel_size) == (1, 1) and max(module.stride) > 1
 
 
 def _export(problem: NetworkProblem) -> bytes:
