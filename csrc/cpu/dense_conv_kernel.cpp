@@ -24,16 +24,16 @@ void dense_conv_forward(const DenseConv& conv) {
       patches.fill_rows(table, row / p.output[1], row % p.output[1], 1, rows);
       for (int64_t part = 0; part < tiles; ++part) {
         const int64_t column = columns * part / tiles, pixels = columns * (part + 1) / tiles - column;
-        const int64_t step = patches.step(), run_length = patches.run_length();
-        const auto* runs = patches.runs().data();
-        const auto run_count = static_cast<int64_t>(patches.runs().size());
+        const int64_t step = patches.step();
+        const PatchRuns& runs = patches.runs();
+        const auto run_count = static_cast<int64_t>(runs.at.size());
         const int64_t at = (row * columns + column) * p.out_channels;
         const float *source = rows + column * step, *residual = conv.residual != nullptr ? conv.residual + at : nullptr;
-        if (table.dense_row({source, runs, run_count, run_length, step, pixels, p.out_channels, packed.weights,
-                             packed.bias, packed.inner, conv.activation, residual, conv.out + at})) {
+        if (table.dense_row({source, runs.at.data(), run_count, runs.length, step, pixels, p.out_channels,
+                             packed.weights, packed.bias, packed.inner, conv.activation, residual, conv.out + at})) {
           continue;
         }
-        table.patch_row({source, runs, run_count, run_length, step, pixels, panel, pixels * table.lanes});
+        table.patch_row(runs.job(source, step, pixels, panel, pixels * table.lanes));
         table.pointwise_tile({panel,
                               0,
                               p.inner_channels,

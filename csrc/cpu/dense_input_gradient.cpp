@@ -16,9 +16,18 @@ namespace {
 constexpr auto kFloatBytes = static_cast<int64_t>(sizeof(float));
 constexpr int64_t kMostParts = 16;
 
-// Output positions that reach a residue's inputs, of which there are `count`, from the number of an input on.
-Range reach_of(const AxisResidue& residue) {
-  return {residue.from, residue.from + (residue.taps - 1) * residue.dilation};
+// Output positions that reach `count` inputs of residues, from the number of an input on, of those that any reaches.
+Range reach_of(const std::vector<AxisResidue>& residues, const std::vector<int64_t>& counts) {
+  Range all = {0, 0};
+  bool is_first = true;
+  for (std::size_t i = 0; i < residues.size(); ++i) {
+    const AxisResidue& residue = residues[i];
+    if (residue.taps == 0) continue;
+    const Range reached = {residue.from, residue.from + (residue.taps - 1) * residue.dilation + counts[i]};
+    all = is_first ? reached : Range{std::min(all.begin, reached.begin), std::max(all.end, reached.end)};
+    is_first = false;
+  }
+  return all;
 }
 
 }  // namespace
@@ -36,43 +45,25 @@ DenseInputGradient::DenseInputGradient(const DenseStage& stage, const DenseStage
 // Returns how many rows a class has at most.
 int64_t DenseInputGradient::find_classes() {
   const ConvAxis height = conv_axis(stage_.problem, 1), width = conv_axis(stage_.problem, 2);
-  bool is_first = true;
-  for (const AxisResidue& w : axis_residues(width)) {
-    const Range of_residue = reach_of(w);
-    const int64_t count = ceil_div(width.input - w.first, width.stride);
-    if (w.taps == 0) continue;
-    const Range reached = {of_residue.begin, of_residue.end + count};
-    columns_ = is_first ? reached : Range{std::min(columns_.begin, reached.begin), std::max(columns_.end, reached.end)};
-    is_first = false;
-  }
-  is_first = true;
-  for (const AxisResidue& h : axis_residues(height)) {
-    if (h.taps > 0) {
-      const Range reached = reach_of(h);
-      reach_ = is_first ? reached : Range{std::min(reach_.begin, reached.begin), std::max(reach_.end, reached.end)};
-      is_first = false;
+  const std::vector<AxisResidue> of_height = axis_residues(height), of_width = axis_residues(width);
+  std::vector<int64_t> counts;
+  for (const AxisResidue& w : of_width) counts.push_back(ceil_div(width.input - w.first, width.stride));
+  columns_ = reach_of(of_width, counts);
+  reach_ = reach_of(of_height, std::vector<int64_t>(of_height.size(), 0));
+  for (const AxisResidue& h : of_height) {
+    for (std::size_t i = 0; i < of_width.size(); ++i) {
+      const AxisResidue& w = of_width[i];
+      const int64_t inner = h.taps * w.taps * outputs_, inner_blocks = ceil_div(inner, lanes_);
+      classes_.push_back({h,
+                          w,
+                          counts[i],
+                          {h.taps, h.dilation * row_floats(), w.taps, w.dilation, outputs_},
+                          inner,
+                          inner_blocks,
+                          weights_floats_});
+      most_inner_blocks_ = std::max(most_inner_blocks_, inner_blocks);
+      weights_floats_ += column_blocks_ * table_.tile_columns * inner_blocks * lanes_;
     }
-    for (const AxisResidue& w : axis_residues(width)) {
-      Class of = {h, w, ceil_div(width.input - w.first, width.stride), {}, 0, 0, 0, 0};
-      if (h.taps > 0 && w.taps > 0) {
-        const bool together = w.dilation == 1 || w.taps == 1;
-        of.run_length = (together ? w.taps : 1) * outputs_;
-        of.inner = h.taps * w.taps * outputs_;
-        for (int64_t row = 0; row < h.taps; ++row) {
-          for (int64_t tap = 0; tap < (together ? 1 : w.taps); ++tap) {
-            of.runs.push_back(row * h.dilation * row_floats() + tap * w.dilation * outputs_);
-          }
-        }
-      }
-      of.inner_blocks = ceil_div(of.inner, lanes_);
-      most_inner_blocks_ = std::max(most_inner_blocks_, of.inner_blocks);
-      classes_.push_back(of);
-    }
-  }
-  int64_t at = 0;
-  for (Class& of : classes_) {
-    of.weights_at = at;
-    at += column_blocks_ * table_.tile_columns * of.inner_blocks * lanes_;
   }
   return ceil_div(height.input, height.stride);
 }
@@ -109,23 +100,19 @@ void DenseInputGradient::pack(float* memory) const {
 // Output rows `rows` of the gradient with its correction; zeros where there are none.
 void DenseInputGradient::fill_rows(int64_t image, Range rows, float* memory) const {
   const ConvProblem& p = stage_.problem;
-  const Range inside = {std::clamp<int64_t>(0, columns_.begin, columns_.end),
-                        std::clamp<int64_t>(p.output[2], columns_.begin, columns_.end)};
   for (int64_t row = rows.begin; row < rows.end; ++row, memory += row_floats()) {
     if (row < 0 || row >= p.output[1]) {
       std::fill_n(memory, row_floats(), 0.0f);
       continue;
     }
-    const int64_t at = ((image * p.output[1] + row) * p.output[2] + inside.begin) * outputs_;
-    float* target = memory + (inside.begin - columns_.begin) * outputs_;
-    std::fill(memory, target, 0.0f);
-    if (gradients_.correction != nullptr) {
-      table_.corrected(gradients_.gradient + at, gradients_.y + at, gradients_.correction, inside.size(), outputs_,
-                       target);
-    } else {
-      std::copy_n(gradients_.gradient + at, inside.size() * outputs_, target);
-    }
-    std::fill(target + inside.size() * outputs_, memory + row_floats(), 0.0f);
+    fill_padded_row(columns_, p.output[2], outputs_, memory, [&](int64_t first, int64_t count, float* target) {
+      const int64_t at = ((image * p.output[1] + row) * p.output[2] + first) * outputs_;
+      if (gradients_.correction != nullptr) {
+        table_.corrected(gradients_.gradient + at, gradients_.y + at, gradients_.correction, count, outputs_, target);
+      } else {
+        std::copy_n(gradients_.gradient + at, count * outputs_, target);
+      }
+    });
   }
 }
 
@@ -159,20 +146,10 @@ void DenseInputGradient::run_tile(const Class& of, int64_t image, Range rows, in
   const StageLoad& load = stage_.load;
   const int64_t pixels = end - first, pixel_stride = p.stride[2] * channels_;
   float *panel = memory, *product = memory + most_inner_blocks_ * lanes_ * pixels;
-  // f(pixels before it, row, column, pixels) for the tile's share of every row.
-  const auto for_rows = [&](const auto& f) {
-    for (int64_t done = 0; done < pixels;) {
-      const int64_t row = (first + done) / of.columns, column = (first + done) % of.columns;
-      const int64_t run = std::min(of.columns - column, pixels - done);
-      f(done, row, column, run);
-      done += run;
-    }
-  };
   if (of.inner > 0) {
-    for_rows([&](int64_t done, int64_t row, int64_t column, int64_t run) {
-      table_.patch_row({source + row * row_floats() + column * outputs_, of.runs.data(),
-                        static_cast<int64_t>(of.runs.size()), of.run_length, outputs_, run, panel + done * lanes_,
-                        pixels * lanes_});
+    for_rows_of(first, pixels, of.columns, [&](int64_t done, int64_t row, int64_t column, int64_t run) {
+      table_.patch_row(of.runs.job(source + row * row_floats() + column * outputs_, outputs_, run,
+                                   panel + done * lanes_, pixels * lanes_));
     });
   }
   PanelProduct job = {panel, of.inner_blocks, pixels, weights_ + of.weights_at, product, of.inner, 0, {}};
@@ -185,7 +162,7 @@ void DenseInputGradient::run_tile(const Class& of, int64_t image, Range rows, in
     } else {
       std::fill_n(product, table_.tile_columns * pixels, 0.0f);
     }
-    for_rows([&](int64_t done, int64_t row, int64_t column, int64_t run) {
+    for_rows_of(first, pixels, of.columns, [&](int64_t done, int64_t row, int64_t column, int64_t run) {
       const int64_t y = of.height.first + (rows.begin + row) * p.stride[1];
       const int64_t x = of.width.first + column * p.stride[2];
       const int64_t at = ((image * p.input[1] + y) * p.input[2] + x) * channels_ + channel;
@@ -225,10 +202,9 @@ void DenseInputGradient::run_part(int64_t part, float* rows_memory, float* panel
 }
 
 void DenseInputGradient::run() {
-  const Class& last = classes_.back();
   const int64_t padded = column_blocks_ * table_.tile_columns;
   Layout layout;
-  const int64_t weights_at = layout.add(last.weights_at + padded * last.inner_blocks * lanes_);
+  const int64_t weights_at = layout.add(weights_floats_);
   const int64_t affine_at = layout.add_doubles(units_.parts * 2 * padded);
   float* memory = scratch(Scratch::kPack, static_cast<std::size_t>(layout.size()));
   pack(memory + weights_at);

@@ -7,6 +7,7 @@
 
 #include "cpu/dense_stage_kernel.h"
 #include "cpu/depthwise_rows.h"
+#include "cpu/patches.h"
 #include "cpu/row_units.h"
 
 namespace dwsep {
@@ -20,12 +21,11 @@ class DenseInputGradient {
   // The pixels of one residue of each axis.
   struct Class {
     AxisResidue height, width;
-    int64_t columns;            // of its pixels in a row
-    std::vector<int64_t> runs;  // floats from a pixel's first operand to each run of them
-    int64_t run_length;
+    int64_t columns;  // of its pixels in a row
+    PatchRuns runs;
     int64_t inner;         // operands: taps * K
-    int64_t weights_at;    // of its packed weights
     int64_t inner_blocks;  // vectors of operands
+    int64_t weights_at;    // of its packed weights
   };
 
   const KernelTable& table_;
@@ -37,7 +37,8 @@ class DenseInputGradient {
   Range reach_{0, 0};    // output rows that reach a row of a class, from its number on
   Range columns_{0, 0};  // output columns that reach any
   int64_t most_inner_blocks_ = 0;
-  RowUnits units_;  // of rows of the classes
+  int64_t weights_floats_ = 0;  // of all classes
+  RowUnits units_;              // of rows of the classes
   const float* weights_ = nullptr;
   bool stream_ = false;
 

@@ -125,18 +125,13 @@ void weight_gradient(const DenseStage& stage, const DenseStageGradients& gradien
                           bias_sums + part * k_padded);
     }
   });
-  for (int64_t part = 1; part < units.parts; ++part) {
-    for (int64_t k = 0; k < k_padded; ++k) bias_sums[k] += bias_sums[part * k_padded + k];
-  }
+  add_parts(bias_sums, units.parts, k_padded, k_padded);
   if (gradients.bias_gradient != nullptr) std::copy_n(bias_sums, outputs, gradients.bias_gradient);
   const int64_t channels = stage.problem.channels, taps = inner / channels;
   parallel_for(rows.inner_blocks, std::max<int64_t>(1, 16384 / (k_padded * lanes)), [&](int64_t begin, int64_t end) {
     for (int64_t block = begin; block < end; ++block) {
       float* sums = weight_sums + block * k_padded * lanes;
-      for (int64_t part = 1; part < units.parts; ++part) {
-        const float* more = sums + part * weight_floats;
-        for (int64_t i = 0; i < outputs * lanes; ++i) sums[i] += more[i];
-      }
+      add_parts(sums, units.parts, weight_floats, outputs * lanes);
       for (int64_t i = block * lanes; i < std::min(inner, (block + 1) * lanes); ++i) {
         float* target = gradients.weight_gradient + i % channels * taps + i / channels;
         for (int64_t k = 0; k < outputs; ++k) target[k * inner] = sums[k * lanes + i % lanes];

@@ -6,6 +6,14 @@
 
 namespace dwsep {
 
+// The first part's `count` floats become the sum of all parts', which are part_floats apart.
+inline void add_parts(float* sums, int64_t parts, int64_t part_floats, int64_t count) {
+  for (int64_t part = 1; part < parts; ++part) {
+    const float* more = sums + part * part_floats;
+    for (int64_t i = 0; i < count; ++i) sums[i] += more[i];
+  }
+}
+
 // totals[row][channel] = the sum over parts of sums[part][row][channel], two rows each, `padded` channels long in
 // `sums` and `row_length` in the totals.
 inline void add_moments(const double* sums, int64_t parts, int64_t padded, int64_t channels, double* totals,

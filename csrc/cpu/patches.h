@@ -1,25 +1,51 @@
 // The operands of a dense convolution's pixels: a pixel's patch is what its taps reach.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <vector>
 
 #include "cpu/conv_problem.h"
 #include "cpu/kernel_table.h"
+#include "cpu/plane_tiling.h"
 #include "cpu/stage_load.h"
 
 namespace dwsep {
 
-// Of images (N, H, W, C) of floats. A patch has its elements in the order (row of the kernel, its column, channel),
-// which lie in memory in runs: taps side by side are one where nothing lies between them.
+// Where a pixel's operands lie: floats from the first to each run of them, and a run's length.
+struct PatchRuns {
+  std::vector<int64_t> at;
+  int64_t length = 0;
+
+  // Of `rows` by `columns` taps, `row_step` floats and `column_step` pixels of so many channels apart: taps side by
+  // side are one run.
+  PatchRuns(int64_t rows, int64_t row_step, int64_t columns, int64_t column_step, int64_t channels);
+
+  PatchRow job(const float* source, int64_t step, int64_t pixels, float* panel, int64_t block_stride) const {
+    return {source, at.data(), static_cast<int64_t>(at.size()), length, step, pixels, panel, block_stride};
+  }
+};
+
+// The columns `columns` of a row of `width` pixels, zeros beyond it: f(the first column that exists, how many do, where
+// they go) writes them.
+template <class F>
+void fill_padded_row(Range columns, int64_t width, int64_t channels, float* row, const F& f) {
+  const int64_t begin = std::clamp<int64_t>(0, columns.begin, columns.end);
+  const int64_t end = std::clamp<int64_t>(width, begin, columns.end);
+  float* target = row + (begin - columns.begin) * channels;
+  std::fill(row, target, 0.0f);
+  f(begin, end - begin, target);
+  std::fill(target + (end - begin) * channels, row + columns.size() * channels, 0.0f);
+}
+
+// Of images (N, H, W, C) of floats. A patch has its elements in the order (row of the kernel, its column, channel).
 class Patches {
  public:
   // `problem` and what the load points at must outlive this; `problem.inner_channels` is the number of elements of a
   // patch.
   Patches(const ConvProblem& problem, const float* x, const StageLoad& load = {});
 
-  const std::vector<int64_t>& runs() const { return runs_; }  // floats from a pixel's first operand to each run
-  int64_t run_length() const { return run_length_; }
+  const PatchRuns& runs() const { return runs_; }
   int64_t step() const { return problem_.stride[2] * problem_.channels; }  // floats from a pixel to the next
   // Memory for the rows of the input under so many output rows, padded with zeros, one behind the other.
   int64_t rows_floats(int64_t lanes, int64_t count = 1) const { return rows_under(count) * row_floats_ + lanes; }
@@ -36,9 +62,9 @@ class Patches {
   const ConvProblem& problem_;
   const float* x_;
   StageLoad load_;
-  int64_t left_, columns_, row_floats_;
-  int64_t run_length_;
-  std::vector<int64_t> runs_;
+  Range columns_;  // of the input, padding among them
+  int64_t row_floats_;
+  PatchRuns runs_;
 
   int64_t rows_under(int64_t count) const {
     return (count - 1) * problem_.stride[1] + (problem_.kernel[1] - 1) * problem_.dilation[1] + 1;

@@ -1,6 +1,7 @@
 // How an image is cut so that the planes of a tile fit into the cache, and what a tile reads.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <vector>
 
@@ -15,6 +16,18 @@ struct Range {
   int64_t begin, end;
   int64_t size() const { return end - begin; }
 };
+
+// f(pixels before them, row, first column, pixels) for the share of every row of `width` pixels in the `count` pixels
+// from `first` on.
+template <class F>
+void for_rows_of(int64_t first, int64_t count, int64_t width, const F& f) {
+  for (int64_t done = 0; done < count;) {
+    const int64_t row = (first + done) / width, column = (first + done) % width;
+    const int64_t run = std::min(width - column, count - done);
+    f(done, row, column, run);
+    done += run;
+  }
+}
 
 // One axis of a convolution.
 struct ConvAxis {

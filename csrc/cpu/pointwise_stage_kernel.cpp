@@ -183,10 +183,7 @@ void Backward::write_weight_gradient() const {
   parallel_for(inner_blocks_, std::max<int64_t>(1, 16384 / used), [&](int64_t begin, int64_t end) {
     for (int64_t vector = begin; vector < end; ++vector) {
       float* sums = weight_sums_ + vector * k_padded() * lanes_;
-      for (int64_t part = 1; part < pixels_.parts; ++part) {
-        const float* more = sums + part * weight_floats();
-        for (int64_t i = 0; i < used; ++i) sums[i] += more[i];
-      }
+      add_parts(sums, pixels_.parts, weight_floats(), used);
       const int64_t channel = vector * lanes_, valid = std::min(lanes_, stage_.channels - channel);
       for (int64_t k = 0; k < stage_.out_channels; ++k) {
         std::copy_n(sums + k * lanes_, valid, gradients_.weight_gradient + k * stage_.channels + channel);

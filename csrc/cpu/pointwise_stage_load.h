@@ -1,9 +1,8 @@
 // How a pointwise stage brings pixels into panels [channel block][pixel][lane].
 #pragma once
 
-#include <algorithm>
-
 #include "cpu/kernel_table.h"
+#include "cpu/plane_tiling.h"
 #include "cpu/pointwise_stage_kernel.h"
 #include "cpu/stage_load.h"
 
@@ -14,12 +13,8 @@ namespace dwsep {
 template <class F>
 void for_images(const PointwiseStage& stage, int64_t first, int64_t pixels, const F& f) {
   if (stage.gate == nullptr) return f(int64_t{0}, pixels, int64_t{0});
-  for (int64_t done = 0; done < pixels;) {
-    const int64_t image = (first + done) / stage.image_pixels;
-    const int64_t run = std::min(pixels - done, (image + 1) * stage.image_pixels - first - done);
-    f(done, run, image);
-    done += run;
-  }
+  for_rows_of(first, pixels, stage.image_pixels,
+              [&](int64_t done, int64_t image, int64_t, int64_t run) { f(done, run, image); });
 }
 
 // Inputs, through their norm, activation and gate.
