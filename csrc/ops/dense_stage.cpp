@@ -67,27 +67,12 @@ StageGradientResult dense_stage_backward(const Tensor& grad, const Tensor& y, co
                                          const std::vector<int64_t>& padding, const std::vector<int64_t>& dilation,
                                          const std::vector<bool>& output_mask) {
   const DenseArguments arguments(x, scale, shift, activation, weight, stride, padding, dilation);
-  const int64_t outputs = weight.size(0);
-  STD_TORCH_CHECK(output_mask.size() == 2, "output_mask must have 2 entries, got ", output_mask.size());
-  const Tensor gradient = check_output_like("grad", grad, arguments.output_sizes());
-  const Tensor raw = correction.has_value() ? check_output_like("y", y, arguments.output_sizes()) : gradient;
-  check_correction(correction, x, outputs);
-
-  // Outputs of an operator must not share memory, an empty one neither.
-  const auto none = [] { return empty_float({0}); };
-  const bool wants_x = output_mask[0], wants_affine = wants_x && scale.has_value();
-  const bool wants_bias = output_mask[1] && has_bias;
-  const Tensor x_gradient = wants_x ? empty_stage_output(x.size(0), x.size(1), spatial_of(x)) : none();
-  const Tensor affine = wants_affine ? empty_sums(x.size(1)) : none();
-  const Tensor weight_gradient = output_mask[1] ? empty_float({weight.sizes().begin(), weight.sizes().end()}) : none();
-  const Tensor bias_gradient = wants_bias ? empty_float({outputs}) : none();
+  const StageGradientTensors made(x, scale.has_value(), weight, has_bias, output_mask);
+  const OutputGradient output(grad, y, correction, x, arguments.output_sizes());
   dense_stage_backward(arguments.stage(),
-                       {floats(gradient), floats(raw), static_cast<const float*>(data_or_null(correction)),
-                        wants_x ? mutable_floats(x_gradient) : nullptr,
-                        wants_affine ? static_cast<double*>(affine.mutable_data_ptr()) : nullptr,
-                        output_mask[1] ? mutable_floats(weight_gradient) : nullptr,
-                        wants_bias ? mutable_floats(bias_gradient) : nullptr});
-  return {x_gradient, affine, weight_gradient, bias_gradient};
+                       {floats(output.gradient), floats(output.raw), output.correction_or_null(), made.x_or_null(),
+                        made.affine_or_null(), made.weight_or_null(), made.bias_or_null()});
+  return {made.x, made.affine, made.weight, made.bias};
 }
 
 }  // namespace dwsep

@@ -51,39 +51,22 @@ StageGradientResult depthwise_stage_backward(const Tensor& grad, const Tensor& y
   const Tensor dense = torch::stable::contiguous(weight);
   const ConvProblem problem = make_stage_problem(x, dense, stride, padding, dilation);
   const int64_t channels = problem.channels;
-  STD_TORCH_CHECK(output_mask.size() == 2, "output_mask must have 2 entries, got ", output_mask.size());
-  const std::vector<int64_t> sizes = sizes_of(problem.batch, channels, output_spatial(problem, x));
-  const Tensor gradient = check_output_like("grad", grad, sizes);
-  const Tensor raw = correction.has_value() ? check_output_like("y", y, sizes) : gradient;
-  check_correction(correction, x, channels);
-
-  // Outputs of an operator must not share memory, an empty one neither.
-  const auto none = [] { return empty_float({0}); };
-  const bool wants_x = output_mask[0], wants_affine = wants_x && scale.has_value();
-  const bool wants_bias = output_mask[1] && has_bias;
-  const Tensor x_gradient = wants_x ? empty_stage_output(problem.batch, channels, spatial_of(x)) : none();
-  const Tensor affine = wants_affine ? empty_sums(channels) : none();
-  const Tensor weight_gradient = output_mask[1] ? empty_contiguous(dense) : none();
-  const Tensor bias_gradient = wants_bias ? empty_float({channels}) : none();
+  const StageGradientTensors made(x, scale.has_value(), dense, has_bias, output_mask);
+  const OutputGradient output(grad, y, correction, x, sizes_of(problem.batch, channels, output_spatial(problem, x)));
   const DepthwiseBackwardTensors tensors = {
-      gradient.const_data_ptr(),
+      output.gradient.const_data_ptr(),
       channels_last_strides(problem.output, channels),
       input.x.const_data_ptr(),
       channels_last_strides(problem.input, channels),
-      wants_x ? x_gradient.mutable_data_ptr() : nullptr,
+      made.x_or_null(),
       channels_last_strides(problem.input, channels),
-      output_mask[1] ? weight_gradient.mutable_data_ptr() : nullptr,
-      wants_bias ? bias_gradient.mutable_data_ptr() : nullptr,
+      made.weight_or_null(),
+      made.bias_or_null(),
   };
-  const StageBackward stage = {input.scale_or_null(),
-                               input.shift_or_null(),
-                               input.activation,
-                               floats(raw),
-                               static_cast<const float*>(data_or_null(correction)),
-                               wants_affine ? static_cast<double*>(affine.mutable_data_ptr()) : nullptr,
-                               channels};
+  const StageBackward stage = {input.scale_or_null(),       input.shift_or_null(), input.activation, floats(output.raw),
+                               output.correction_or_null(), made.affine_or_null(), channels};
   depthwise_stage_backward(problem, {dense.const_data_ptr(), nullptr, nullptr, nullptr}, stage, tensors);
-  return {x_gradient, affine, weight_gradient, bias_gradient};
+  return {made.x, made.affine, made.weight, made.bias};
 }
 
 }  // namespace dwsep

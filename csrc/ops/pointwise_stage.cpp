@@ -26,11 +26,7 @@ struct PointwiseArguments {
   PointwiseArguments(const Tensor& given_x, const std::optional<Tensor>& scale, const std::optional<Tensor>& shift,
                      const std::string& activation, const std::optional<Tensor>& of_images, const Tensor& given)
       : x(given_x), input(x, scale, shift, activation), weight(check_weight(given, x)) {
-    if (!of_images.has_value()) return;
-    STD_TORCH_CHECK(of_images->dim() == 2 && of_images->size(0) == x.size(0) && of_images->size(1) == x.size(1),
-                    "gate must have shape (", x.size(0), ", ", x.size(1), ")");
-    gate = torch::stable::contiguous(*of_images);
-    check_like("gate", *gate, x);
+    if (of_images.has_value()) gate = check_per_image("gate", *of_images, x);
   }
 
   PointwiseStage stage() const {
@@ -63,29 +59,14 @@ StageResult PointwiseArguments::forward(const std::optional<Tensor>& bias) const
 StageGradientResult PointwiseArguments::backward(const Tensor& grad, const Tensor& y,
                                                  const std::optional<Tensor>& correction, bool has_bias,
                                                  const std::vector<bool>& output_mask) const {
-  STD_TORCH_CHECK(output_mask.size() == 2, "output_mask must have 2 entries, got ", output_mask.size());
-  const std::vector<int64_t> sizes = sizes_of(x.size(0), weight.size(0), spatial_of(x));
-  const Tensor gradient = check_output_like("grad", grad, sizes);
-  const Tensor raw = correction.has_value() ? check_output_like("y", y, sizes) : gradient;
-  check_correction(correction, x, weight.size(0));
-
-  // Outputs of an operator must not share memory, an empty one neither.
-  const auto none = [] { return empty_float({0}); };
-  const bool wants_x = output_mask[0], wants_gate = wants_x && gate.has_value();
-  const bool wants_affine = wants_x && input.scale.has_value() && !gate.has_value();
-  const bool wants_bias = output_mask[1] && has_bias;
-  const Tensor x_gradient = wants_x ? empty_stage_output(x.size(0), x.size(1), spatial_of(x)) : none();
-  const Tensor affine = wants_affine ? empty_sums(x.size(1)) : none();
-  const Tensor of_gate = wants_gate ? empty_contiguous(*gate) : none();
-  const Tensor weight_gradient = output_mask[1] ? empty_contiguous(weight) : none();
-  const Tensor bias_gradient = wants_bias ? empty_float({weight.size(0)}) : none();
-  pointwise_stage_backward(
-      stage(), {floats(gradient), floats(raw), static_cast<const float*>(data_or_null(correction)),
-                wants_x ? mutable_floats(x_gradient) : nullptr,
-                wants_affine ? static_cast<double*>(affine.mutable_data_ptr()) : nullptr,
-                output_mask[1] ? mutable_floats(weight_gradient) : nullptr,
-                wants_bias ? mutable_floats(bias_gradient) : nullptr, wants_gate ? mutable_floats(of_gate) : nullptr});
-  return {x_gradient, gate.has_value() ? of_gate : affine, weight_gradient, bias_gradient};
+  const StageGradientTensors made(x, input.scale.has_value() && !gate.has_value(), weight, has_bias, output_mask);
+  const OutputGradient output(grad, y, correction, x, sizes_of(x.size(0), weight.size(0), spatial_of(x)));
+  const bool wants_gate = made.wants_x && gate.has_value();
+  const Tensor of_gate = wants_gate ? empty_contiguous(*gate) : empty_float({0});
+  pointwise_stage_backward(stage(), {floats(output.gradient), floats(output.raw), output.correction_or_null(),
+                                     made.x_or_null(), made.affine_or_null(), made.weight_or_null(),
+                                     made.bias_or_null(), wants_gate ? mutable_floats(of_gate) : nullptr});
+  return {made.x, gate.has_value() ? of_gate : made.affine, made.weight, made.bias};
 }
 
 }  // namespace

@@ -58,6 +58,36 @@ void check_correction(const std::optional<Tensor>& correction, const Tensor& x, 
                   "correction must have shape (2, ", channels, ")");
 }
 
+Tensor check_per_image(const char* name, const Tensor& value, const Tensor& x) {
+  STD_TORCH_CHECK(value.dim() == 2 && value.size(0) == x.size(0) && value.size(1) == x.size(1), name,
+                  " must have shape (", x.size(0), ", ", x.size(1), ")");
+  const Tensor dense = torch::stable::contiguous(value);
+  check_like(name, dense, x);
+  return dense;
+}
+
+OutputGradient::OutputGradient(const Tensor& grad, const Tensor& y, const std::optional<Tensor>& given, const Tensor& x,
+                               const std::vector<int64_t>& sizes)
+    : gradient(check_output_like("grad", grad, sizes)),
+      raw(given.has_value() ? check_output_like("y", y, sizes) : gradient),
+      correction(given) {
+  check_correction(correction, x, sizes[1]);
+}
+
+StageGradientTensors::StageGradientTensors(const Tensor& of_x, bool has_affine, const Tensor& of_weight, bool has_bias,
+                                           const std::vector<bool>& output_mask) {
+  STD_TORCH_CHECK(output_mask.size() == 2, "output_mask must have 2 entries, got ", output_mask.size());
+  wants_x = output_mask[0];
+  wants_affine = wants_x && has_affine;
+  wants_weight = output_mask[1];
+  wants_bias = wants_weight && has_bias;
+  const auto none = [] { return empty_float({0}); };
+  x = wants_x ? empty_stage_output(of_x.size(0), of_x.size(1), spatial_of(of_x)) : none();
+  affine = wants_affine ? empty_sums(of_x.size(1)) : none();
+  weight = wants_weight ? empty_contiguous(of_weight) : none();
+  bias = wants_bias ? empty_float({of_weight.size(0)}) : none();
+}
+
 Tensor empty_stage_output(int64_t batch, int64_t channels, const std::vector<int64_t>& spatial) {
   std::vector<int64_t> sizes = {batch, channels};
   if (spatial.size() == 1) sizes.push_back(1);  // no memory format has three axes

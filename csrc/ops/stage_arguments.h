@@ -36,6 +36,33 @@ Tensor check_output_like(const char* name, const Tensor& value, const std::vecto
 void check_channels(const char* name, const std::optional<Tensor>& value, int64_t channels);
 void check_correction(const std::optional<Tensor>& correction, const Tensor& x, int64_t channels);
 
+// (N, C), as the means and the gates are.
+Tensor check_per_image(const char* name, const Tensor& value, const Tensor& x);
+
+// The gradient of a stage's output, the output itself (read with a correction alone) and the correction, checked.
+struct OutputGradient {
+  Tensor gradient, raw;
+  std::optional<Tensor> correction;
+
+  OutputGradient(const Tensor& grad, const Tensor& y, const std::optional<Tensor>& correction, const Tensor& x,
+                 const std::vector<int64_t>& sizes);
+  const float* correction_or_null() const { return static_cast<const float*>(data_or_null(correction)); }
+};
+
+// The gradients which a stage's backward returns, uninitialised, empty where none is wanted: outputs of an operator
+// must not share memory, an empty one neither.
+struct StageGradientTensors {
+  bool wants_x, wants_affine, wants_weight, wants_bias;
+  Tensor x, affine, weight, bias;
+
+  StageGradientTensors(const Tensor& x, bool has_affine, const Tensor& weight, bool has_bias,
+                       const std::vector<bool>& output_mask);
+  float* x_or_null() const { return wants_x ? static_cast<float*>(x.mutable_data_ptr()) : nullptr; }
+  double* affine_or_null() const { return wants_affine ? static_cast<double*>(affine.mutable_data_ptr()) : nullptr; }
+  float* weight_or_null() const { return wants_weight ? static_cast<float*>(weight.mutable_data_ptr()) : nullptr; }
+  float* bias_or_null() const { return wants_bias ? static_cast<float*>(bias.mutable_data_ptr()) : nullptr; }
+};
+
 // Uninitialised: (N, channels, *spatial) in channels last whatever its sizes.
 Tensor empty_stage_output(int64_t batch, int64_t channels, const std::vector<int64_t>& spatial);
 Tensor empty_sums(int64_t channels);  // float64 (2, channels)

@@ -14,15 +14,6 @@ PendingImages images_of(const StageInput& input) {
           pixels,       input.channels()};
 }
 
-// (N, C), as the means and the gates are.
-Tensor check_per_image(const char* name, const Tensor& value, const Tensor& x) {
-  STD_TORCH_CHECK(value.dim() == 2 && value.size(0) == x.size(0) && value.size(1) == x.size(1), name,
-                  " must have shape (", x.size(0), ", ", x.size(1), ")");
-  const Tensor dense = torch::stable::contiguous(value);
-  check_like(name, dense, x);
-  return dense;
-}
-
 Tensor image_sums(const StageInput& input, const float* gradient, double factor) {
   const Tensor out = empty_float({input.x.size(0), input.channels()});
   stage_image_sums(images_of(input), gradient, factor, mutable_floats(out));

@@ -42,38 +42,21 @@ StageGradientResult gated_pointwise_stage_backward(const torch::stable::Tensor& 
                                                    const torch::stable::Tensor& weight, bool has_bias,
                                                    const std::vector<bool>& output_mask);
 
-StageResult depthwise_stage(const torch::stable::Tensor& x, const std::optional<torch::stable::Tensor>& scale,
-                            const std::optional<torch::stable::Tensor>& shift, const std::string& activation,
-                            const torch::stable::Tensor& weight, const std::optional<torch::stable::Tensor>& bias,
-                            const std::vector<int64_t>& stride, const std::vector<int64_t>& padding,
-                            const std::vector<int64_t>& dilation);
-
-StageGradientResult depthwise_stage_backward(const torch::stable::Tensor& grad, const torch::stable::Tensor& y,
-                                             const std::optional<torch::stable::Tensor>& correction,
-                                             const torch::stable::Tensor& x,
-                                             const std::optional<torch::stable::Tensor>& scale,
-                                             const std::optional<torch::stable::Tensor>& shift,
-                                             const std::string& activation, const torch::stable::Tensor& weight,
-                                             bool has_bias, const std::vector<int64_t>& stride,
-                                             const std::vector<int64_t>& padding, const std::vector<int64_t>& dilation,
-                                             const std::vector<bool>& output_mask);
-
-// A dense 2d convolution.
-StageResult dense_stage(const torch::stable::Tensor& x, const std::optional<torch::stable::Tensor>& scale,
-                        const std::optional<torch::stable::Tensor>& shift, const std::string& activation,
-                        const torch::stable::Tensor& weight, const std::optional<torch::stable::Tensor>& bias,
-                        const std::vector<int64_t>& stride, const std::vector<int64_t>& padding,
-                        const std::vector<int64_t>& dilation);
-
-StageGradientResult dense_stage_backward(const torch::stable::Tensor& grad, const torch::stable::Tensor& y,
-                                         const std::optional<torch::stable::Tensor>& correction,
-                                         const torch::stable::Tensor& x,
-                                         const std::optional<torch::stable::Tensor>& scale,
-                                         const std::optional<torch::stable::Tensor>& shift,
-                                         const std::string& activation, const torch::stable::Tensor& weight,
-                                         bool has_bias, const std::vector<int64_t>& stride,
-                                         const std::vector<int64_t>& padding, const std::vector<int64_t>& dilation,
-                                         const std::vector<bool>& output_mask);
+// Of convolutions with a geometry.
+using GeometryStage = StageResult(const torch::stable::Tensor& x, const std::optional<torch::stable::Tensor>& scale,
+                                  const std::optional<torch::stable::Tensor>& shift, const std::string& activation,
+                                  const torch::stable::Tensor& weight, const std::optional<torch::stable::Tensor>& bias,
+                                  const std::vector<int64_t>& stride, const std::vector<int64_t>& padding,
+                                  const std::vector<int64_t>& dilation);
+using GeometryStageBackward = StageGradientResult(
+    const torch::stable::Tensor& grad, const torch::stable::Tensor& y,
+    const std::optional<torch::stable::Tensor>& correction, const torch::stable::Tensor& x,
+    const std::optional<torch::stable::Tensor>& scale, const std::optional<torch::stable::Tensor>& shift,
+    const std::string& activation, const torch::stable::Tensor& weight, bool has_bias,
+    const std::vector<int64_t>& stride, const std::vector<int64_t>& padding, const std::vector<int64_t>& dilation,
+    const std::vector<bool>& output_mask);
+GeometryStage depthwise_stage, dense_stage;
+GeometryStageBackward depthwise_stage_backward, dense_stage_backward;
 
 // The way back through a pointwise stage whose output's norm takes its statistics from the batch, and through the
 // depthwise stage behind it. Gradients of x, of its scale and shift, of the pointwise weight, of the norm's weight and
