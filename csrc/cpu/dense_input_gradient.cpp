@@ -210,7 +210,8 @@ void DenseInputGradient::run() {
   pack(memory + weights_at);
   weights_ = memory + weights_at;
   const ConvProblem& p = stage_.problem;
-  stream_ = streams(gradients_.x_gradient, p.batch * p.input[1] * p.input[2], channels_, channels_);
+  stream_ =
+      streams(gradients_.x_gradient, p.batch * p.input[1] * p.input[2], channels_, channels_, kTrainingStreamBytes);
   auto* affine_sums = reinterpret_cast<double*>(memory + affine_at);
   std::fill_n(affine_sums, units_.parts * 2 * padded, 0.0);
   const auto panel_floats = static_cast<std::size_t>(tile() * (most_inner_blocks_ * lanes_ + table_.tile_columns));

@@ -163,7 +163,7 @@ void dense_stage_forward(const DenseStage& stage, const float* bias, float* y, d
   std::fill_n(packed_bias, k_padded, 0.0f);
   if (bias != nullptr) std::copy_n(bias, outputs, packed_bias);
   auto* part_sums = reinterpret_cast<double*>(memory + sums_at);
-  const bool stream = streams(y, units.images * units.rows * rows.width(), outputs, outputs);
+  const bool stream = streams(y, units.images * units.rows * rows.width(), outputs, outputs, kTrainingStreamBytes);
   parallel_parts(units.parts, [&](int64_t begin, int64_t end) {
     float* panel = scratch(Scratch::kPanel, static_cast<std::size_t>(tile * rows.inner_blocks * lanes));
     float* input_rows = rows.rows_memory();

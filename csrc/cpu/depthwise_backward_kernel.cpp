@@ -53,8 +53,9 @@ void run(PlanePlan& plan, const WeightSources& weights, Activation activation, c
   };
   const auto first_of = [&](int64_t unit) { return place(items * (unit / groups) / parts, unit % groups); };
   const int64_t pixels = problem.batch * problem.input[0] * problem.input[1] * problem.input[2];
-  const bool stream = stage == nullptr && streams_from_planes(problem.element_type, tensors.x_gradient,
-                                                              tensors.x_gradient_strides, pixels, problem.channels);
+  const bool stream =
+      stage == nullptr && streams_from_planes(problem.element_type, tensors.x_gradient, tensors.x_gradient_strides,
+                                              pixels, problem.channels, kTrainingStreamBytes);
   // What is in a cache comes by itself, and where the taps are few, what is asked for pushes planes out of it.
   constexpr int64_t kManyTaps = 25;
   const int64_t outputs = problem.batch * problem.output[0] * problem.output[1] * problem.output[2];

@@ -79,7 +79,7 @@ bool planes_pay(const ConvProblem& problem) {
   const int64_t taps = problem.kernel[0] * problem.kernel[1] * problem.kernel[2];
   const int64_t pixels = problem.batch * problem.output[0] * problem.output[1] * problem.output[2];
   const int64_t bytes = pixels * problem.channels * static_cast<int64_t>(sizeof(float));
-  return taps > kManyTaps || bytes >= (problem.dilation[2] == 1 ? kStreamBytes : 2 * kStreamBytes);
+  return taps > kManyTaps || bytes >= (problem.dilation[2] == 1 ? kForwardStreamBytes : 2 * kForwardStreamBytes);
 }
 
 }  // namespace
@@ -93,7 +93,8 @@ void depthwise_conv_forward_on_planes(const ConvProblem& problem, const WeightSo
     return TilePlace{unit / groups / tiles, unit / groups % tiles, unit % groups * plan.group};
   };
   const int64_t pixels = problem.batch * problem.output[0] * problem.output[1] * problem.output[2];
-  const bool stream = streams_from_planes(problem.element_type, out, out_strides, pixels, problem.inner_channels);
+  const bool stream =
+      streams_from_planes(problem.element_type, out, out_strides, pixels, problem.inner_channels, kForwardStreamBytes);
   parallel_for(groups * problem.batch * tiles, 1, [&](int64_t begin, int64_t end) {
     ForwardTile tile(plan, scratch(Scratch::kPanel, static_cast<std::size_t>(ForwardTile::floats(plan))));
     for (int64_t unit = begin; unit < end; ++unit) {

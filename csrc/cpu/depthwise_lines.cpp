@@ -33,9 +33,9 @@ void depthwise_lines_forward(const ConvProblem& problem, const WeightSources& we
   const KernelTable& table = kernels();
   const ElementType type = problem.element_type;
   const int64_t size = type == ElementType::kFloat32 ? 4 : 2;
-  const bool stream =
-      streams_from_planes(type, out, out_strides, problem.batch * problem.output[2], problem.inner_channels) &&
-      reinterpret_cast<std::uintptr_t>(out) % 64 == 0;
+  const bool stream = streams_from_planes(type, out, out_strides, problem.batch * problem.output[2],
+                                          problem.inner_channels, kForwardStreamBytes) &&
+                      reinterpret_cast<std::uintptr_t>(out) % 64 == 0;
   // Lines until there is work enough for a thread to be woken up.
   constexpr int64_t kGrainElements = 8192;
   const int64_t grain = std::max<int64_t>(1, kGrainElements / std::max<int64_t>(1, problem.output[2]));

@@ -302,7 +302,8 @@ void depthwise_rows_backward(RowsPlan& plan, const WeightSources& weights, const
   auto* affine_sums = reinterpret_cast<double*>(memory + affine_at);
   const auto* x_gradient = static_cast<const float*>(tensors.x_gradient);
   const int64_t pixels = problem.batch * problem.input[1] * problem.input[2];
-  const bool stream = x_gradient != nullptr && streams(x_gradient, pixels, problem.channels, plan.pixel_stride);
+  const bool stream =
+      x_gradient != nullptr && streams(x_gradient, pixels, problem.channels, plan.pixel_stride, kTrainingStreamBytes);
   parallel_parts(groups * parts, [&](int64_t begin, int64_t end) {
     float* panel = scratch(Scratch::kPanel, static_cast<std::size_t>(BackwardRows::floats(plan, taker)));
     for (int64_t unit = begin; unit < end; ++unit) {

@@ -130,7 +130,8 @@ void depthwise_rows_forward(RowsPlan& plan, const WeightSources& weights, const 
   plan.pack(weights, memory + packed_at);
   auto* part_sums = reinterpret_cast<double*>(memory + sums_at);
   const int64_t pixels = problem.batch * problem.output[1] * problem.output[2];
-  const bool stream = streams(y, pixels, problem.channels, plan.pixel_stride);
+  const bool stream = streams(y, pixels, problem.channels, plan.pixel_stride,
+                              sums != nullptr ? kTrainingStreamBytes : kForwardStreamBytes);
   parallel_parts(groups * parts, [&](int64_t begin, int64_t end) {
     float* panel = scratch(Scratch::kPanel, static_cast<std::size_t>(ForwardRows::floats(plan)));
     for (int64_t unit = begin; unit < end; ++unit) {

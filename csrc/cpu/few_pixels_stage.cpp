@@ -72,7 +72,8 @@ void few_pixels_stage_backward(const PointwiseStage& stage, const PointwiseStage
   }
   if (gradients.weight_gradient != nullptr) {
     load_inputs(table, stage, 0, stage.pixels, panel);
-    const bool stream = streams(gradients.weight_gradient, stage.out_channels, stage.channels, stage.channels);
+    const bool stream =
+        streams(gradients.weight_gradient, stage.out_channels, stage.channels, stage.channels, kTrainingStreamBytes);
     const FewPixels job = {stage.pixels, stage.channels, stage.out_channels,        panel, gradient,
                            nullptr,      nullptr,        gradients.weight_gradient, stream};
     parallel_for(stage.out_channels, grain(stage, stage.channels), [&](int64_t begin, int64_t end) {

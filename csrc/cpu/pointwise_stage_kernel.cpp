@@ -139,7 +139,8 @@ void Backward::run_tile(int64_t part, int64_t first, int64_t end, int64_t next_e
   }
   if (gradients_.x_gradient != nullptr) {
     const bool affine = stage_.scale != nullptr;
-    const bool stream = streams(gradients_.x_gradient, stage_.pixels, stage_.channels, stage_.x_stride);
+    const bool stream =
+        streams(gradients_.x_gradient, stage_.pixels, stage_.channels, stage_.x_stride, kTrainingStreamBytes);
     PanelProduct job = {gradient, k_blocks_, pixels, transposed_, product, outputs, 0, {}};
     for (int64_t block = 0; block < column_blocks_; ++block) {
       const int64_t channel = block * table_.tile_columns;
@@ -286,7 +287,7 @@ void pointwise_stage_forward(const PointwiseStage& stage, const float* bias, flo
   float* packed_bias = memory + bias_at;
   std::fill_n(packed_bias, k_padded, 0.0f);
   if (bias != nullptr) std::copy_n(bias, stage.out_channels, packed_bias);
-  const bool stream = streams(y, stage.pixels, stage.out_channels, stage.y_stride);
+  const bool stream = streams(y, stage.pixels, stage.out_channels, stage.y_stride, kTrainingStreamBytes);
   auto* part_sums = reinterpret_cast<double*>(memory + sums_at);
   parallel_parts(pixels.parts, [&](int64_t begin, int64_t end) {
     const int64_t panel_floats = pixels.tile * inner_blocks * lanes;

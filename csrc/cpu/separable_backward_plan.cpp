@@ -36,9 +36,9 @@ SeparableBackwardPlan::SeparableBackwardPlan(const ConvProblem& of, Activation b
   const int64_t fit = l2_cache_bytes() / 2 / bytes_of_pixel;
   tile_pixels = std::clamp<int64_t>(fit, 2 * planes.table.tile_pixels, 14 * planes.table.tile_pixels);
   const int64_t x_pixels = problem.batch * problem.input[0] * problem.input[1] * problem.input[2];
-  stream =
-      problem.multiplier == 1 && streams_from_planes(problem.element_type, tensors.x_gradient,
-                                                     depthwise_tensors.x_gradient_strides, x_pixels, problem.channels);
+  stream = problem.multiplier == 1 &&
+           streams_from_planes(problem.element_type, tensors.x_gradient, depthwise_tensors.x_gradient_strides, x_pixels,
+                               problem.channels, kTrainingStreamBytes);
   const int64_t elements =
       2 * x_pixels * problem.channels + problem.batch * rows_per_image * problem.output[kWidth] * problem.out_channels;
   ask = elements * planes.element_size > kCachedBytes;

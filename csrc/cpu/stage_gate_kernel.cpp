@@ -7,16 +7,19 @@
 #include "cpu/parallel.h"
 #include "cpu/plane_tiling.h"
 #include "cpu/scratch.h"
+#include "cpu/streaming.h"
 
 namespace dwsep {
 namespace {
 
 // Parts of every image, each with sums of its own; how many depends on the shape alone.
 struct ImageParts {
+  const KernelTable& table;
   int64_t padded, tile, per_image, count;
 
-  ImageParts(const PendingImages& input, int64_t lanes)
-      : padded(ceil_div(input.channels, lanes) * lanes),
+  ImageParts(const PendingImages& input, const KernelTable& kernels)
+      : table(kernels),
+        padded(ceil_div(input.channels, kernels.lanes) * kernels.lanes),
         // A tile's channels are read a block at a time: it stays near. Sums go to doubles after eight pixels.
         tile(std::max<int64_t>(8, 4096 / input.channels / 8 * 8)),
         per_image(std::clamp<int64_t>(input.pixels * input.channels / 16384, 1,
@@ -41,6 +44,7 @@ struct ImageParts {
           f(part, image, image * input.pixels + pixel, std::min(tile, stop - pixel));
         }
       }
+      table.finish_streams();
     });
   }
 };
@@ -49,7 +53,7 @@ struct ImageParts {
 
 void stage_image_sums(const PendingImages& input, const float* gradient, double factor, float* out) {
   const KernelTable& table = kernels();
-  const ImageParts parts(input, table.lanes);
+  const ImageParts parts(input, table);
   double* sums = parts.sums(1);
   parts.run(input, [&](int64_t part, int64_t, int64_t pixel, int64_t pixels) {
     const int64_t at = pixel * input.channels;
@@ -85,13 +89,14 @@ void stage_gated_backward(const PendingImages& input, const float* gradient, con
                           const float* mean_gradient, float* x_gradient, double* affine_gradient) {
   const KernelTable& table = kernels();
   const int64_t channels = input.channels;
-  const ImageParts parts(input, table.lanes);
+  const ImageParts parts(input, table);
   double* sums = parts.sums(2);
+  const bool stream = streams(x_gradient, input.images * input.pixels, channels, channels, kTrainingStreamBytes);
   parts.run(input, [&](int64_t part, int64_t image, int64_t pixel, int64_t pixels) {
     const int64_t at = pixel * channels, values = image * channels;
     table.stage_gradient_row({gradient == nullptr ? nullptr : gradient + at, channels, table.lanes, input.x + at,
                               input.scale, input.shift, input.activation, channels, pixels, channels, x_gradient + at,
-                              false, sums + part * 2 * parts.padded, parts.padded,
+                              stream, sums + part * 2 * parts.padded, parts.padded,
                               gate == nullptr ? nullptr : gate + values,
                               mean_gradient == nullptr ? nullptr : mean_gradient + values,
                               1.0f / static_cast<float>(input.pixels), parts.tile});
