@@ -149,7 +149,15 @@ def test_bench_stops_at_a_signal_and_leaves_no_process(tmp_path, number):
         "--json",
         str(tmp_path / "r.json"),
     ]
-    running = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    running = subprocess.Popen(
+        command,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # A shell without job control starts what runs behind it with this signal ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     try:
         children = []
         while not children and running.poll() is None:
