@@ -97,7 +97,7 @@ def test_cuda_runs_on_triton_but_for_what_gains_nothing(monkeypatch):
         return dispatch.select(op, geometry, torch.bfloat16, "cuda", backend, channels_last=channels_last)
 
     assert chosen(5).backend == chosen(3, dilation=2).backend == chosen(3, channels_last=False).backend == "triton"
-    assert chosen(5).kernel is dispatch.TRITON_OPERATORS["depthwise_conv"]
+    assert chosen(5).direct is dispatch.TRITON_DIRECT["depthwise_conv"]
     assert any("'cuda'" in reason for reason in chosen(5).refused["cpu"])
     plain = chosen(3)
     assert plain.backend == "reference"

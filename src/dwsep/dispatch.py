@@ -15,12 +15,17 @@ from dwsep.errors import unknown_name
 from dwsep.geometry import ConvGeometry
 from dwsep.kernels import reference
 from dwsep.kernels.triton import support
-from dwsep.ops import _depthwise_cuda, native_status
+from dwsep.ops import _depthwise_cuda, depthwise_conv, native_status, separable_conv
 
 CPU_DTYPES = (torch.float32, torch.bfloat16)
 BACKENDS = ("auto", "cpu", "triton", "reference")
-# The operators with Triton kernels, as they are called on a GPU.
-TRITON_OPERATORS = {"depthwise_conv": _depthwise_cuda.depthwise_conv}
+# The operators as they are called where nothing but autograd sees the call, and where not even that does.
+CPU_DIRECT = {
+    "depthwise_conv": {True: depthwise_conv.WITH_AUTOGRAD, False: depthwise_conv.WITHOUT_AUTOGRAD},
+    "separable_conv": {True: separable_conv.WITH_AUTOGRAD, False: separable_conv.WITHOUT_AUTOGRAD},
+}
+# Those with Triton kernels, as they are called on a GPU.
+TRITON_DIRECT = {"depthwise_conv": _depthwise_cuda.depthwise_conv}
 
 
 @dataclass(frozen=True)
@@ -40,10 +45,15 @@ class BackendStatus:
 
 @dataclass(frozen=True)
 class Selection:
-    """The kernel chosen for a problem, and for each backend passed over the reasons."""
+    """The kernel chosen for a problem, and for each backend passed over the reasons.
+
+    ``kernel`` can be called wherever the choice was made; ``direct``, which takes less of the CPU's time, only where no
+    compiler, mode, transform, autocast or tensor subclass has to see the call.
+    """
 
     backend: str
     kernel: Callable[..., torch.Tensor]
+    direct: Callable[..., torch.Tensor]
     refused: MappingProxyType[str, tuple[str, ...]]
 
 
@@ -96,7 +106,7 @@ def _cpu_reasons(dtype: torch.dtype, device: str, functorch: bool) -> list[str]:
 
 def _triton_reasons(op: str, geometry: ConvGeometry, dtype: torch.dtype, device: str, functorch: bool) -> list[str]:
     reasons = list(support.problem_reasons(geometry.ndim, dtype, device))
-    if op not in TRITON_OPERATORS:
+    if op not in TRITON_DIRECT:
         reasons.append(f"{op} has no Triton kernel")
     if functorch:
         reasons.append("a torch.func transform differentiates, which sees through plain PyTorch only")
@@ -164,15 +174,18 @@ def _decide(
         refused["cpu"] = tuple(stock_reasons(op, geometry, dtype, gradient, channels_last, multiplied))
     if backend == "cpu" or (backend == "auto" and not refused["cpu"]):
         del refused["cpu"]
-        return Selection("cpu", getattr(torch.ops.dwsep, op).default, MappingProxyType(refused))
+        kernel = getattr(torch.ops.dwsep, op).default
+        return Selection("cpu", kernel, CPU_DIRECT[op][gradient], MappingProxyType(refused))
     if backend == "auto" and not refused["triton"]:
         refused["triton"] = tuple(_stock_cuda_reasons(geometry, channels_last))
     if backend == "triton" or (backend == "auto" and not refused["triton"]):
         del refused["triton"]
-        return Selection("triton", TRITON_OPERATORS[op], MappingProxyType(refused))
+        kernel = getattr(torch.ops.dwsep, op).default
+        return Selection("triton", kernel, TRITON_DIRECT[op], MappingProxyType(refused))
     if backend == "reference":
         refused = {}
-    return Selection("reference", getattr(reference, op), MappingProxyType(refused))
+    kernel = getattr(reference, op)
+    return Selection("reference", kernel, kernel, MappingProxyType(refused))
 
 
 _cache: dict[tuple[Any, ...], Selection] = {}

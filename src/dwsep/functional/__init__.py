@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from dwsep.errors import ArgumentError
@@ -35,6 +37,18 @@ def _kernel_size(argument: str, weight: object, ndim: int) -> tuple[int, ...]:
     return tuple(weight.shape[2:])
 
 
+def _geometry(
+    ndim: int, kernel: tuple[int, ...], stride: IntOrInts, padding: Padding, dilation: IntOrInts
+) -> ConvGeometry:
+    # Plain values alone are looked up: True, which is an error, would be found under 1.
+    plain = type(stride) is int and type(dilation) is int and type(padding) in (int, str)
+    make = _known_geometry if plain and not torch.compiler.is_compiling() else ConvGeometry.make
+    return make(ndim, kernel, stride, padding, dilation)
+
+
+_known_geometry = functools.lru_cache(maxsize=1024)(ConvGeometry.make)
+
+
 def _depthwise(
     ndim: int,
     x: Tensor,
@@ -46,7 +60,7 @@ def _depthwise(
     activation: str | None,
     backend: str,
 ) -> Tensor:
-    geometry = ConvGeometry.make(ndim, _kernel_size("weight", weight, ndim), stride, padding, dilation)
+    geometry = _geometry(ndim, _kernel_size("weight", weight, ndim), stride, padding, dilation)
     return depthwise_conv(x, weight, bias, geometry, activation_name("activation", activation), backend)
 
 
@@ -66,7 +80,7 @@ def _separable(
     backend: str,
 ) -> Tensor:
     kernel = _kernel_size("depthwise_weight", depthwise_weight, ndim)
-    geometry = ConvGeometry.make(ndim, kernel, stride, padding, dilation)
+    geometry = _geometry(ndim, kernel, stride, padding, dilation)
     return depthwise_separable_conv(
         x,
         depthwise_weight,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -10,6 +11,7 @@ from torch import Tensor
 from dwsep import dispatch, ops
 from dwsep.functional._arguments import check_depthwise_weight, check_input, check_residual, check_tensor
 from dwsep.geometry import ConvGeometry
+from dwsep.ops._direct import call_key
 from dwsep.ops._layout import in_layout_of, is_channels_last
 
 
@@ -21,14 +23,49 @@ def _wants_gradient(*tensors: Tensor | None) -> bool:
     return torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
 
 
-def _flat(pairs: Sequence[tuple[int, int]]) -> list[int]:
-    return [side for pair in pairs for side in pair]
+def _flat(pairs: Sequence[tuple[int, int]]) -> tuple[int, ...]:
+    return tuple(side for pair in pairs for side in pair)
+
+
+class _Call(NamedTuple):
+    """A call whose arguments were checked: what runs it, and what follows its tensors."""
+
+    function: Callable[..., Tensor]
+    rest: tuple[Any, ...]
+
+
+_calls: dict[tuple[Any, ...], _Call] = {}
+_MOST_CALLS = 4096
+
+
+def _known_call(key: tuple[Any, ...] | None) -> _Call | None:
+    if key is None:
+        return None
+    try:
+        return _calls.get(key)
+    except TypeError:  # an argument of a wrong type, of which the checks have more to say
+        return None
+
+
+def _remember(
+    key: tuple[Any, ...] | None, selection: dispatch.Selection, rest: tuple[Any, ...], x: Tensor, batched: bool
+) -> None:
+    """Let the next call like this one do without checks: they take longer than the kernels of a small layer."""
+    if key is None or not batched or (selection.backend == "reference" and x.dim() != 4):
+        return
+    if len(_calls) >= _MOST_CALLS:
+        _calls.clear()
+    _calls[key] = _Call(selection.direct, rest)
 
 
 def depthwise_conv(
     x: Tensor, weight: Tensor, bias: Tensor | None, geometry: ConvGeometry, activation: str, backend: str
 ) -> Tensor:
     """Depthwise convolution with its arguments normalised: what the functions and modules of every rank call."""
+    key = call_key(geometry, (activation, backend), x, weight, bias)
+    known = _known_call(key)
+    if known is not None:
+        return known.function(x, weight, bias, *known.rest)
     ndim = geometry.ndim
     x, batched, autocast = check_input(x, weight, ndim)
     check_depthwise_weight("weight", weight, x, ndim, autocast)
@@ -47,10 +84,9 @@ def depthwise_conv(
         channels_last=channels_last,
         multiplied=weight.shape[0] != x.shape[1],
     )
-    out = selection.kernel(
-        x, weight, bias, geometry.stride, _flat(geometry.pads(spatial)), geometry.dilation, activation
-    )
-    return _finished(out, x, selection, batched)
+    rest = (geometry.stride, _flat(geometry.pads(spatial)), geometry.dilation, activation)
+    _remember(key, selection, rest, x, batched)
+    return _finished(selection.kernel(x, weight, bias, *rest), x, selection, batched)
 
 
 def depthwise_separable_conv(
@@ -66,6 +102,11 @@ def depthwise_separable_conv(
     backend: str,
 ) -> Tensor:
     """Separable convolution with its arguments normalised: what the functions and modules of every rank call."""
+    weights = (depthwise_weight, pointwise_weight, depthwise_bias, pointwise_bias)
+    key = call_key(geometry, (inner_activation, activation, residual, backend), x, *weights)
+    known = _known_call(key)
+    if known is not None:
+        return known.function(x, *weights, *known.rest)
     ndim = geometry.ndim
     x, batched, autocast = check_input(x, depthwise_weight, ndim)
     check_depthwise_weight("depthwise_weight", depthwise_weight, x, ndim, autocast)
@@ -88,20 +129,10 @@ def depthwise_separable_conv(
         gradient=_wants_gradient(x, depthwise_weight, pointwise_weight, depthwise_bias, pointwise_bias),
         channels_last=is_channels_last(x),
     )
-    out = selection.kernel(
-        x,
-        depthwise_weight,
-        pointwise_weight,
-        depthwise_bias,
-        pointwise_bias,
-        geometry.stride,
-        _flat(geometry.pads(spatial)),
-        geometry.dilation,
-        inner_activation,
-        activation,
-        residual,
-    )
-    return _finished(out, x, selection, batched)
+    pads = _flat(geometry.pads(spatial))
+    rest = (geometry.stride, pads, geometry.dilation, inner_activation, activation, residual)
+    _remember(key, selection, rest, x, batched)
+    return _finished(selection.kernel(x, *weights, *rest), x, selection, batched)
 
 
 def _finished(out: Tensor, x: Tensor, selection: dispatch.Selection, batched: bool) -> Tensor:

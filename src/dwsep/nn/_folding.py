@@ -86,6 +86,11 @@ def fused_arguments(layer: _DepthwiseSeparableConv) -> Fused | None:
 
 def wants_gradient(layer: nn.Module) -> bool:
     """Whether any parameter of the layer requires a gradient."""
+    for child in layer._modules.values():  # training finds one here, sooner than a walk through the tree begins
+        if child is not None:
+            for parameter in child._parameters.values():
+                if parameter is not None and parameter.requires_grad:
+                    return True
     return any(parameter.requires_grad for parameter in layer.parameters())
 
 

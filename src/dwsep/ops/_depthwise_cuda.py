@@ -1,7 +1,6 @@
-"""The depthwise convolution on a GPU without the dispatcher in between, whose Python takes longer than the kernels.
+"""The depthwise convolution on a GPU where nothing but autograd has to see the call, as in ``_direct``.
 
-``dwsep::depthwise_conv`` is what a compiler, a mode or a transform sees. Where there is none of them, and autograd
-alone has to know, the kernels are called from here. Both give the same bits.
+Unlike there, what the backward pass needs to know of the layout is worked out once, in the forward pass.
 """
 
 from __future__ import annotations
@@ -9,13 +8,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from dwsep import _functorch
 from dwsep.kernels import reference
 from dwsep.ops._layout import is_channels_last
-
-_PLAIN = (Tensor, nn.Parameter)
 
 
 class _Depthwise(torch.autograd.Function):
@@ -46,26 +42,8 @@ class _Depthwise(torch.autograd.Function):
         return (*grads, None, None, None, None)
 
 
-def _is_plain(*tensors: Tensor | None) -> bool:
-    return all(tensor is None or type(tensor) in _PLAIN for tensor in tensors)
-
-
 def depthwise_conv(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    stride: Any,
-    padding: Any,
-    dilation: Any,
-    activation: str,
+    x: Tensor, weight: Tensor, bias: Tensor | None, stride: Any, padding: Any, dilation: Any, activation: str
 ) -> Tensor:
     """As ``torch.ops.dwsep.depthwise_conv``, for tensors on a GPU that Triton's kernels run on."""
-    if (
-        torch.compiler.is_compiling()
-        or torch.is_autocast_enabled("cuda")
-        or not _is_plain(x, weight, bias)
-        or torch._C._len_torch_dispatch_stack()
-        or _functorch.is_active()
-    ):
-        return torch.ops.dwsep.depthwise_conv(x, weight, bias, stride, padding, dilation, activation)
-    return _Depthwise.apply(x, weight, bias, tuple(stride), tuple(padding), tuple(dilation), activation)
+    return _Depthwise.apply(x, weight, bias, stride, padding, dilation, activation)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dwsep.kernels import reference
 from dwsep.kernels.triton import support
-from dwsep.ops import _autograd
+from dwsep.ops import _autograd, _direct
 from dwsep.ops._layout import empty_output, in_layout_of, is_channels_last
 from dwsep.ops._library import LIBRARY
 
@@ -116,3 +116,6 @@ def _autograd_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
 torch.library.register_autograd(f"dwsep::{NAME}", _autograd_backward, setup_context=_setup_context, lib=LIBRARY)
 _autograd.register_autocast(NAME, 3)
 _autograd.register_vmap(NAME, reference.depthwise_conv)
+
+WITHOUT_AUTOGRAD = _direct.without_autograd(getattr(torch.ops.dwsep, NAME).default)
+WITH_AUTOGRAD = _direct.with_autograd(getattr(torch.ops.dwsep, NAME).default, _setup_context, _autograd_backward)
