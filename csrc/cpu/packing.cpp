@@ -1,6 +1,7 @@
 #include "cpu/packing.h"
 
 #include <algorithm>
+#include <type_traits>
 
 #include "cpu/elements.h"
 #include "cpu/parallel.h"
@@ -97,9 +98,15 @@ void pack(const ConvProblem& problem, const KernelTable& kernels, const WeightSo
   parallel_for(layout.blocks, grain, [&](int64_t begin, int64_t end) {
     for (int64_t block = begin; block < end; ++block) {
       float* target = pointwise + block * layout.block_floats;
+      const T* source = static_cast<const T*>(sources.pointwise);
+      if (std::is_same_v<T, float> && !prepared) {
+        const int64_t first = block * columns;
+        kernels.pack_columns(reinterpret_cast<const float*>(source) + first * inner,
+                             std::min(columns, problem.out_channels - first), inner, target);
+        continue;
+      }
       float* plain = prepared ? scratch(Scratch::kPlainWeights, static_cast<std::size_t>(padded * columns)) : target;
-      pack_pointwise_block(plain, static_cast<const T*>(sources.pointwise), inner, padded, problem.out_channels,
-                           columns, block);
+      pack_pointwise_block(plain, source, inner, padded, problem.out_channels, columns, block);
       if (prepared) kernels.operands.pack_weights(problem.element_type, plain, padded, target);
     }
   });

@@ -25,6 +25,11 @@ class SeparableBackward {
 
   void run_by_image(int64_t parts, float* sums, float* depthwise_sums) const;
   void run_by_phase(int64_t parts, float* sums, float* depthwise_sums) const;
+  template <class RowsOf, class PlanesOf>
+  void run_rows_then_products(int64_t parts, const RowsOf& rows_of, const PlanesOf& planes_of, float* sums) const;
+  // Rows of the largest part.
+  int64_t most_rows(int64_t parts) const { return ceil_div(plan_.rows_per_image * plan_.problem.batch, parts); }
+  bool keeps_panels(int64_t parts) const;
   int64_t rows_before(int64_t tile) const;
   void run_below(BackwardTile& tile, int64_t image, int64_t of_image, const float* planes, int64_t block_begin,
                  int64_t block_end) const;
@@ -35,7 +40,7 @@ void SeparableBackward::run_by_image(int64_t parts, float* sums, float* depthwis
   const int64_t depthwise_part = plan_.planes.blocks * sums_of_block(plan_.planes);
   Layout layout;
   const int64_t planes_at = layout.add(plan_.wants_below() ? plan_.images_together * plan_.planes_of_image() : 0);
-  const int64_t panels_at = layout.add(plan_.panel_floats());
+  const int64_t panels_at = layout.add(plan_.panel_floats(plan_.tile_pixels) + plan_.product_floats(plan_.tile_pixels));
   const int64_t tile_at = layout.add(BackwardTile::floats_without_gradient(plan_.planes));
   parallel_for(parts, 1, [&](int64_t begin, int64_t end) {
     float* memory = scratch(Scratch::kPanel, static_cast<std::size_t>(layout.size()));
@@ -96,20 +101,53 @@ void SeparableBackward::run_below(BackwardTile& tile, int64_t image, int64_t of_
   }
 }
 
+// Every part keeps its panels, for the pointwise weight's gradient by its channels behind all of them: sums of whole
+// parts would be more to write and read than the panels are.
+template <class RowsOf, class PlanesOf>
+void SeparableBackward::run_rows_then_products(int64_t parts, const RowsOf& rows_of, const PlanesOf& planes_of,
+                                               float* sums) const {
+  const int64_t pixels = most_rows(parts) * plan_.problem.output[kWidth];
+  const int64_t floats = plan_.panel_floats(pixels);
+  float* panels = scratch(Scratch::kRows, static_cast<std::size_t>(parts * floats));
+  std::vector<RowPanels> filled(static_cast<std::size_t>(parts));
+  parallel_for(parts, 1, [&](int64_t begin, int64_t end) {
+    float* product = scratch(Scratch::kPanel, static_cast<std::size_t>(plan_.product_floats(pixels)));
+    for (int64_t part = begin; part < end; ++part) {
+      const Range rows = rows_of(part);
+      filled[static_cast<std::size_t>(part)] =
+          rows_.fill(rows.begin, rows.end, panels + part * floats, product, planes_of(part));
+    }
+  });
+  constexpr int64_t kTogether = 3;  // the vectors that the outer product takes at a time
+  parallel_for(ceil_div(plan_.inner_blocks, kTogether), 1, [&](int64_t begin, int64_t end) {
+    const int64_t stop = std::min(end * kTogether, plan_.inner_blocks);
+    for (std::size_t part = 0; part < filled.size(); ++part)
+      rows_.add_products(filled[part], begin * kTogether, stop, sums, part == 0, {});
+  });
+  for (const RowPanels& part : filled) rows_.add_bias(part, sums + plan_.pointwise_sums());
+}
+
 // Few images: first their rows in parts, then, when all are done, their channels.
 void SeparableBackward::run_by_phase(int64_t parts, float* sums, float* depthwise_sums) const {
   const int64_t bands = parts / plan_.problem.batch;
   float* planes = scratch(Scratch::kPlanes, static_cast<std::size_t>(plan_.problem.batch * plan_.planes_of_image()));
-  parallel_for(parts, 1, [&](int64_t begin, int64_t end) {
-    float* panels = scratch(Scratch::kPanel, static_cast<std::size_t>(plan_.panel_floats()));
-    for (int64_t part = begin; part < end; ++part) {
-      const int64_t image = part / bands, band = part % bands;
-      float* own = planes + image * plan_.planes_of_image();
-      rows_.run(image * plan_.rows_per_image + plan_.rows_per_image * band / bands,
-                image * plan_.rows_per_image + plan_.rows_per_image * (band + 1) / bands, panels, own,
-                sums + part * plan_.part_floats(), true);
-    }
-  });
+  const auto rows_of = [&](int64_t part) {
+    const int64_t image = part / bands, band = part % bands, rows = plan_.rows_per_image;
+    return Range{image * rows + rows * band / bands, image * rows + rows * (band + 1) / bands};
+  };
+  const auto planes_of = [&](int64_t part) { return planes + part / bands * plan_.planes_of_image(); };
+  if (keeps_panels(parts)) {
+    run_rows_then_products(parts, rows_of, planes_of, sums);
+  } else {
+    const int64_t floats = plan_.panel_floats(plan_.tile_pixels) + plan_.product_floats(plan_.tile_pixels);
+    parallel_for(parts, 1, [&](int64_t begin, int64_t end) {
+      float* panels = scratch(Scratch::kPanel, static_cast<std::size_t>(floats));
+      for (int64_t part = begin; part < end; ++part) {
+        const Range rows = rows_of(part);
+        rows_.run(rows.begin, rows.end, panels, planes_of(part), sums + part * plan_.part_floats(), true);
+      }
+    });
+  }
   if (!plan_.wants_below()) return;
   for (int64_t image = 0; image < plan_.problem.batch; ++image)
     rows_.clear_margins(planes + image * plan_.planes_of_image());
@@ -128,6 +166,12 @@ void SeparableBackward::run_by_phase(int64_t parts, float* sums, float* depthwis
     }
     plan_.planes.table.finish_streams();
   });
+}
+
+bool SeparableBackward::keeps_panels(int64_t parts) const {
+  constexpr int64_t kTimes = 4;  // measured: at a half of the sums both ways take the same time
+  const int64_t pixels = parts * most_rows(parts) * plan_.problem.output[kWidth];
+  return kTimes * plan_.panel_floats(pixels) <= parts * plan_.pointwise_sums();
 }
 
 int64_t power_of_two_below(int64_t value) {
@@ -149,11 +193,12 @@ void SeparableBackward::run(const WeightSources& weights, bool add_depthwise) {
     const int64_t bands = ceil_div(parts, batch);
     parts = batch * std::clamp<int64_t>(bands, 1, plan_.rows_per_image);
   }
+  const int64_t sum_parts = !by_image && keeps_panels(parts) ? 1 : parts;
   const int64_t depthwise_parts = by_image ? parts : 1;
   const int64_t depthwise_part = plan_.planes.blocks * sums_of_block(plan_.planes);
   Layout layout;
   const int64_t packed_at = layout.add(plan_.packed_floats());
-  const int64_t sums_at = layout.add(parts * plan_.part_floats());
+  const int64_t sums_at = layout.add(sum_parts * plan_.part_floats());
   const int64_t depthwise_sums_at = layout.add(depthwise_parts * depthwise_part);
   float* memory = scratch(Scratch::kPack, static_cast<std::size_t>(layout.size()));
   float* sums = memory + sums_at;
@@ -161,7 +206,7 @@ void SeparableBackward::run(const WeightSources& weights, bool add_depthwise) {
   plan_.pack(weights, add_depthwise, memory + packed_at);
   // The first tile of a part writes the pointwise weight's sums, whatever was there.
   const int64_t written = batch > 0 ? plan_.pointwise_sums() : 0;
-  for (int64_t part = 0; part < parts; ++part) {
+  for (int64_t part = 0; part < sum_parts; ++part) {
     std::fill_n(sums + part * plan_.part_floats() + written, plan_.part_floats() - written, 0.0f);
   }
   std::fill_n(depthwise_sums, depthwise_parts * depthwise_part, 0.0f);
@@ -170,7 +215,7 @@ void SeparableBackward::run(const WeightSources& weights, bool add_depthwise) {
   } else {
     run_by_phase(parts, sums, depthwise_sums);
   }
-  plan_.write_pointwise_gradients(sums, parts);
+  plan_.write_pointwise_gradients(sums, sum_parts);
   if (plan_.tensors.depthwise_gradient != nullptr || plan_.tensors.depthwise_bias_gradient != nullptr) {
     write_weight_gradients(plan_.problem, plan_.planes.lanes, plan_.depthwise_tensors, depthwise_sums, depthwise_parts);
   }

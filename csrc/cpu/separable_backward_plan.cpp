@@ -7,6 +7,7 @@
 #include "cpu/channels_last.h"
 #include "cpu/elements.h"
 #include "cpu/isa.h"
+#include "cpu/packing.h"
 #include "cpu/parallel.h"
 #include "cpu/streaming.h"
 
@@ -55,7 +56,10 @@ void SeparableBackwardPlan::pack(const WeightSources& weights, bool add_depthwis
   memory += planes.weight_floats();
   transposed = memory;
   if (!wants_below()) return;
-  if (problem.element_type == ElementType::kFloat32) {
+  if (problem.element_type == ElementType::kFloat32 && problem.multiplier == 1 && !add_depthwise) {
+    pack_pointwise_transposed(planes.table, static_cast<const float*>(weights.pointwise), problem.inner_channels,
+                              problem.out_channels, memory);
+  } else if (problem.element_type == ElementType::kFloat32) {
     pack_transposed(static_cast<const float*>(weights.pointwise), add_depthwise, memory);
   } else {
     pack_transposed(static_cast<const uint16_t*>(weights.pointwise), add_depthwise, memory);
@@ -102,31 +106,47 @@ void SeparableBackwardPlan::pack_panel_weights(float* target) const {
   }
 }
 
+namespace {
+
+// target[i] = the sum of every part's source[i], in their order.
+void sum_of_parts(const float* source, int64_t parts, int64_t part_floats, int64_t count, float* target) {
+  constexpr int64_t kLine = 16;  // a count known beforehand spares the call of a copying function
+  for (int64_t i = 0; i + kLine <= count; i += kLine) std::copy_n(source + i, kLine, target + i);
+  std::copy_n(source + count / kLine * kLine, count % kLine, target + count / kLine * kLine);
+  for (int64_t part = 1; part < parts; ++part) {
+    const float* more = source + part * part_floats;
+    for (int64_t i = 0; i < count; ++i) target[i] += more[i];
+  }
+}
+
+}  // namespace
+
 void SeparableBackwardPlan::write_pointwise_gradients(const float* sums, int64_t parts) const {
   const int64_t size = part_floats(), lanes = planes.lanes, inner = problem.inner_channels;
   const bool plain = problem.multiplier == 1 && problem.element_type == ElementType::kFloat32;
-  // A vector of channels at a time, which is how the sums lie in memory.
-  parallel_for(tensors.pointwise_gradient != nullptr ? inner_blocks : 0, 1, [&](int64_t begin, int64_t end) {
-    std::vector<float> sum(static_cast<std::size_t>(k_padded() * lanes));
-    for (int64_t vector = begin; vector < end; ++vector) {
-      const float* source = sums + vector * k_padded() * lanes;
-      if (parts > 1) {
-        std::copy_n(source, k_padded() * lanes, sum.data());
-        for (int64_t part = 1; part < parts; ++part) {
-          for (int64_t i = 0; i < k_padded() * lanes; ++i) sum[static_cast<std::size_t>(i)] += source[part * size + i];
-        }
-        source = sum.data();
-      }
-      const int64_t valid = std::min(lanes, problem.channels - vector % planes.blocks * lanes);
-      for (int64_t k = 0; k < problem.out_channels; ++k) {
-        const int64_t at = k * inner + inner_channel(vector * lanes);
-        if (plain) {
-          std::copy_n(source + k * lanes, valid, static_cast<float*>(tensors.pointwise_gradient) + at);
-          continue;
-        }
-        for (int64_t lane = 0; lane < valid; ++lane) {
-          store_element(tensors.pointwise_gradient, problem.element_type, at + lane * problem.multiplier,
-                        source[k * lanes + lane]);
+  // A vector of channels lies together in the sums, an output's in the gradient: a few outputs of every vector at a
+  // time, so that either side is read and written a few cache lines at a stretch.
+  constexpr int64_t kOutputs = 8;
+  const int64_t groups = tensors.pointwise_gradient != nullptr ? ceil_div(problem.out_channels, kOutputs) : 0;
+  const int64_t grain = std::max<int64_t>(1, 16384 / (kOutputs * inner));
+  parallel_for(groups, grain, [&](int64_t begin, int64_t end) {
+    std::vector<float> sum(static_cast<std::size_t>(lanes));
+    for (int64_t group = begin; group < end; ++group) {
+      const int64_t first = group * kOutputs, stop = std::min(first + kOutputs, problem.out_channels);
+      for (int64_t vector = 0; vector < inner_blocks; ++vector) {
+        const int64_t valid = std::min(lanes, problem.channels - vector % planes.blocks * lanes);
+        for (int64_t k = first; k < stop; ++k) {
+          const float* source = sums + (vector * k_padded() + k) * lanes;
+          const int64_t at = k * inner + inner_channel(vector * lanes);
+          if (plain) {
+            sum_of_parts(source, parts, size, valid, static_cast<float*>(tensors.pointwise_gradient) + at);
+            continue;
+          }
+          sum_of_parts(source, parts, size, valid, sum.data());
+          for (int64_t lane = 0; lane < valid; ++lane) {
+            store_element(tensors.pointwise_gradient, problem.element_type, at + lane * problem.multiplier,
+                          sum[static_cast<std::size_t>(lane)]);
+          }
         }
       }
     }

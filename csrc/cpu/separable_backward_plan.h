@@ -45,7 +45,9 @@ struct SeparableBackwardPlan {
   int64_t planes_of_image() const { return inner_blocks * planes.g_plane; }
   // One part's sums: [k][c] of the pointwise weight, [k] of its bias.
   int64_t part_floats() const { return pointwise_sums() + k_padded(); }
-  int64_t panel_floats() const { return tile_pixels * planes.lanes * (k_blocks + inner_blocks + vectors); }
+  // The panels of so many pixels, and a column block of their product.
+  int64_t panel_floats(int64_t pixels) const { return pixels * planes.lanes * (k_blocks + inner_blocks); }
+  int64_t product_floats(int64_t pixels) const { return pixels * planes.lanes * vectors; }
 
   int64_t packed_floats() const {
     return 2 * planes.weight_floats() + column_blocks * k_padded() * planes.table.tile_columns;

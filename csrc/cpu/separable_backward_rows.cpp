@@ -15,21 +15,30 @@ void SeparableBackwardRows::run(int64_t row_begin, int64_t row_end, float* panel
   band.output[kDepth] = 1;
   band.output[kHeight] = row_end - row_begin;
   const Tiling tiling(band, plan_.tile_pixels, 1, 1);
+  float* product = panels + plan_.panel_floats(plan_.tile_pixels);
   for (int64_t i = 0; i < tiling.count(); ++i) {
     Tile tile = tiling[i];
     tile.row_begin += row_begin;
     tile.row_end += row_begin;
-    run_tile(tile, row_begin / plan_.rows_per_image, panels, planes, sums, first && i == 0);
+    const RowPanels filled = fill_tile(tile, row_begin / plan_.rows_per_image, panels, product, planes);
+    add_bias(filled, sums + plan_.pointwise_sums());
+    add_products(filled, 0, plan_.inner_blocks, sums, first && i == 0,
+                 next_pixels(tile, shares_below(), shares(), shares()));
   }
 }
 
-void SeparableBackwardRows::run_tile(const Tile& tile, int64_t first_image, float* panels, float* planes, float* sums,
-                                     bool first) const {
+RowPanels SeparableBackwardRows::fill(int64_t row_begin, int64_t row_end, float* panels, float* product,
+                                      float* planes) const {
+  const Tile tile = {row_begin, row_end, 0, plan_.problem.output[kWidth], 0, 1};
+  return fill_tile(tile, row_begin / plan_.rows_per_image, panels, product, planes);
+}
+
+RowPanels SeparableBackwardRows::fill_tile(const Tile& tile, int64_t first_image, float* panels, float* product,
+                                           float* planes) const {
   const int64_t lanes = plan_.planes.lanes, columns = tile.column_end - tile.column_begin;
   const int64_t pixels = (tile.row_end - tile.row_begin) * columns;
   float* gradient = panels;
   float* depthwise = gradient + plan_.k_blocks * pixels * lanes;
-  float* product = depthwise + plan_.inner_blocks * pixels * lanes;
 
   // A tile's pixels are consecutive in the output.
   const int64_t first_pixel = tile.row_begin * plan_.problem.output[kWidth] + tile.column_begin;
@@ -38,16 +47,6 @@ void SeparableBackwardRows::run_tile(const Tile& tile, int64_t first_image, floa
   plan_.planes.table.gather_row(
       copy, advanced(plan_.tensors.gradient, first_pixel * plan_.problem.out_channels * plan_.planes.element_size),
       gradient);
-  if (plan_.tensors.pointwise_bias_gradient != nullptr) {
-    float* bias_sums = sums + plan_.pointwise_sums();
-    for (int64_t block = 0; block < plan_.k_blocks; ++block) {
-      plan_.planes.table.sum_row(gradient + block * pixels * lanes, pixels, bias_sums + block * lanes);
-    }
-  }
-  // Both products take about the same time, and each asks for its share of what the next tile reads.
-  const int64_t multiplied = plan_.wants_below() ? plan_.column_blocks : 0;
-  const int64_t shares =
-      plan_.tensors.pointwise_gradient == nullptr ? multiplied : std::max<int64_t>(1, 2 * multiplied);
   const bool activated = plan_.activation != Activation::kNone;
   if (plan_.tensors.pointwise_gradient != nullptr || (activated && plan_.wants_below())) {
     ConvProblem one = plan_.problem;
@@ -71,7 +70,7 @@ void SeparableBackwardRows::run_tile(const Tile& tile, int64_t first_image, floa
                         plan_.planes.table.tile_columns,
                         {}};
     for (int64_t block = 0; block < plan_.column_blocks; ++block) {
-      job.prefetch = next_pixels(tile, block, block + 1, shares);
+      job.prefetch = next_pixels(tile, block, block + 1, shares());
       plan_.planes.table.multiply_panel(job, block);
       const int64_t stop = std::min(plan_.vectors, plan_.inner_blocks - block * plan_.vectors);
       for (int64_t vector = 0; vector < stop; ++vector) {
@@ -86,10 +85,24 @@ void SeparableBackwardRows::run_tile(const Tile& tile, int64_t first_image, floa
       }
     }
   }
-  if (plan_.tensors.pointwise_gradient != nullptr) {
-    if (activated) plan_.planes.table.activate_row(plan_.activation, depthwise, plan_.inner_blocks * pixels);
-    plan_.planes.table.outer_product({gradient, plan_.k_padded(), depthwise, plan_.inner_blocks, pixels, sums,
-                                      plan_.k_padded() * lanes, first, next_pixels(tile, multiplied, shares, shares)});
+  if (activated && plan_.tensors.pointwise_gradient != nullptr)
+    plan_.planes.table.activate_row(plan_.activation, depthwise, plan_.inner_blocks * pixels);
+  return {pixels, gradient, depthwise};
+}
+
+void SeparableBackwardRows::add_products(const RowPanels& panels, int64_t begin, int64_t end, float* sums, bool first,
+                                         const Prefetch& prefetch) const {
+  if (plan_.tensors.pointwise_gradient == nullptr) return;
+  const int64_t lanes = plan_.planes.lanes, stride = plan_.k_padded() * lanes;
+  plan_.planes.table.outer_product({panels.gradient, plan_.k_padded(), panels.depthwise + begin * panels.pixels * lanes,
+                                    end - begin, panels.pixels, sums + begin * stride, stride, first, prefetch});
+}
+
+void SeparableBackwardRows::add_bias(const RowPanels& panels, float* sums) const {
+  if (plan_.tensors.pointwise_bias_gradient == nullptr) return;
+  const int64_t lanes = plan_.planes.lanes;
+  for (int64_t block = 0; block < plan_.k_blocks; ++block) {
+    plan_.planes.table.sum_row(panels.gradient + block * panels.pixels * lanes, panels.pixels, sums + block * lanes);
   }
 }
 
