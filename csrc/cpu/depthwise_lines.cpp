@@ -33,7 +33,12 @@ void depthwise_lines_forward(const ConvProblem& problem, const WeightSources& we
   const KernelTable& table = kernels();
   const ElementType type = problem.element_type;
   const int64_t size = type == ElementType::kFloat32 ? 4 : 2;
-  const bool stream = streams_from_planes(type, out, out_strides, problem.batch * problem.output[2],
+  // What fits the last cache with its input is there for whoever reads it next.
+  const bool outgrown =
+      problem.batch * (problem.channels * problem.input[2] + problem.inner_channels * problem.output[2]) * size >
+      kCachedBytes;
+  const bool stream = outgrown &&
+                      streams_from_planes(type, out, out_strides, problem.batch * problem.output[2],
                                           problem.inner_channels, kForwardStreamBytes) &&
                       reinterpret_cast<std::uintptr_t>(out) % 64 == 0;
   // Lines until there is work enough for a thread to be woken up.

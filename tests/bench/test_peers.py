@@ -10,7 +10,7 @@ from dwsep.bench.peers import PEERS, CannotRun
 from dwsep.bench.problem import make_problem
 from dwsep.bench.registry import Task
 from dwsep.bench.verify import compute_truth, find_fault
-from tests.bench.toys import TINY, TINY_1D, TINY_3D, TINY_DEPTHWISE, TINY_DILATED
+from tests.bench.toys import TINY, TINY_1D, TINY_3D, TINY_DEPTHWISE, TINY_DILATED, TINY_SHORT
 
 RUNTIMES = ("onnxruntime", "openvino")
 TASKS = [
@@ -20,6 +20,7 @@ TASKS = [
     Task(TINY, "inner_relu", training=True),
     Task(TINY_DILATED, training=True),
     *(Task(case, training=training) for case in (TINY_DEPTHWISE, TINY_1D, TINY_3D) for training in (False, True)),
+    *(Task(TINY_SHORT, "silu", training) for training in (False, True)),
     Task(TINY, "norm", dtype="bfloat16"),
 ]
 

@@ -11,6 +11,7 @@ TINY_DILATED = Case("separable", "tiny-dilated", 1, 8, 8, (9, 9), (3, 3), dilati
 TINY_DEPTHWISE = Case("depthwise", "tiny-depthwise", 1, 4, 4, (6, 5), (5, 5))
 TINY_1D = Case("depthwise", "tiny-1d", 2, 4, 4, (12,), (4,))
 TINY_3D = Case("depthwise", "tiny-3d", 1, 4, 4, (3, 5, 6), (3, 3, 3))
+TINY_SHORT = Case("short", "tiny-short", 2, 4, 4, (13,), (4,))
 
 FAST = Settings(
     peers=("dwsep", "nchw", "channels_last"),

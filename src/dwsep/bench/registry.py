@@ -10,7 +10,7 @@ from typing import Any
 from dwsep.errors import unknown_name
 from dwsep.geometry import ConvGeometry
 
-SETS = ("separable", "depthwise")
+SETS = ("separable", "depthwise", "short")
 DTYPES = ("float32", "bfloat16")
 
 
@@ -19,7 +19,7 @@ class Case:
     """A layer and its input.
 
     Attributes:
-        kind: "separable" (depthwise, then pointwise) or "depthwise".
+        kind: "separable" (depthwise, then pointwise), "depthwise", or "short" (depthwise and causal along a sequence).
         name: Unique name within the registry, the batch left out.
         batch: N of the input (N, C, *spatial).
         channels: C, input channels; a depthwise layer has as many outputs.
@@ -52,8 +52,13 @@ class Case:
 
     @property
     def geometry(self) -> ConvGeometry:
-        """Geometry of the depthwise factor; the padding is always "same"."""
-        return ConvGeometry.make(self.ndim, self.kernel, self.stride, "same", self.dilation)
+        """Geometry of the depthwise factor."""
+        return ConvGeometry.make(self.ndim, self.kernel, self.stride, self.padding, self.dilation)
+
+    @property
+    def padding(self) -> str:
+        """ "same", or "causal" for a short convolution."""
+        return "causal" if self.kind == "short" else "same"
 
     @property
     def out_spatial(self) -> tuple[int, ...]:
@@ -67,8 +72,8 @@ class Task:
 
     Attributes:
         case: The layer.
-        variant: "bare" (no norm, no activation), "norm" (batch norm and ReLU after each convolution, in evaluation) or
-            "inner_relu" (ReLU between the two).
+        variant: "bare" (no norm, no activation), "norm" (batch norm and ReLU after each convolution, in evaluation),
+            "inner_relu" (ReLU between the two) or "silu" (SiLU after the convolution).
         training: Whether forward and backward are measured, or the forward alone.
         dtype: "float32" or "bfloat16".
     """
@@ -142,10 +147,14 @@ DEPTHWISE = (
     _depthwise(4, 768, (2048,), (4,)),
     _depthwise(4, 768, (2048,), (31,)),
 )
+# The causal convolutions in front of state-space and linear-attention layers.
+SHORT = tuple(Case("short", f"768@2048-causal{taps}", 1, 768, 768, (2048,), (taps,)) for taps in (2, 3, 4))
 
 
 def variants(kind: str, training: bool) -> tuple[str, ...]:
     """Names the variants in which a kind of layer is measured."""
+    if kind == "short":
+        return ("silu",)
     if kind == "depthwise":
         return ("bare",)
     return ("bare", "inner_relu") if training else ("bare", "norm")
@@ -154,6 +163,8 @@ def variants(kind: str, training: bool) -> tuple[str, ...]:
 def _batches(case: Case, training: bool) -> tuple[int, ...]:
     if case.kind == "depthwise":
         return (case.batch,)
+    if case.kind == "short":
+        return (1, 4)
     return (1, 8, 16) if training else (1, 8)
 
 
@@ -168,7 +179,7 @@ def plan(
     """Lists the comparisons of a run.
 
     Args:
-        which: "separable", "depthwise" or "all".
+        which: "separable", "depthwise", "short" or "all".
         training: Whether forward and backward are measured, or the forward alone.
         dtype: "float32" or "bfloat16".
         batches: Batch sizes; empty for those registered with each case.
@@ -188,7 +199,7 @@ def plan(
         raise unknown_name("set", which, (*SETS, "all"))
     if dtype not in DTYPES:
         raise unknown_name("dtype", dtype, DTYPES)
-    cases = [case for case in SEPARABLE + DEPTHWISE if which in ("all", case.kind)]
+    cases = [case for case in SEPARABLE + DEPTHWISE + SHORT if which in ("all", case.kind)]
     for name in names:
         if not any(name in case.name for case in cases):
             raise unknown_name("case", name, tuple(case.name for case in cases))

@@ -13,13 +13,13 @@ from dwsep.analysis.ceilings import Ceilings
 from dwsep.bench import costs
 from dwsep.bench.networks import NETWORKS, NetworkTask, task_from_json
 from dwsep.bench.peers import OURS
-from dwsep.bench.registry import DEPTHWISE, SEPARABLE
+from dwsep.bench.registry import DEPTHWISE, SEPARABLE, SHORT
 
 FORMAT = 1
 RATIOS = ("best", "eager", "compile")
 _EAGER = ("nchw", "channels_last")
 # In the order in which tables are made of them: records that agree in all of these share one.
-_SORTED = {None: 0, "separable": 0, "depthwise": 1, "network": 2, "float32": 0, "bfloat16": 1}
+_SORTED = {None: 0, "separable": 0, "depthwise": 1, "short": 2, "network": 3, "float32": 0, "bfloat16": 1}
 _GROUP = ("dtype", "training", "kind", "variant", "batch", "allocator")
 
 
@@ -82,7 +82,7 @@ def group(records: Sequence[Mapping[str, Any]]) -> dict[tuple[Any, ...], list[Ma
     """
     groups: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
     # A run that was continued has them in the order in which they were asked for.
-    names = (*(case.name for case in SEPARABLE + DEPTHWISE), *NETWORKS)
+    names = (*(case.name for case in SEPARABLE + DEPTHWISE + SHORT), *NETWORKS)
     places = {name: place for place, name in enumerate(names)}
 
     def place(record: Mapping[str, Any]) -> int:

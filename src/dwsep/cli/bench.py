@@ -37,7 +37,7 @@ _Markdown = Annotated[Path | None, typer.Option(help="Results as a page.")]
 
 @bench.command()
 def layers(
-    which: Annotated[str, typer.Option("--set", help="separable, depthwise or all.")] = "all",
+    which: Annotated[str, typer.Option("--set", help="separable, depthwise, short or all.")] = "all",
     training: Annotated[
         bool, typer.Option("--training", help="Forward and backward instead of forward alone.")
     ] = False,

@@ -48,22 +48,39 @@ def make_network(problem: Problem, lift: bool = False) -> nn.Sequential:
     if lift:
         pads, kernel = ((0, 0), *pads), (1, *kernel)
     conv, norm_class = _CONV[len(kernel)], _NORM[len(kernel)]
-    padding = tuple(min(pair) for pair in pads)
+    causal = case.padding == "causal"
+    # A causal convolution is written with its padding on either side, and the outputs that look ahead are cut off.
+    padding = tuple(max(pair) if causal else min(pair) for pair in pads)
     options: dict[str, Any] = {"padding": padding, "stride": case.stride, "dilation": case.dilation, "bias": False}
     depthwise = conv(case.channels, case.channels, kernel, groups=case.channels, **options)  # type: ignore[arg-type]
     layers: list[nn.Module] = [_with_weight(depthwise, problem.depthwise)]
     rest = [side - both for pair, both in zip(reversed(pads), reversed(padding)) for side in pair]
-    if any(rest):  # a convolution pads both sides alike; padding="same" does the same as this, with a warning
+    if causal:
+        layers.append(_First(case.out_spatial[-1]))
+    elif any(rest):  # a convolution pads both sides alike; padding="same" does the same as this, with a warning
         layers.insert(0, nn.ConstantPad2d(rest, 0.0) if lift else nn.ConstantPad1d(rest, 0.0))  # type: ignore[arg-type]
     if problem.norms:
         layers += [_norm(norm_class, problem.norms[0]), nn.ReLU(inplace=True)]
     elif task.variant == "inner_relu":
         layers.append(nn.ReLU(inplace=True))
+    elif task.variant == "silu":
+        layers.append(nn.SiLU())
     if problem.pointwise is not None:
         layers.append(_with_weight(conv(case.channels, case.out_channels, 1, bias=False), problem.pointwise))
     if problem.norms:
         layers += [_norm(norm_class, problem.norms[1]), nn.ReLU(inplace=True)]
     return nn.Sequential(*layers).to(problem.x.dtype).train(task.training)
+
+
+class _First(nn.Module):
+    """The first outputs along the last axis."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__()
+        self.count = count
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x[..., : self.count]
 
 
 def training_step(

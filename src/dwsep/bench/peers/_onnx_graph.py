@@ -57,6 +57,8 @@ def make_model(problem: Problem) -> bytes:
         pads=[low for low, _ in pads] + [high for _, high in pads],
     )
     value = norm_relu(value, 0)
+    if problem.task.variant == "silu":
+        value = add("Mul", [value, add("Sigmoid", [value])])
     if problem.pointwise is not None:
         value = norm_relu(add("Conv", [value, constant("pointwise", problem.pointwise)]), 1)
     nodes[-1].output[0] = "y"

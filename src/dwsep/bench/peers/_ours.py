@@ -28,16 +28,17 @@ def build(problem: Problem) -> Built:
         layer = _make_layer(problem)
         return Built(lambda: layer(x))
 
-    name = "depthwise_conv" if case.kind == "depthwise" else "depthwise_separable_conv"
+    name = "depthwise_separable_conv" if case.kind == "separable" else "depthwise_conv"
     function = getattr(functional, f"{name}{case.ndim}d")
     weights = [weight.clone().requires_grad_(task.training) for weight in problem.weights]
     # Named, the backend cannot give way to PyTorch's kernels unseen.
     options: dict[str, Any] = {
         "stride": case.stride,
-        "padding": "same",
+        "padding": case.padding,
         "dilation": case.dilation,
         "backend": "cpu",
         **({"inner_activation": "relu"} if task.variant == "inner_relu" else {}),
+        **({"activation": "silu"} if task.variant == "silu" else {}),
     }
     if not task.training:
         return Built(lambda: function(x, *weights, **options))
