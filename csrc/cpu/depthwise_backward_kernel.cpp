@@ -4,6 +4,7 @@
 
 #include "cpu/channels_last.h"
 #include "cpu/depthwise_backward_tile.h"
+#include "cpu/depthwise_lines.h"
 #include "cpu/depthwise_rows.h"
 #include "cpu/isa.h"
 #include "cpu/layout.h"
@@ -89,6 +90,10 @@ void run(PlanePlan& plan, const WeightSources& weights, Activation activation, c
 
 void depthwise_conv_backward(const ConvProblem& problem, const WeightSources& weights, Activation activation,
                              const DepthwiseBackwardTensors& tensors) {
+  if (lines_pay_backward(problem, tensors)) {
+    depthwise_lines_backward(problem, weights, activation, tensors);
+    return;
+  }
   if (activation == Activation::kNone && is_channels_last(tensors, problem)) {
     RowsPlan rows(kernels(), problem, true);
     if (rows.pays(true)) {

@@ -70,6 +70,24 @@ struct CorrelateLine {
   bool stream;  // store past the caches: outputs begin with a cache line
 };
 
+// The way back through such a line of floats: the gradient of its input, and the sums for its weights'.
+struct CorrelateLineBack {
+  const float* source;
+  int64_t input;  // elements
+  const float* gradient;
+  int64_t output;
+  const float* weights;
+  int64_t taps;
+  int64_t dilation;
+  int64_t pad_low;
+  float bias;
+  Activation activation;
+  float* before;      // where there is an activation, memory for the gradient before it: whole vectors of outputs
+  float* x_gradient;  // or null
+  bool stream;        // the gradient of the input
+  double* sums;       // [taps, then bias][lane], added to; or null
+};
+
 // sums[r][t] += sum over rows and pixels of gradient[pixel] * input[r][pixel * pixel_step + t * tap_step].
 struct WeightGradientRows {
   const float* const* rows;  // [row_count][1 + kernel_rows]: the gradient's row, then the inputs' rows
