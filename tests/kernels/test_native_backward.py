@@ -92,6 +92,7 @@ def check_large_exact() -> None:
         problem(128, (65, 65), 5, batch=4),
         problem(256, (46, 46), 7, batch=4),
         problem(300, (2048,), 9),
+        problem(300, (2048,), 4),
         problem(520, (1024,), 31),
         problem(64, (8, 33, 33), 3),
         problems.Problem("large", 8, 40, 1, 1, (9, 30, 35), (2, 3, 3), (1,) * 3, (2, 1, 2), (1, 1, 1, 1, 0, 3)),
@@ -151,6 +152,19 @@ def test_drawn_geometries_exact_on_integers(drawn):
     activations = ("none", "relu")[seed // 2 % 2], ("none", "relu6")[seed % 2]
     _check_depthwise(problem, generator, channels_last, activations[1], dtype)
     _check_separable(problem, generator, channels_last, activations, dtype=dtype)
+
+
+@pytest.mark.parametrize("batch", [1, 2, 3])
+@pytest.mark.parametrize(("channels", "multiplier", "out_channels"), [(150, 1, 130), (70, 2, 90), (128, 1, 128)])
+def test_few_pixels_by_many_channels_exact_on_integers(batch, channels, multiplier, out_channels):
+    """Images whose panels are less than the sums for the pointwise weights are kept for these."""
+    generator = torch.Generator().manual_seed(8)
+    problem = problems.Problem(
+        "few pixels", batch, channels, multiplier, out_channels, (4, 3), (3, 3), (1, 1), (1, 1), (1, 1, 1, 1)
+    )
+    for activations in (("none", "none"), ("relu", "relu6")):
+        for dtype in DTYPES:
+            _check_separable(problem, generator, True, activations, dtype=dtype)
 
 
 @pytest.mark.parametrize("residual", ["depthwise", "input"])
