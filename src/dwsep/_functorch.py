@@ -1,21 +1,27 @@
-"""The questions about ``torch.func`` transforms which torch answers in private only."""
+"""The questions about ``torch.func`` transforms and forward-mode derivatives which torch answers in private only."""
 
 from __future__ import annotations
 
 from torch import Tensor
 from torch._C import _functorch  # pyright: ignore[reportAttributeAccessIssue]
+from torch.autograd import forward_ad
 
 
 def is_active() -> bool:
-    """Whether any ``torch.func`` transform is at work."""
-    return _functorch.peek_interpreter_stack() is not None
+    """Whether any ``torch.func`` transform or forward-mode differentiation is at work."""
+    return _functorch.peek_interpreter_stack() is not None or _is_forward()
+
+
+def _is_forward() -> bool:
+    """Whether tensors may carry tangents, which a custom operator would drop without a word."""
+    return forward_ad._current_level >= 0
 
 
 def differentiates() -> bool:
-    """Whether ``torch.func.grad`` or its kin is at work: custom operators' derivatives are out of its sight."""
+    """Whether ``torch.func.grad``, its kin or forward mode is at work, which see no custom operator's derivative."""
     if not is_active():
         return False
-    return any(entry.key().name in ("Grad", "Jvp") for entry in _functorch.get_interpreter_stack())
+    return _is_forward() or any(entry.key().name in ("Grad", "Jvp") for entry in _functorch.get_interpreter_stack())
 
 
 def is_wrapped(tensor: Tensor) -> bool:

@@ -96,7 +96,7 @@ def backends() -> dict[str, BackendStatus]:
 def _cpu_reasons(dtype: torch.dtype, device: str, functorch: bool) -> list[str]:
     reasons = list(_cpu_status().reasons)
     if functorch:
-        reasons.append("a torch.func transform differentiates, which sees through plain PyTorch only")
+        reasons.append("torch.func or forward mode differentiates, which sees through plain PyTorch only")
     if device != "cpu":
         reasons.append(f"tensors are on {device!r}, the kernel runs on 'cpu'")
     if dtype not in CPU_DTYPES:
@@ -109,7 +109,7 @@ def _triton_reasons(op: str, geometry: ConvGeometry, dtype: torch.dtype, device:
     if op not in TRITON_DIRECT:
         reasons.append(f"{op} has no Triton kernel")
     if functorch:
-        reasons.append("a torch.func transform differentiates, which sees through plain PyTorch only")
+        reasons.append("torch.func or forward mode differentiates, which sees through plain PyTorch only")
     return reasons
 
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
+from torch.autograd import forward_ad
 from torch.func import functional_call, grad, stack_module_state, vmap
 
 import dwsep
@@ -99,3 +102,18 @@ def test_autocast_through_the_layer():
     assert out.dtype == torch.bfloat16
     with torch.no_grad():
         torch.testing.assert_close(out.float(), layer(x), rtol=3e-2, atol=3e-2)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")  # torch's own use of it, in forward mode
+@pytest.mark.parametrize("training", (True, False))
+def test_forward_mode_carries_tangents(training):
+    layer = make(None).train(training)
+    x, tangent = torch.randn(2, 1, 8, 9, 9)
+    _, expected = torch.func.jvp(layer._composed, (x,), (tangent,))
+    accelerated = torch.nn.Sequential(copy.deepcopy(layer))
+    dwsep.accelerate_(accelerated)
+    for function in (layer, layer, accelerated):  # the second call, too, which finds the first one's choice
+        with torch.set_grad_enabled(training), forward_ad.dual_level():
+            found = forward_ad.unpack_dual(function(forward_ad.make_dual(x, tangent))).tangent
+        torch.testing.assert_close(found, expected)
+        function(x)
