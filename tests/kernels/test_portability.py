@@ -35,6 +35,7 @@ def _build(compiler: str, tmp_path: Path, isas: dict[str, list[str]], *extra: st
     return program
 
 
+@pytest.mark.first
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="builds for x86-64")
 @pytest.mark.skipif(shutil.which("g++") is None, reason="no g++ here")
 def test_wide_vectors_exact_without_avx512(tmp_path):
