@@ -21,6 +21,12 @@ float value(const void* base, ElementType type, int64_t index) {
   return as_float(static_cast<const uint16_t*>(base)[index]);
 }
 
+// Lines of so many elements until there is work enough for a thread to be woken up.
+int64_t grain_of(int64_t elements) {
+  constexpr int64_t kGrainElements = 8192;
+  return std::max<int64_t>(1, kGrainElements / std::max<int64_t>(1, elements));
+}
+
 }  // namespace
 
 bool lines_pay(const ConvProblem& problem, const Strides& x_strides, const Strides& out_strides) {
@@ -46,13 +52,10 @@ void depthwise_lines_backward(const ConvProblem& problem, const WeightSources& w
   const KernelTable& table = kernels();
   const int64_t taps = problem.kernel[2], input = problem.input[2], output = problem.output[2];
   const bool stream = streams_from_planes(problem.element_type, tensors.x_gradient, tensors.x_gradient_strides,
-                                          problem.batch * input, problem.channels, kTrainingStreamBytes) &&
-                      reinterpret_cast<std::uintptr_t>(tensors.x_gradient) % 64 == 0;
+                                          problem.batch * input, problem.channels, kTrainingStreamBytes);
   const auto* bias = static_cast<const float*>(weights.depthwise_bias);
   const bool wants_sums = tensors.weight_gradient != nullptr || tensors.bias_gradient != nullptr;
-  constexpr int64_t kGrainElements = 8192;
-  const int64_t grain = std::max<int64_t>(1, kGrainElements / std::max<int64_t>(1, problem.batch * output));
-  parallel_for(problem.channels, grain, [&](int64_t begin, int64_t end) {
+  parallel_for(problem.channels, grain_of(problem.batch * output), [&](int64_t begin, int64_t end) {
     const int64_t whole = (output + table.lanes - 1) / table.lanes * table.lanes;
     CorrelateLineBack line = {};
     line.before = scratch(Scratch::kPanel, static_cast<std::size_t>(whole));
@@ -102,14 +105,9 @@ void depthwise_lines_forward(const ConvProblem& problem, const WeightSources& we
   const bool outgrown =
       problem.batch * (problem.channels * problem.input[2] + problem.inner_channels * problem.output[2]) * size >
       kCachedBytes;
-  const bool stream = outgrown &&
-                      streams_from_planes(type, out, out_strides, problem.batch * problem.output[2],
-                                          problem.inner_channels, kForwardStreamBytes) &&
-                      reinterpret_cast<std::uintptr_t>(out) % 64 == 0;
-  // Lines until there is work enough for a thread to be woken up.
-  constexpr int64_t kGrainElements = 8192;
-  const int64_t grain = std::max<int64_t>(1, kGrainElements / std::max<int64_t>(1, problem.output[2]));
-  parallel_for(problem.batch * problem.inner_channels, grain, [&](int64_t begin, int64_t end) {
+  const bool stream = outgrown && streams_from_planes(type, out, out_strides, problem.batch * problem.output[2],
+                                                      problem.inner_channels, kForwardStreamBytes);
+  parallel_for(problem.batch * problem.inner_channels, grain_of(problem.output[2]), [&](int64_t begin, int64_t end) {
     for (int64_t index = begin; index < end; ++index) {
       const int64_t image = index / problem.inner_channels, inner = index % problem.inner_channels;
       CorrelateLine line = {};

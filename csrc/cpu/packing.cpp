@@ -94,19 +94,18 @@ void pack(const ConvProblem& problem, const KernelTable& kernels, const WeightSo
   pack_bias(pointwise_bias, static_cast<const T*>(sources.pointwise_bias), problem.out_channels,
             layout.blocks * columns);
   const bool prepared = kernels.operands.prepared(problem.element_type);
+  if (std::is_same_v<T, float> && !prepared) {
+    pack_pointwise_blocks(kernels, static_cast<const float*>(sources.pointwise), inner, problem.out_channels,
+                          pointwise);
+    return;
+  }
   const int64_t grain = std::max<int64_t>(1, 32768 / (padded * columns));
   parallel_for(layout.blocks, grain, [&](int64_t begin, int64_t end) {
     for (int64_t block = begin; block < end; ++block) {
       float* target = pointwise + block * layout.block_floats;
-      const T* source = static_cast<const T*>(sources.pointwise);
-      if (std::is_same_v<T, float> && !prepared) {
-        const int64_t first = block * columns;
-        kernels.pack_columns(reinterpret_cast<const float*>(source) + first * inner,
-                             std::min(columns, problem.out_channels - first), inner, target);
-        continue;
-      }
       float* plain = prepared ? scratch(Scratch::kPlainWeights, static_cast<std::size_t>(padded * columns)) : target;
-      pack_pointwise_block(plain, source, inner, padded, problem.out_channels, columns, block);
+      pack_pointwise_block(plain, static_cast<const T*>(sources.pointwise), inner, padded, problem.out_channels,
+                           columns, block);
       if (prepared) kernels.operands.pack_weights(problem.element_type, plain, padded, target);
     }
   });

@@ -40,7 +40,7 @@ void SeparableBackward::run_by_image(int64_t parts, float* sums, float* depthwis
   const int64_t depthwise_part = plan_.planes.blocks * sums_of_block(plan_.planes);
   Layout layout;
   const int64_t planes_at = layout.add(plan_.wants_below() ? plan_.images_together * plan_.planes_of_image() : 0);
-  const int64_t panels_at = layout.add(plan_.panel_floats(plan_.tile_pixels) + plan_.product_floats(plan_.tile_pixels));
+  const int64_t panels_at = layout.add(plan_.tile_floats());
   const int64_t tile_at = layout.add(BackwardTile::floats_without_gradient(plan_.planes));
   parallel_for(parts, 1, [&](int64_t begin, int64_t end) {
     float* memory = scratch(Scratch::kPanel, static_cast<std::size_t>(layout.size()));
@@ -139,9 +139,8 @@ void SeparableBackward::run_by_phase(int64_t parts, float* sums, float* depthwis
   if (keeps_panels(parts)) {
     run_rows_then_products(parts, rows_of, planes_of, sums);
   } else {
-    const int64_t floats = plan_.panel_floats(plan_.tile_pixels) + plan_.product_floats(plan_.tile_pixels);
     parallel_for(parts, 1, [&](int64_t begin, int64_t end) {
-      float* panels = scratch(Scratch::kPanel, static_cast<std::size_t>(floats));
+      float* panels = scratch(Scratch::kPanel, static_cast<std::size_t>(plan_.tile_floats()));
       for (int64_t part = begin; part < end; ++part) {
         const Range rows = rows_of(part);
         rows_.run(rows.begin, rows.end, panels, planes_of(part), sums + part * plan_.part_floats(), true);

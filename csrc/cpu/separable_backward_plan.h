@@ -48,6 +48,7 @@ struct SeparableBackwardPlan {
   // The panels of so many pixels, and a column block of their product.
   int64_t panel_floats(int64_t pixels) const { return pixels * planes.lanes * (k_blocks + inner_blocks); }
   int64_t product_floats(int64_t pixels) const { return pixels * planes.lanes * vectors; }
+  int64_t tile_floats() const { return panel_floats(tile_pixels) + product_floats(tile_pixels); }
 
   int64_t packed_floats() const {
     return 2 * planes.weight_floats() + column_blocks * k_padded() * planes.table.tile_columns;

@@ -21,8 +21,7 @@ class SeparableBackwardRows {
  public:
   explicit SeparableBackwardRows(const SeparableBackwardPlan& plan) : plan_(plan) {}
 
-  // Output rows [row_begin, row_end); `panels` has panel_floats() and
-  // product_floats() of a tile's pixels, `planes` are those of the first row's image and the
+  // Output rows [row_begin, row_end); `panels` has tile_floats(), `planes` are those of the first row's image and the
   // images behind it. With `first` the sums hold nothing yet.
   void run(int64_t row_begin, int64_t row_end, float* panels, float* planes, float* sums, bool first) const;
 

@@ -35,7 +35,8 @@ inline bool streams_from_planes(ElementType type, const void* tensor, const Stri
   if (strides.channel == 1)
     return streams(static_cast<const float*>(tensor), pixels, channels, strides.axis[2], least_bytes);
   constexpr int64_t kLineFloats = 16;
-  const bool lines = strides.axis[1] % kLineFloats == 0 && strides.channel % kLineFloats == 0;
+  const bool lines = strides.axis[1] % kLineFloats == 0 && strides.channel % kLineFloats == 0 &&
+                     reinterpret_cast<std::uintptr_t>(tensor) % (kLineFloats * sizeof(float)) == 0;
   return lines && pixels * channels * static_cast<int64_t>(sizeof(float)) >= least_bytes;
 }
 

@@ -1,10 +1,16 @@
-"""The questions about ``torch.func`` transforms and forward-mode derivatives which torch answers in private only."""
+"""The questions about what watches a call (transforms, forward mode, tracers) which torch answers in private only."""
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 from torch._C import _functorch  # pyright: ignore[reportAttributeAccessIssue]
 from torch.autograd import forward_ad
+
+
+def is_recorded() -> bool:
+    """Whether torch records what runs, so that it must see the module's own operations."""
+    return torch._C._get_tracing_state() is not None or torch._C._len_torch_dispatch_stack() > 0
 
 
 def is_active() -> bool:

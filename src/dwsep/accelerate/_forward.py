@@ -258,7 +258,7 @@ def _admits(x: Any, channels: Collection[int] | None = None) -> bool:
     """Whether an input, and what surrounds the call, leaves the choice of kernels to us."""
     return (
         type(x) is Tensor
-        and not _tracing.is_tracing_elsewhere()  # first: sizes are tensors while torch.jit traces
+        and not _functorch.is_recorded()  # first: sizes are tensors while torch.jit traces
         and x.dtype is torch.float32
         and x.is_cpu
         and x.dim() == 4

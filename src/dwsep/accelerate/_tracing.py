@@ -139,8 +139,3 @@ def trace(root: nn.Module, excluded: Collection[nn.Module] = ()) -> Trace:
                 continue
             return Trace(graph, tracer.inside, tracer.output_spec)
     raise CannotTrace("none of its parts can be read")
-
-
-def is_tracing_elsewhere() -> bool:
-    """Whether torch records what runs, so that it must see the module's own operations."""
-    return torch._C._get_tracing_state() is not None or torch._C._len_torch_dispatch_stack() > 0

@@ -11,16 +11,12 @@ from torch import Tensor
 from dwsep import dispatch, ops
 from dwsep.functional._arguments import check_depthwise_weight, check_input, check_residual, check_tensor
 from dwsep.geometry import ConvGeometry
-from dwsep.ops._direct import call_key
+from dwsep.ops._direct import call_key, wants_gradient
 from dwsep.ops._layout import in_layout_of, is_channels_last
 
 
 def _effective_dtype(x: Tensor, autocast: bool) -> torch.dtype:
     return torch.get_autocast_dtype(x.device.type) if autocast and x.dtype != torch.float64 else x.dtype
-
-
-def _wants_gradient(*tensors: Tensor | None) -> bool:
-    return torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
 
 
 def _flat(pairs: Sequence[tuple[int, int]]) -> tuple[int, ...]:
@@ -73,7 +69,7 @@ def depthwise_conv(
         check_tensor("bias", bias, x, (weight.shape[0],), autocast)
     spatial = x.shape[2:]
     geometry.output_size(spatial)
-    channels_last, gradient = is_channels_last(x), _wants_gradient(x, weight, bias)
+    channels_last, gradient = is_channels_last(x), wants_gradient(x, weight, bias)
     selection = dispatch.select(
         "depthwise_conv",
         geometry,
@@ -126,7 +122,7 @@ def depthwise_separable_conv(
         _effective_dtype(x, autocast),
         x.device.type,
         backend,
-        gradient=_wants_gradient(x, depthwise_weight, pointwise_weight, depthwise_bias, pointwise_bias),
+        gradient=wants_gradient(x, depthwise_weight, pointwise_weight, depthwise_bias, pointwise_bias),
         channels_last=is_channels_last(x),
     )
     pads = _flat(geometry.pads(spatial))

@@ -20,27 +20,28 @@ def call_key(geometry: ConvGeometry, options: tuple[str, ...], x: Tensor, *weigh
     """All that decides how a call runs and whether its arguments fit; ``None`` where something has to see the call."""
     if (
         torch.compiler.is_compiling()
-        or torch._C._len_torch_dispatch_stack()
         or torch._C._len_torch_function_stack()
         or torch._C._is_any_autocast_enabled()
-        or torch._C._is_tracing()
+        or _functorch.is_recorded()
         or _functorch.is_active()
         or not _is_plain(x)
     ):
         return None
-    grad_enabled = torch.is_grad_enabled()
-    wanted = grad_enabled and x.requires_grad
     key: list[Any] = [geometry, options, x.shape, x.stride(), x.dtype, x.device]
     for weight in weights:
         if weight is None:
             key.append(None)
         elif _is_plain(weight):
             key.append((weight.shape, weight.dtype, weight.device))
-            wanted = wanted or (grad_enabled and weight.requires_grad)
         else:
             return None
-    key.append(wanted)
+    key.append(wants_gradient(x, *weights))
     return tuple(key)
+
+
+def wants_gradient(*tensors: Tensor | None) -> bool:
+    """Whether autograd will differentiate what is computed of the tensors."""
+    return torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
 
 
 def _is_plain(value: object) -> bool:
