@@ -59,6 +59,17 @@ def test_analyze_trains(network):
     assert "training step, 2x3x20x20" in " ".join(finished.stdout.split())
 
 
+@pytest.mark.parametrize(
+    "more, kept", [([], False), (["--against", "{}"], True), (["--against", "{}", "--no-latency"], False)]
+)
+def test_analyze_against_keeps_freed_memory_for_both(network, monkeypatch, more, kept):
+    calls = []
+    monkeypatch.setattr("dwsep.analysis.allocator.keep_freed_memory", lambda: calls.append(None))
+    options = [option.format(network) for option in more]
+    assert invoke(network, *options, "--input", "1,3,20,20", "--seconds", "0").exit_code == 0
+    assert bool(calls) == kept
+
+
 def test_analyze_against_shows_two_side_by_side(network, tmp_path):
     pytest.importorskip("matplotlib", reason="the extra report is not installed")
     page, data = tmp_path / "both.html", tmp_path / "both.json"

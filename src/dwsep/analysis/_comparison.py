@@ -43,6 +43,7 @@ def totals(one: CostReport, other: CostReport) -> list[Pair]:
         pair("ms", lambda report: None if report.latency is None else report.latency.median, _milliseconds),
         pair("ms at the least", lambda report: report.floor, _milliseconds),
         pair("ms between the layers", lambda report: report.between and report.between.median, _milliseconds),
+        pair("page faults a run", lambda report: report.page_faults, lambda faults: f"{faults:,.0f}"),
     ]
     return [entry for entry in pairs if entry.one or entry.other]
 

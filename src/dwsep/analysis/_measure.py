@@ -13,6 +13,7 @@ from torch import nn
 
 from dwsep.accelerate.stepwise import empty_program
 from dwsep.analysis._load import OtherProcesses
+from dwsep.analysis._page_faults import count_page_faults, seconds_of_page_fault
 from dwsep.analysis._passes import evaluating, training_step
 from dwsep.analysis._timeline import Run, Timeline
 from dwsep.analysis._units import Unit, units_of
@@ -35,6 +36,8 @@ class Measured:
         steps: Seconds of an accelerated network's steps run one by one, over those of the calls that run them; None
             where nothing is accelerated.
         other_cores: Cores that other processes kept busy meanwhile, on average; None where nobody knows.
+        page_faults: Of a run without clocks inside; None where nobody knows.
+        fault_seconds: Of one page fault.
     """
 
     whole: Latency
@@ -43,6 +46,8 @@ class Measured:
     between: Latency
     steps: float | None
     other_cores: float | None
+    page_faults: float | None
+    fault_seconds: float
 
 
 def measure_parts(
@@ -67,12 +72,16 @@ def measure_parts(
         timeline.timed()
         timeline.plain()
         load, started = OtherProcesses(), time.perf_counter()
-        runs, wholes, steps = [], [], []
+        runs, wholes, steps, faults = [], [], [], []
         while len(runs) < _FEWEST_ROUNDS or (len(runs) < _MOST_ROUNDS and time.perf_counter() - started < seconds):
             timeline.timed()  # each timed run follows one like it: caches hold what they would
             runs.append(timeline.timed())
             timeline.plain()
+            before = count_page_faults()
             wholes.append(timeline.plain())
+            after = count_page_faults()
+            if before is not None and after is not None:
+                faults.append(after - before)
             if timeline.has_steps:
                 timeline.timed(steps=True)
                 steps.append(timeline.timed(steps=True))
@@ -82,7 +91,16 @@ def measure_parts(
     times = [summarise([unit.seconds(run) for run in runs], 1) for unit in units]
     working = [unit for unit in units if unit.layers]
     between = [max(run.total - sum(unit.seconds(run) for unit in working), 0.0) for run in runs]
-    return Measured(summarise(wholes, 1), units, times, summarise(between, 1), ratio, load.cores())
+    return Measured(
+        whole=summarise(wholes, 1),
+        units=units,
+        times=times,
+        between=summarise(between, 1),
+        steps=ratio,
+        other_cores=load.cores(),
+        page_faults=statistics.median(faults) if faults else None,
+        fault_seconds=seconds_of_page_fault(),
+    )
 
 
 def _faster(runs: list[Any], key: Callable[[Any], float] = lambda run: run.total) -> list[Any]:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from dwsep.analysis._page_faults import describe_page_faults
 from dwsep.analysis._rows import Row
 from dwsep.analysis.ceilings import PEAKS
 from dwsep.analysis.latency import Latency
@@ -205,6 +206,9 @@ def notes(report: CostReport) -> list[str]:
         )
     if report.disturbance is not None:
         lines.append(report.disturbance)
+    if report.latency is not None and report.page_faults is not None and report.fault_seconds is not None:
+        told = describe_page_faults(report.page_faults, report.fault_seconds, report.latency.median)
+        lines += [told] if told is not None else []
     if not report.rows:
         lines.append("the network runs no operator that computes anything")
     elif report.latency is not None and report.floor is None:

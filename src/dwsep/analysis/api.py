@@ -116,6 +116,8 @@ def analyze(
         machine=machine,
         versions=describe_versions(),
         disturbance=describe_disturbance(other, torch.get_num_threads(), machine["usable_cores"]),
+        page_faults=None if measured is None else measured.page_faults,
+        fault_seconds=None if measured is None or measured.page_faults is None else measured.fault_seconds,
         created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
     )
 

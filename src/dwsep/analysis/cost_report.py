@@ -42,6 +42,9 @@ class CostReport:
         machine: As :func:`dwsep.analysis.machine.describe_machine`.
         versions: Of the packages involved.
         disturbance: Whether other processes took part of the machine meanwhile, in a sentence; None where not.
+        page_faults: Of a run: memory that it gave back to the system before and takes anew; None where nothing was
+            timed, or the system does not say.
+        fault_seconds: What one of them costs, measured; None likewise.
         created: When, in ISO 8601.
 
     Example:
@@ -66,6 +69,8 @@ class CostReport:
     machine: dict[str, Any]
     versions: dict[str, str]
     disturbance: str | None
+    page_faults: float | None
+    fault_seconds: float | None
     created: str
 
     @property
@@ -168,6 +173,8 @@ class CostReport:
             "machine": self.machine,
             "versions": self.versions,
             "disturbance": self.disturbance,
+            "page_faults": self.page_faults,
+            "fault_seconds": self.fault_seconds,
         }
 
     def to_pandas(self) -> Any:

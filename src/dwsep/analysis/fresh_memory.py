@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import resource
 import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+
+from dwsep.analysis._page_faults import count_page_faults
 
 # Activations of a MobileNetV2 at a small batch, in MiB. They are alive together, and some are larger than the 32 MiB up
 # to which glibc adapts by itself: one block alone, freed and allocated again, would hide the problem.
@@ -38,7 +39,7 @@ def measure_fresh_memory(
     *,
     rounds: int = 7,
     timer: Callable[[], float] = time.perf_counter,
-    faults: Callable[[], int] = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt,
+    faults: Callable[[], int] = lambda: count_page_faults() or 0,
 ) -> FreshMemory:
     """Measures what fresh memory costs in this process; it takes half a second and 250 MiB.
 

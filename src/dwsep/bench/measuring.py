@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from dwsep.analysis._load import OtherProcesses
+from dwsep.analysis._page_faults import count_page_faults
 from dwsep.analysis.latency import measure
 from dwsep.bench.network_problem import make_network_problem, saved_bytes
 from dwsep.bench.network_verify import compute_network_truth
@@ -188,12 +189,10 @@ def _time(ready: Mapping[str, Built], settings: Settings) -> dict[str, dict[str,
 
 def _page_faults(call: Callable[[], object]) -> float | None:
     """Page faults per call, which tell what a peer pays for fresh memory."""
-    try:
-        import resource
-    except ImportError:  # not on every system
-        return None
     call()
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    before = count_page_faults()
+    if before is None:
+        return None
     for _ in range(_FAULT_CALLS):
         call()
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before) / _FAULT_CALLS
+    return ((count_page_faults() or 0) - before) / _FAULT_CALLS

@@ -42,9 +42,12 @@ def analyze(
     """Show what every layer of a network costs: multiply-adds, bytes, time, and the floor of this machine.
 
     With --against, two networks side by side: below their tables, on the page of --html, and in the data of --json.
+    Freed memory is then kept, as dwsep train keeps it (DWSEP_KEEP_ALLOCATOR=1 leaves the allocator alone): the second
+    network would profit from what the first one frees.
     """
     from dwsep.analysis._pages import save
     from dwsep.analysis._tables import SORTS
+    from dwsep.analysis.allocator import keep_freed_memory
     from dwsep.analysis.report import require_report_packages
     from dwsep.cli._analyze_networks import load
     from dwsep.cli._analyze_output import print_comparison, print_table
@@ -57,6 +60,8 @@ def analyze(
         raise unknown_name("sort", sort, SORTS)
     if html is not None:
         require_report_packages()
+    if against and latency:
+        keep_freed_memory()
     progress = progress_console()
     reports = []
     asked = [(network, accelerated), *([(against, accelerated and against != network)] if against else [])]
