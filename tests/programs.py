@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+import dwsep
 from dwsep.ops.inference_program import ACTIVATIONS, Home, Kind
 from tests.problems import last
 
@@ -43,10 +44,16 @@ class Step:
     stride: tuple[int, int] = (1, 1)
     dilation: tuple[int, int] = (1, 1)
     pads: tuple[int, int, int, int] = (0, 0, 0, 0)  # top, bottom, left, right
+    bfloat16: bool = False
     packed: list[Tensor] = field(default_factory=list)
 
+    def _rounded(self, operand: Tensor) -> Tensor:
+        """What a pointwise product takes, where it takes bfloat16."""
+        rounds = self.bfloat16 and dwsep.ops.native_status().isa in ("avx512_bf16", "amx")
+        return operand.bfloat16().double() if rounds else operand
+
     def expected(self) -> Tensor:
-        """The result in float64."""
+        """The result in float64, but for what the processor rounds to bfloat16."""
         outer, inner, first = (FUNCTIONS[name] for name in self.activations)
         x = self.x.double()
         if self.kind == Kind.POOL:
@@ -57,14 +64,14 @@ class Step:
         if self.gate is not None:
             x = x * self.gate.double()
         if self.expansion is not None:
-            x = first(_conv(x, self.expansion, self.expansion_bias))
+            x = first(_conv(self._rounded(x), self._rounded(self.expansion), self.expansion_bias))
         if self.weight is not None:
             top, bottom, left, right = self.pads
             groups = x.shape[1] if self.kind in (Kind.DEPTHWISE, Kind.SEPARABLE) else 1
             x = F.pad(x, (left, right, top, bottom))
             x = _conv(x, self.weight, self.bias, stride=self.stride, dilation=self.dilation, groups=groups)
         if self.pointwise is not None:
-            x = _conv(inner(x), self.pointwise, self.pointwise_bias)
+            x = _conv(self._rounded(inner(x)), self._rounded(self.pointwise), self.pointwise_bias)
         x = outer(x)
         return x if self.operand is None else x + self.operand.double()
 
@@ -91,7 +98,7 @@ class Step:
         kernel = (1, 1) if self.weight is None else tuple(self.weight.shape[2:])
         channels = 1 if self.weight is None else self.weight.shape[0]
         step = [self.kind, 0, 1, -1 if self.operand is None else 2, *names[:2], places[1], channels]
-        step += [*kernel, *self.stride, *self.dilation, *self.pads, places[0], names[2], gate]
+        step += [*kernel, *self.stride, *self.dilation, *self.pads, places[0], names[2], gate, int(self.bfloat16)]
         return {
             "inputs": inputs,
             "weights": torch.cat(parts) if parts else torch.zeros(0),
@@ -102,17 +109,22 @@ class Step:
         }
 
     def _expansion(self) -> Tensor | None:
-        return None if self.expansion is None else ops.pack_pointwise_weights(self.expansion, self.expansion_bias)
+        if self.expansion is None:
+            return None
+        return ops.pack_pointwise_weights(self.expansion, self.expansion_bias, self.bfloat16)
 
     def _weights(self) -> Tensor | None:
         if self.weight is None:
-            return None if self.pointwise is None else ops.pack_pointwise_weights(self.pointwise, self.pointwise_bias)
+            if self.pointwise is None:
+                return None
+            return ops.pack_pointwise_weights(self.pointwise, self.pointwise_bias, self.bfloat16)
         if self.kind == Kind.DENSE:
             patches = self.weight.permute(0, 2, 3, 1).reshape(self.weight.shape[0], -1, 1, 1)
             return ops.pack_pointwise_weights(patches, self.bias)
         if self.kind == Kind.DEPTHWISE:
             return ops.pack_depthwise_weights(self.weight, self.bias)
-        return ops.pack_separable_weights(self.weight, self.pointwise, self.bias, self.pointwise_bias)
+        weights = self.weight, self.pointwise, self.bias, self.pointwise_bias
+        return ops.pack_separable_weights(*weights, self.bfloat16)
 
 
 def _conv(x: Tensor, weight: Tensor, bias: Tensor | None, **options: Any) -> Tensor:

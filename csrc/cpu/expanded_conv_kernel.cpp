@@ -80,6 +80,7 @@ class Expansion {
     const int64_t pixels = rows.size() * p.input[2];
     table.stage_row({conv.x + (image * p.input[1] + rows.begin) * p.input[2] * conv.channels, nullptr, nullptr, nullptr,
                      Activation::kNone, conv.channels, pixels, conv.channels, panel, pixels * table.lanes});
+    if (conv.pairs) pair_panel_in_place(table, widen.inner, pixels, panel);
   }
 
   // K block `block` of the input rows `have` but for the first `kept`, into planes of all of them.
@@ -89,7 +90,7 @@ class Expansion {
     if (widens) {
       table.expand_planes({panel + kept * columns * lanes, rows * columns * lanes, conv.channels, rows - kept, columns,
                            p.channels, widen.weights, widen.bias, block, conv.expansion_activation, target, shape.pitch,
-                           rows * shape.pitch});
+                           rows * shape.pitch, conv.pairs});
       return;
     }
     const float* x = conv.x + (image * p.input[1] + have.begin + kept) * columns * p.channels + first;
@@ -151,7 +152,8 @@ class Expansion {
                           conv.out + at,
                           0,
                           ceil_div(p.out_channels, table.tile_columns),
-                          {}});
+                          {},
+                          conv.options.pairs});
   }
 };
 
@@ -225,6 +227,7 @@ class Bands {
       }
     }
     if (e_.conv.separable) {
+      if (e_.conv.options.pairs) pair_panel_in_place(e_.table, e_.padded(), pixels, made_);
       e_.project(made_, pixels * e_.table.lanes, (image * p.output[1] + begin) * p.output[2], pixels);
     }
   }
@@ -263,7 +266,12 @@ void by_channels(const Expansion& e) {
     if (!e.conv.separable) continue;
     parallel_for(threads, 1, [&](int64_t begin, int64_t end) {
       const int64_t from = pixels * begin / threads, count = pixels * end / threads - from;
-      if (count > 0) e.project(made.data() + from * lanes, pixels * lanes, image * pixels + from, count);
+      if (count == 0) return;
+      const float* panel = made.data() + from * lanes;
+      if (!e.conv.options.pairs) return e.project(panel, pixels * lanes, image * pixels + from, count);
+      float* pairs = scratch(Scratch::kPanel, static_cast<std::size_t>(ceil_div(e.lane_blocks(), 2) * count * lanes));
+      e.table.pairs.panel(panel, pixels * lanes, e.lane_blocks(), count, pairs);
+      e.project(pairs, count * lanes, image * pixels + from, count);
     });
   }
 }
@@ -272,8 +280,8 @@ void apart(const ExpandedConv& conv) {
   const ConvProblem& p = conv.problem;
   const int64_t pixels = p.batch * p.input[1] * p.input[2];
   const Workspace wide(static_cast<std::size_t>(pixels * p.channels));
-  pointwise_conv_forward(
-      {pixels, conv.channels, p.channels, conv.x, conv.expansion, conv.expansion_activation, nullptr, wide.data()});
+  pointwise_conv_forward({pixels, conv.channels, p.channels, conv.x, conv.expansion, conv.expansion_activation, nullptr,
+                          wide.data(), nullptr, 0, conv.pairs});
   if (conv.separable) {
     separable_conv_forward(p, conv.weights, conv.options, wide.data(), conv.out);
   } else {

@@ -19,6 +19,7 @@ struct ExpandedConv {
   bool separable;  // whether a pointwise factor follows the depthwise one, whose activation is else options.activation
   float* out;
   float* means = nullptr;  // (N, channels of the output) over each image's pixels; null where nobody asks
+  bool pairs = false;      // how the expansion's weights were packed; options.pairs says it of the pointwise factor's
 };
 
 // Whether a separable convolution without an expansion is better done so: an image's rows do not go round, and its

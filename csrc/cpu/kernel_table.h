@@ -49,6 +49,7 @@ struct KernelTable {
   // One K block of a pointwise weight (rows, inner) as [inner, padded to whole vectors][column].
   void (*pack_columns)(const float* source, int64_t rows, int64_t inner, float* target);
   OperandKernels operands;
+  PairKernels pairs;
   // Floats of memory that separable_tile needs for a tile of so many pixels.
   int64_t (*separable_floats)(const ConvProblem&, int64_t pixels);
   int64_t (*fma_loop)(int64_t iterations, float* sink);  // returns the floating-point operations done

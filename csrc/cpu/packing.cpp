@@ -75,7 +75,8 @@ Layout layout_of(const ConvProblem& problem, const KernelTable& kernels) {
 }
 
 template <class T>
-void pack(const ConvProblem& problem, const KernelTable& kernels, const WeightSources& sources, float* memory) {
+void pack(const ConvProblem& problem, const KernelTable& kernels, const WeightSources& sources, float* memory,
+          bool pairs) {
   const Layout layout = layout_of(problem, kernels);
   const int64_t columns = kernels.tile_columns, inner = problem.inner_channels, padded = layout.padded;
   float* depthwise_bias = memory + layout.sizes.depthwise;
@@ -94,9 +95,10 @@ void pack(const ConvProblem& problem, const KernelTable& kernels, const WeightSo
   pack_bias(pointwise_bias, static_cast<const T*>(sources.pointwise_bias), problem.out_channels,
             layout.blocks * columns);
   const bool prepared = kernels.operands.prepared(problem.element_type);
-  if (std::is_same_v<T, float> && !prepared) {
+  if (std::is_same_v<T, float> && (pairs || !prepared)) {
     pack_pointwise_blocks(kernels, static_cast<const float*>(sources.pointwise), inner, problem.out_channels,
                           pointwise);
+    if (pairs) pair_pointwise_blocks(kernels, inner, problem.out_channels, pointwise);
     return;
   }
   const int64_t grain = std::max<int64_t>(1, 32768 / (padded * columns));
@@ -130,11 +132,12 @@ PackedWeights packed_parts(const ConvProblem& problem, const KernelTable& kernel
   return {memory, depthwise_bias, pointwise, pointwise + sizes.pointwise};
 }
 
-void pack_weights(const ConvProblem& problem, const KernelTable& kernels, const WeightSources& sources, float* memory) {
+void pack_weights(const ConvProblem& problem, const KernelTable& kernels, const WeightSources& sources, float* memory,
+                  bool pairs) {
   if (problem.element_type == ElementType::kBFloat16) {
-    pack<uint16_t>(problem, kernels, sources, memory);
+    pack<uint16_t>(problem, kernels, sources, memory, false);
   } else {
-    pack<float>(problem, kernels, sources, memory);
+    pack<float>(problem, kernels, sources, memory, pairs);
   }
 }
 
@@ -149,6 +152,15 @@ void pack_pointwise_blocks(const KernelTable& kernels, const float* weight, int6
                            packed + block * block_floats);
     }
   });
+}
+
+void pair_pointwise_blocks(const KernelTable& kernels, int64_t inner, int64_t out_channels, float* packed) {
+  const int64_t columns = kernels.tile_columns, lanes = kernels.lanes;
+  const int64_t padded = (inner + lanes - 1) / lanes * lanes;
+  const int64_t pairs = (padded + 2 * lanes - 1) / (2 * lanes) * lanes;
+  for (int64_t block = 0; block < (out_channels + columns - 1) / columns; ++block) {
+    kernels.pairs.columns(packed + block * padded * columns, padded, packed + block * pairs * columns);
+  }
 }
 
 void pack_pointwise_transposed(const KernelTable& kernels, const float* weight, int64_t inner, int64_t out_channels,

@@ -25,13 +25,28 @@ int64_t packed_size(const ConvProblem& problem, const KernelTable& kernels);
 // Where each part is in `memory`, which holds packed_size floats and is aligned to a cache line.
 PackedWeights packed_parts(const ConvProblem& problem, const KernelTable& kernels, const float* memory);
 
-void pack_weights(const ConvProblem& problem, const KernelTable& kernels, const WeightSources& sources, float* memory);
+// Whether weights that may be rounded to bfloat16 are packed as pairs.
+inline bool takes_pairs(const KernelTable& kernels, bool bfloat16) {
+  return bfloat16 && kernels.pairs.panel != nullptr;
+}
+
+// With `pairs`, which the kernels must have, the pointwise weights, floats, are their pairs.
+void pack_weights(const ConvProblem& problem, const KernelTable& kernels, const WeightSources& sources, float* memory,
+                  bool pairs = false);
 
 // A pointwise weight (out_channels, inner) alone, float32: [K block][inner, padded to whole vectors][column].
 void pack_pointwise_blocks(const KernelTable& kernels, const float* weight, int64_t inner, int64_t out_channels,
                            float* packed);
 
-// The same the other way round, from outputs to inputs: [column block of inputs][output, padded to whole
+// Makes pairs of such packed weights where they are, one block behind the other from the beginning.
+void pair_pointwise_blocks(const KernelTable& kernels, int64_t inner, int64_t out_channels, float* packed);
+
+// The same of a panel [block][pixel][lane] of `inner` channels, whole vectors.
+inline void pair_panel_in_place(const KernelTable& kernels, int64_t inner, int64_t pixels, float* panel) {
+  kernels.pairs.panel(panel, pixels * kernels.lanes, inner / kernels.lanes, pixels, panel);
+}
+
+// A pointwise weight the other way round, from outputs to inputs: [column block of inputs][output, padded to whole
 // vectors][column].
 void pack_pointwise_transposed(const KernelTable& kernels, const float* weight, int64_t inner, int64_t out_channels,
                                float* packed);

@@ -285,6 +285,7 @@ struct PlaneExpansion {
   float* planes;  // the first pixel
   int64_t row_stride;
   int64_t plane_stride;
+  bool pairs = false;  // panel and weights are what PairKernels make of them
 };
 
 // The same for inference, K blocks [block_begin, block_end): activation, then residual.
@@ -302,6 +303,7 @@ struct PointwiseTile {
   int64_t block_begin;
   int64_t block_end;
   Prefetch prefetch;
+  bool pairs = false;  // panel and weights are what PairKernels make of them
 };
 
 // A handful of pixels of a pointwise stage, or of its way back: what each of the kernels reads and writes.
@@ -346,6 +348,16 @@ struct DenseRow {
   Activation activation;
   const float* residual;  // lies as `out` does; or null
   float* out;
+};
+
+// Operands of products whose inner channels are rounded to bfloat16 and taken two at a time, two blocks in the place of
+// one: half the floats, at most, of what they are made of, whose memory they may share. Null where there is no such
+// instruction.
+struct PairKernels {
+  // [block of two][pixel][lane] from a panel of `blocks`, block_stride floats apart; in place where that is `pixels`.
+  void (*panel)(const float* panel, int64_t block_stride, int64_t blocks, int64_t pixels, float* pairs);
+  // One K block of weights [inner, whole vectors][column].
+  void (*columns)(const float* plain, int64_t inner, float* pairs);
 };
 
 // Operands of products which an instruction set wants in a form of its own; for what is multiplied as it lies,

@@ -51,8 +51,9 @@ int64_t packed_pointwise_size(const KernelTable& table, int64_t channels, int64_
 }
 
 void pack_pointwise(const KernelTable& table, const float* weight, const float* bias, int64_t channels,
-                    int64_t out_channels, float* packed) {
+                    int64_t out_channels, bool pairs, float* packed) {
   pack_pointwise_blocks(table, weight, channels, out_channels, packed);
+  if (pairs) pair_pointwise_blocks(table, channels, out_channels, packed);
   const int64_t columns = ceil_div(out_channels, table.tile_columns) * table.tile_columns;
   float* packed_bias = packed + columns * padded_inner(table, channels);
   std::fill_n(packed_bias, columns, 0.0f);
@@ -82,6 +83,7 @@ void pointwise_conv_forward(const PointwiseConv& conv) {
       const int64_t first = conv.pixels * index / tiles, pixels = conv.pixels * (index + 1) / tiles - first;
       if (filled != index) {
         fill_panel(table, conv, zeros.data(), first, pixels, panel);
+        if (conv.pairs) pair_panel_in_place(table, packed.inner, pixels, panel);
         filled = index;
       }
       const int64_t next = first + pixels;
@@ -98,7 +100,8 @@ void pointwise_conv_forward(const PointwiseConv& conv) {
                             conv.out + first * conv.out_channels,
                             blocks * split / splits,
                             blocks * (split + 1) / splits,
-                            {{{conv.x + next * conv.channels, next_pixels * conv.channels * kFloatBytes}}}});
+                            {{{conv.x + next * conv.channels, next_pixels * conv.channels * kFloatBytes}}},
+                            conv.pairs});
     }
   });
 }

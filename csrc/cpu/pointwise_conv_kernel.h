@@ -22,8 +22,9 @@ struct PackedPointwise {
 
 // Floats of packed weights: K blocks [inner, padded][column], then the bias.
 int64_t packed_pointwise_size(const KernelTable& table, int64_t channels, int64_t out_channels);
+// With `pairs`, which the table must have, the weights are its pairs in the first half of their place.
 void pack_pointwise(const KernelTable& table, const float* weight, const float* bias, int64_t channels,
-                    int64_t out_channels, float* packed);
+                    int64_t out_channels, bool pairs, float* packed);
 
 // Channels-last floats: x (pixels, channels), residual, if any, and out (pixels, out_channels).
 struct PointwiseConv {
@@ -37,6 +38,7 @@ struct PointwiseConv {
   float* out;
   const float* gate = nullptr;  // (images, channels), times x; or null
   int64_t image_pixels = 0;     // of each image, where there is a gate
+  bool pairs = false;           // how the weights were packed
 };
 
 void pointwise_conv_forward(const PointwiseConv& conv);

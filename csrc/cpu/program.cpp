@@ -38,10 +38,12 @@ void expanded(const ProgramStep& step, bool separable) {
                          step.expansion,
                          step.expansion_activation,
                          packed_parts(step.problem, kernels(), step.weights),
-                         {step.inner_activation, step.activation, residual, separable ? step.operand : nullptr},
+                         {step.inner_activation, step.activation, residual, separable ? step.operand : nullptr, false,
+                          separable && step.pairs},
                          separable,
                          step.output.data,
-                         step.means});
+                         step.means,
+                         step.pairs});
 }
 
 void depthwise(const ProgramStep& step) {
@@ -61,8 +63,8 @@ void separable(const ProgramStep& step) {
     return expanded(step, true);
   const Residual residual = step.operand == nullptr ? Residual::kNone : Residual::kInput;
   separable_conv_forward(step.problem, packed_parts(step.problem, kernels(), step.weights),
-                         {step.inner_activation, step.activation, residual, step.operand}, step.input.data,
-                         step.output.data);
+                         {step.inner_activation, step.activation, residual, step.operand, false, step.pairs},
+                         step.input.data, step.output.data);
 }
 
 void run(const ProgramStep& step) {
@@ -74,7 +76,7 @@ void run(const ProgramStep& step) {
       return depthwise(step);
     case StepKind::kPointwise:
       return pointwise_conv_forward({x.pixels(), x.channels, out.channels, x.data, step.weights, step.activation,
-                                     step.operand, out.data, step.gate, x.height * x.width});
+                                     step.operand, out.data, step.gate, x.height * x.width, step.pairs});
     case StepKind::kSeparable:
       return separable(step);
     case StepKind::kPool:

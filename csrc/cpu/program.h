@@ -31,6 +31,7 @@ struct ProgramStep {
   const float* expansion;
   Activation expansion_activation;
   float* means;  // of a depthwise convolution's output over its pixels; set while the program runs
+  bool pairs;    // whether the weights of pointwise factors were packed so
 };
 
 // Floats of a step's packed weights, with the kernels in use.

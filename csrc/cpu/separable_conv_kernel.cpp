@@ -70,9 +70,10 @@ void separable_conv_forward(ConvProblem problem, const PackedWeights& weights, S
 
   const int64_t padded = ceil_div(problem.inner_channels, table.lanes) * table.lanes;
   const int64_t blocks = ceil_div(problem.out_channels, table.tile_columns);
-  const int64_t pixels = table.operands.prepared(problem.element_type) ? prepared_pixels(problem, table, padded)
-                                                                       : panel_pixels(problem, table, padded, blocks);
-  const int64_t shares = table.operands.prepared(problem.element_type) ? 1 : thread_count();
+  const bool prepared = !options.pairs && table.operands.prepared(problem.element_type);
+  const int64_t pixels =
+      prepared ? prepared_pixels(problem, table, padded) : panel_pixels(problem, table, padded, blocks);
+  const int64_t shares = prepared ? 1 : thread_count();
   const int64_t whole = Tiling(problem, pixels, blocks, 1, shares).count();
   if (whole == 0) return;
   // Fewer tiles than threads (a small image): split the output channels too, each part computing its own panel, which

@@ -4,6 +4,8 @@
 
 #include <algorithm>
 
+#include "cpu/isa.h"
+#include "cpu/packing.h"
 #include "cpu/program.h"
 #include "cpu/workspace.h"
 #include "ops/arguments.h"
@@ -30,6 +32,7 @@ enum StepColumn {
   kExpansion = kPadding + 4,
   kExpansionActivation,
   kInputGate,
+  kBFloat16,
   kStepColumns
 };
 
@@ -177,6 +180,8 @@ ProgramStep read_step(const int64_t* row, const Values& values, const Tensor& we
   }
   ProgramStep step = {};
   step.kind = static_cast<StepKind>(row[kKind]);
+  step.pairs = takes_pairs(kernels(), row[kBFloat16] != 0);
+  STD_TORCH_CHECK(row[kBFloat16] == 0 || step.kind != StepKind::kDense, "a dense convolution multiplies floats");
   step.input = values.at(row[kFrom]);
   step.output = values.at(row[kTo]);
   step.activation = static_cast<Activation>(row[kActivation]);

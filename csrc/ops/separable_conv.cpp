@@ -158,8 +158,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> separable_conv_backward(
 }
 
 Tensor pack_separable_weights(const Tensor& depthwise_weight, const Tensor& pointwise_weight,
-                              const std::optional<Tensor>& depthwise_bias,
-                              const std::optional<Tensor>& pointwise_bias) {
+                              const std::optional<Tensor>& depthwise_bias, const std::optional<Tensor>& pointwise_bias,
+                              bool bfloat16) {
   using torch::headeronly::ScalarType;
   const Tensor depthwise = torch::stable::contiguous(depthwise_weight);
   const Tensor pointwise = torch::stable::contiguous(pointwise_weight);
@@ -178,7 +178,8 @@ Tensor pack_separable_weights(const Tensor& depthwise_weight, const Tensor& poin
                                  data_or_null(outer_bias)};
   const int64_t size = packed_size(problem, kernels());
   const Tensor packed = torch::stable::empty({size}, ScalarType::Float);
-  pack_weights(problem, kernels(), sources, static_cast<float*>(packed.mutable_data_ptr()));
+  pack_weights(problem, kernels(), sources, static_cast<float*>(packed.mutable_data_ptr()),
+               takes_pairs(kernels(), bfloat16));
   return packed;
 }
 
@@ -201,14 +202,17 @@ Tensor separable_conv_packed(const Tensor& x, const Tensor& packed, int64_t inne
                              const std::vector<int64_t>& kernel_size, const std::vector<int64_t>& stride,
                              const std::vector<int64_t>& padding, const std::vector<int64_t>& dilation,
                              const std::string& inner_activation, const std::string& activation,
-                             const std::string& residual) {
+                             const std::string& residual, bool bfloat16) {
   ConvProblem problem = make_problem(x, inner_channels, kernel_size, stride, padding, dilation);
   STD_TORCH_CHECK(out_channels >= 1, "out_channels must be at least 1, got ", out_channels);
   problem.out_channels = out_channels;
   STD_TORCH_CHECK(packed.is_cpu() && packed.scalar_type() == torch::headeronly::ScalarType::Float &&
                       packed.is_contiguous() && packed.numel() == packed_size(problem, kernels()),
                   "packed must be what pack_separable_weights returned for these sizes");
-  const SeparableOptions options = make_options(problem, inner_activation, activation, residual);
+  SeparableOptions options = make_options(problem, inner_activation, activation, residual);
+  options.pairs = problem.element_type == ElementType::kFloat32 && takes_pairs(kernels(), bfloat16);
+  STD_TORCH_CHECK(!options.pairs || options.residual != Residual::kDepthwise,
+                  "residual 'depthwise' adds what is rounded: bfloat16 must be false");
   const auto* memory = static_cast<const float*>(packed.const_data_ptr());
   return run(x, problem, packed_parts(problem, kernels(), memory), options);
 }

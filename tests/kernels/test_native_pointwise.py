@@ -33,8 +33,10 @@ def check_many(count: int, seed: int) -> None:
         residual = last(integers(x.shape[0], outputs, *spatial, top=3)) if index % 2 else None
         wanted = activation(F.conv2d(x.double(), weight.double(), None if bias is None else bias.double()))
         wanted = wanted if residual is None else wanted + residual
-        got = ops.pointwise_conv_packed(x, ops.pack_pointwise_weights(weight, bias), outputs, name, residual)
-        assert torch.equal(got.double(), wanted), f"{tuple(x.shape)} to {outputs}, {name}, {bias is None=}"
+        for bfloat16 in (False, True):  # which holds these integers
+            packed = ops.pack_pointwise_weights(weight, bias, bfloat16)
+            got = ops.pointwise_conv_packed(x, packed, outputs, name, residual, bfloat16)
+            assert torch.equal(got.double(), wanted), f"{tuple(x.shape)} to {outputs}, {name}, {bias is None=}"
 
 
 @pytest.mark.parametrize("isa", isas.SUPPORTED)

@@ -162,3 +162,26 @@ def test_packed_weights_give_the_same_bits(layout, dtype):
     assert torch.equal(ops.separable_conv_packed(*arguments), ops.separable_conv(x, *weights, *rest))
     with pytest.raises(RuntimeError, match="packed must be what"):
         ops.separable_conv_packed(x, packed[1:], 12, 21, [3, 2], *rest)
+
+
+@pytest.mark.skipif(not dwsep.ops.native_status().loaded, reason="packed weights are the native library's")
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_packed_weights_of_bfloat16_products(layout):
+    x = make((2, 6, 7, 9), layout, grad=False)
+    weights = [make(s, "", grad=False) for s in ((12, 1, 3, 2), (21, 12, 1, 1), (12,), (21,))]
+    weights[1] = weights[1].bfloat16().float()
+    opcheck(ops.pack_separable_weights, (*weights, True))
+    packed = ops.pack_separable_weights(*weights, True)
+    rest = (*GEOMETRY_2D, "relu", "silu", "none")
+    opcheck(ops.separable_conv_packed, (x, packed, 12, 21, [3, 2], *rest, True))
+    got, wanted = (
+        ops.separable_conv_packed(x, packed, 12, 21, [3, 2], *rest, True),
+        ops.separable_conv(x, *weights, *rest),
+    )
+    assert got.dtype == torch.float32
+    assert (got - wanted).norm() <= 5e-3 * wanted.norm()
+    if dwsep.ops.native_status().isa in ("avx512_bf16", "amx"):
+        assert not torch.equal(got, wanted)
+        with pytest.raises(RuntimeError, match="bfloat16 must be false"):
+            packed = ops.pack_separable_weights(*weights[:1], make((12, 12, 1, 1), "", grad=False), None, None, True)
+            ops.separable_conv_packed(x, packed, 12, 12, [3, 2], *GEOMETRY_2D, "relu", "silu", "depthwise", True)

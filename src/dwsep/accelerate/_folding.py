@@ -20,20 +20,20 @@ def folds(norm: nn.BatchNorm2d | None) -> bool:
 def fold(
     conv: nn.Conv2d, norm: nn.BatchNorm2d | None, channels: tuple[int, int] | None = None
 ) -> tuple[Tensor, Tensor | None]:
-    """Weight and bias of a convolution with the norm behind it folded in, computed in float64.
+    """Weight and bias of a convolution with the norm behind it folded in, computed in float64, as float32.
 
     ``channels``, from which to which, are those of the norm that the convolution makes, where others make the rest.
     """
     weight, bias = conv.weight.detach(), conv.bias
     if norm is None:
-        return weight, None if bias is None else bias.detach()
+        return weight.float(), None if bias is None else bias.detach().float()
     scale, shift = affine(norm)
     if channels is not None:
         scale, shift = scale[slice(*channels)], shift[slice(*channels)]
     if bias is not None:
         shift = bias.double() * scale + shift
     folded = weight.double() * scale.view(-1, 1, 1, 1)
-    return folded.to(weight.dtype), shift.to(weight.dtype)
+    return folded.float(), shift.float()
 
 
 @torch.no_grad()

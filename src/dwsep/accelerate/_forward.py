@@ -170,22 +170,25 @@ class AcceleratedForward(_InstanceForward):
             return type(self.module).forward(self.module, *args, **kwargs)
         if len(args) == 1 and not kwargs and _admits(args[0]):
             x = args[0]
-            if self.kept is not None and self.kept[0] <= {x.shape[1]} and self._may_keep():
+            if self.kept is not None and self.kept[0] <= {x.shape[1]} and self._may_keep(x):
                 return self.kept[1].run(x, watch=self.watch)
             reading = self.reading()
             if reading is not None and reading.channels <= {x.shape[1]}:
                 if reading.wants_gradient(x) or reading.is_training():
-                    if _training.is_available() and _training.admits(reading.program):
+                    floats = x.dtype is torch.float32
+                    if floats and _training.is_available() and _training.admits(reading.program):
                         return _training.run(reading.program, reading.training(), x, self.watch)
                 else:
                     plan = reading.inference()
-                    if plan is not None:
-                        if self.frozen and self._may_keep():
+                    if plan is not None and x.dtype is plan.dtype:
+                        if self.frozen and self._may_keep(x):
                             self.kept = reading.channels, plan
                         return plan.run(x, watch=self.watch)
         return type(self.module).forward(self.module, *args, **kwargs)
 
-    def _may_keep(self) -> bool:
+    def _may_keep(self, x: Tensor) -> bool:
+        if self.kept is not None and self.kept[1].dtype is not x.dtype:
+            return False
         return not torch.is_grad_enabled() and not self.module.training
 
     def reading(self) -> Reading | None:
@@ -229,7 +232,8 @@ class DepthwiseForward(_InstanceForward):
         if torch.compiler.is_compiling() or len(args) != 1 or kwargs or not _admits(args[0], (conv.in_channels,)):
             return type(conv).forward(conv, *args, **kwargs)
         key = conv.kernel_size, conv.stride, conv.padding, conv.dilation, conv.groups
-        if not _modules.is_conv(conv) or conv.groups != conv.in_channels or conv.weight.dtype is not torch.float32:
+        floats = args[0].dtype is torch.float32 and conv.weight.dtype is torch.float32
+        if not floats or not _modules.is_conv(conv) or conv.groups != conv.in_channels:
             return type(conv).forward(conv, *args, **kwargs)
         if self._geometry is None or self._geometry[0] != key:
             self._geometry = key, _modules.geometry_of(conv)
@@ -259,7 +263,7 @@ def _admits(x: Any, channels: Collection[int] | None = None) -> bool:
     return (
         type(x) is Tensor
         and not _functorch.is_recorded()  # first: sizes are tensors while torch.jit traces
-        and x.dtype is torch.float32
+        and x.dtype in (torch.float32, torch.bfloat16)
         and x.is_cpu
         and x.dim() == 4
         and x.layout is torch.strided

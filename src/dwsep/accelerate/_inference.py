@@ -29,6 +29,8 @@ from dwsep.ops._layout import is_channels_last
 
 # Runs a step, given its number and what runs it.
 Watch = Callable[[int, Callable[[], Any]], Any]
+# Methods whose result's dtype is not that of what they take.
+_CASTS = ("to", "type", "type_as", "float", "double", "half", "bfloat16")
 # Input shapes for which native programs are kept.
 _MOST_SHAPES = 8
 
@@ -46,7 +48,7 @@ def _separable_ends(program: Program) -> dict[int, Stage]:
             continue
         alone = users[producer.output] == 1 and _modules.is_depthwise(producer.conv)
         foldable = _folding.folds(producer.norm) and _folding.folds(step.norm)
-        if alone and foldable and functional.packs(producer.conv.weight):
+        if alone and foldable and functional.packs(producer.conv.weight, torch.float32):
             pairs[index] = step
     return pairs
 
@@ -62,11 +64,11 @@ def _product(program: Program, index: int, product: Product) -> Multiplication:
     return Multiplication(product, own)
 
 
-def _single(stage: Stage, native: bool) -> Step:
+def _single(stage: Stage, native: bool, bfloat16: bool) -> Step:
     if stage.conv is None or not _folding.folds(stage.norm):
         return Unfolded(stage)
     if native and _modules.is_pointwise(stage.conv):
-        return Pointwise(stage)
+        return Pointwise(stage, bfloat16)
     if native and _modules.is_depthwise(stage.conv):
         return Depthwise(stage, native)
     return Dense(stage, native)
@@ -84,14 +86,21 @@ class Plan:
         calls = [step for step in program.steps if isinstance(step, Call)]
         self.sources = _folding.Sources(modules + [call.linear for call in calls if call.linear is not None])
         self.norms = self.sources.norms
-        if any(tensor.dtype is not torch.float32 or not tensor.is_cpu for tensor in self.sources.tensors):
-            raise NotImplementedError("a parameter is not of float32 or not on the CPU")
+        dtypes = {tensor.dtype for tensor in self.sources.tensors}
+        if not (dtypes <= {torch.float32} or dtypes <= {torch.bfloat16}):
+            raise NotImplementedError("the parameters are not all of float32, or all of bfloat16")
+        if not all(tensor.is_cpu for tensor in self.sources.tensors):
+            raise NotImplementedError("a parameter is not on the CPU")
+        self.dtype = dtypes.pop() if dtypes else torch.float32
+        self.bfloat16 = bfloat16 = self.dtype is torch.bfloat16
         self.outputs, self.spec = program.outputs, program.output_spec
         convs = [conv for stage in program.stages() for conv in stage.convs]
         self.channels_last = any(is_channels_last(conv.weight) for conv in convs)
-        native = bool(convs) and functional.packs(convs[0].weight)
+        native = bool(convs) and functional.packs(convs[0].weight, torch.float32)
+        if bfloat16 and not (native and _computes_in_float32(program)):
+            raise NotImplementedError("a step of bfloat16 that has to see its dtype, or no kernels")
         self.kept = set(values_in(program.outputs))
-        planned, self.count = _planned(program, native)
+        planned, self.count = _planned(program, native, bfloat16)
         self.steps = _released(planned, self.kept)
         self.weights = _gathered([step.run for step in self.steps]) if native else None
         self.lowered: dict[tuple[int, ...], list[Planned | NativeSegment]] = {}
@@ -110,7 +119,8 @@ class Plan:
         """
         keeps = self.channels_last or is_channels_last(x)
         values: list[Any] = [None] * self.count
-        values[0] = x.contiguous(memory_format=torch.channels_last)
+        # What lies between the steps of a network of bfloat16 is float32: only the products round.
+        values[0] = x.to(torch.float32, memory_format=torch.channels_last)
         steps = self.lowered.get(x.shape) if steps is None else steps
         if steps is None:
             self._run_and_lower(values)
@@ -123,6 +133,8 @@ class Plan:
                 for value in step.release:
                     values[value] = None
         results = substitute(self.outputs, values)
+        if self.bfloat16:
+            results = [r.bfloat16() if isinstance(r, Tensor) and r.dtype is torch.float32 else r for r in results]
         if not keeps:
             results = [r.contiguous() if isinstance(r, Tensor) and r.dim() == 4 else r for r in results]
         return pytree.tree_unflatten(results, self.spec) if not self.spec.is_leaf() else results[0]
@@ -130,7 +142,7 @@ class Plan:
     def _run_and_lower(self, values: list[Any]) -> None:
         """Run, and keep what was run for inputs of this shape to come."""
         shape = tuple(values[0].shape)
-        lowering = Lowering(self.steps, self.kept, self.weights, shape)
+        lowering = Lowering(self.steps, self.kept, self.weights, shape, self.bfloat16)
         for step in self.steps:
             lowering.run(step, values)
         lowering.finish(values)
@@ -139,7 +151,23 @@ class Plan:
         self.lowered[shape] = lowering.result
 
 
-def _planned(program: Program, native: bool) -> tuple[list[Planned], int]:
+def _computes_in_float32(program: Program) -> bool:
+    """Whether a network of bfloat16 can have float32 between its steps: no step tells the one from the other, but for
+    modules with parameters, whose values are made what they were.
+    """
+    for step in program.steps:
+        if isinstance(step, Stage):
+            if step.norm is not None and not (step.convs and _folding.folds(step.norm)):
+                return False
+        elif isinstance(step, Call):
+            if step.kind == "attribute" and isinstance(getattr(step.target, step.args), Tensor):
+                return False
+            if step.target in _CASTS or (step.target is getattr and "dtype" in step.args):
+                return False
+    return True
+
+
+def _planned(program: Program, native: bool, bfloat16: bool) -> tuple[list[Planned], int]:
     """The program's steps with their weights prepared, depthwise and pointwise stages together where they may be, and
     how many values there are.
     """
@@ -149,7 +177,8 @@ def _planned(program: Program, native: bool) -> tuple[list[Planned], int]:
     count = program.values
     for index, step in enumerate(program.steps):
         if isinstance(step, Call):
-            steps.append(Planned(Other(step, native), step.output, inputs_of(step), modules=modules_of(step)))
+            run = Other(step, native, bfloat16)
+            steps.append(Planned(run, step.output, inputs_of(step), modules=modules_of(step)))
         elif isinstance(step, Product):
             steps.append(Planned(_product(program, index, step), step.output, inputs_of(step)))
         elif id(step) in merged:
@@ -157,17 +186,18 @@ def _planned(program: Program, native: bool) -> tuple[list[Planned], int]:
             assert isinstance(depthwise, Stage)
             taken = [depthwise.input] + ([] if step.residual is None else [step.residual])
             modules = modules_of(depthwise) + modules_of(step)
-            steps.append(Planned(Separable(depthwise, step), step.output, taken, modules=modules))
+            steps.append(Planned(Separable(depthwise, step, bfloat16), step.output, taken, modules=modules))
         elif step.mixed:
-            parts = _parts(step, native, count)
+            parts = _parts(step, native, count, bfloat16)
             steps += parts
             count += len(parts) - 1  # a value each, but for the last
         elif index not in pairs:
-            steps.append(Planned(_single(step, native), step.output, inputs_of(step), modules=modules_of(step)))
+            run = _single(step, native, bfloat16)
+            steps.append(Planned(run, step.output, inputs_of(step), modules=modules_of(step)))
     return steps, count
 
 
-def _parts(stage: Stage, native: bool, first: int) -> list[Planned]:
+def _parts(stage: Stage, native: bool, first: int, bfloat16: bool) -> list[Planned]:
     """A mixed stage as steps for the convolutions on their own, with new values from ``first`` on."""
     steps: list[Planned] = []
     foldable = _folding.folds(stage.norm)
@@ -180,7 +210,7 @@ def _parts(stage: Stage, native: bool, first: int) -> list[Planned]:
             part.norm, part.activation = stage.norm, stage.activation
         taken = Channels(stage.input, slice(inputs, inputs + conv.in_channels))
         steps.append(Planned(taken, source, [stage.input]))
-        steps.append(Planned(_single(part, native), made, [source], modules=modules_of(part)))
+        steps.append(Planned(_single(part, native, bfloat16), made, [source], modules=modules_of(part)))
         inputs, outputs = inputs + conv.in_channels, channels[1]
     made = [step.output for step in steps[1::2]]
     rest = Stage(stage.name, -1, residual=stage.residual)

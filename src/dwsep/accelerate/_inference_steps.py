@@ -8,9 +8,10 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from dwsep.accelerate import _folding, _modules
-from dwsep.accelerate._program import Call, Product, Stage, Value, run_call
+from dwsep.accelerate._program import Call, Product, Stage, Value, run_call, values_in
 from dwsep.kernels.activations import FORWARD
 from dwsep.ops.inference_program import Kind
 
@@ -79,10 +80,15 @@ def _pads(geometry: Any, spatial: Any) -> list[int]:
     return [side for pair in geometry.pads(spatial) for side in pair]
 
 
+def _rounded(weight: Tensor, bfloat16: bool) -> Tensor:
+    """A pointwise weight as a network of bfloat16 has it, whose products take it so on every processor."""
+    return weight.bfloat16().float() if bfloat16 else weight
+
+
 class Pointwise(Step):
     """A 1x1 convolution with its norm folded, activation and sum in the kernel."""
 
-    def __init__(self, stage: Stage) -> None:
+    def __init__(self, stage: Stage, bfloat16: bool = False) -> None:
         assert stage.conv is not None
         self.x, self.residual, self.activation, self.output = (
             stage.input,
@@ -91,8 +97,8 @@ class Pointwise(Step):
             stage.output,
         )
         weight, bias = _folding.fold(stage.conv, stage.norm, stage.norm_channels)
-        self.channels = weight.shape[0]
-        self.packed = torch.ops.dwsep.pack_pointwise_weights(weight, bias)
+        self.channels, self.bfloat16 = weight.shape[0], bfloat16
+        self.packed = torch.ops.dwsep.pack_pointwise_weights(_rounded(weight, bfloat16), bias, bfloat16)
 
     def __call__(self, values: list[Any]) -> Tensor:
         x = values[self.x]
@@ -100,7 +106,7 @@ class Pointwise(Step):
         # What broadcasts is left to torch.
         fits = residual is None or residual.shape == (x.shape[0], self.channels, *x.shape[2:])
         out = torch.ops.dwsep.pointwise_conv_packed(
-            x, self.packed, self.channels, self.activation, residual if fits else None
+            x, self.packed, self.channels, self.activation, residual if fits else None, self.bfloat16
         )
         return out if fits or residual is None else _add(out, residual)
 
@@ -179,12 +185,13 @@ class Depthwise(Step):
 class Separable(Step):
     """A depthwise stage whose output only a pointwise stage takes: one call, the tensor between stays in the cache."""
 
-    def __init__(self, depthwise: Stage, pointwise: Stage) -> None:
+    def __init__(self, depthwise: Stage, pointwise: Stage, bfloat16: bool = False) -> None:
         assert depthwise.conv is not None
         assert pointwise.conv is not None
         first, second = _folding.fold(depthwise.conv, depthwise.norm), _folding.fold(pointwise.conv, pointwise.norm)
-        self.packed = torch.ops.dwsep.pack_separable_weights(first[0], second[0], first[1], second[1])
-        self.channels = first[0].shape[0], second[0].shape[0]
+        weights = first[0], _rounded(second[0], bfloat16)
+        self.packed = torch.ops.dwsep.pack_separable_weights(*weights, first[1], second[1], bfloat16)
+        self.channels, self.bfloat16 = (first[0].shape[0], second[0].shape[0]), bfloat16
         self.geometry = _modules.geometry_of(depthwise.conv)
         self.pads = None if self.geometry.padding is None else _pads(self.geometry, ())
         own_input = pointwise.residual == depthwise.input and self.channels[1] == depthwise.conv.in_channels
@@ -196,9 +203,8 @@ class Separable(Step):
         x, g = values[self.x], self.geometry
         pads = _pads(g, x.shape[2:]) if self.pads is None else self.pads
         residual = "input" if self.own_input else "none"
-        out = torch.ops.dwsep.separable_conv_packed(
-            x, self.packed, *self.channels, g.kernel_size, g.stride, pads, g.dilation, *self.activations, residual
-        )
+        sizes = *self.channels, g.kernel_size, g.stride, pads, g.dilation
+        out = torch.ops.dwsep.separable_conv_packed(x, self.packed, *sizes, *self.activations, residual, self.bfloat16)
         return out if self.residual is None or self.own_input else _add(out, values[self.residual])
 
     def native(self, shapes: Shapes) -> Native | None:
@@ -298,19 +304,26 @@ class Joined(Step):
 
 
 class Other(Step):
-    """A call, as the forward had it."""
+    """A call, as the forward had it; a module with parameters of bfloat16 takes and gives values of its own kind."""
 
-    def __init__(self, call: Call, native: bool) -> None:
+    def __init__(self, call: Call, native: bool, bfloat16: bool = False) -> None:
         self.call = call
+        self.rounds = bfloat16 and isinstance(call.target, nn.Module) and any(True for _ in call.target.parameters())
         self.x = int(call.args[0]) if call.args and isinstance(call.args[0], Value) else -1
         self.linear = call.linear if native else None
         if self.linear is not None:
             weight, bias = self.linear.weight, self.linear.bias
-            bias = None if bias is None else bias.detach()
-            self.packed = torch.ops.dwsep.pack_pointwise_weights(weight.detach()[:, :, None, None], bias)
+            bias = None if bias is None else bias.detach().float()
+            weight = weight.detach().float()[:, :, None, None]
+            self.packed = torch.ops.dwsep.pack_pointwise_weights(weight, bias, bfloat16)
 
     def __call__(self, values: list[Any]) -> Any:
-        return run_call(self.call, values)
+        if not self.rounds:
+            return run_call(self.call, values)
+        taken = dict.fromkeys(values_in((self.call.args, self.call.kwargs)))
+        rounded = {value: _cast(values[value], torch.float32, torch.bfloat16) for value in taken}
+        out = run_call(self.call, [rounded.get(value, entry) for value, entry in enumerate(values)])
+        return pytree.tree_map(lambda leaf: _cast(leaf, torch.bfloat16, torch.float32), out)
 
     def native(self, shapes: Shapes) -> Native | None:
         shape = None if self.x < 0 else shapes[self.x]
@@ -327,6 +340,10 @@ class Other(Step):
         shape = None if self.x < 0 else shapes[self.x]
         flat = self.call.flattens and shape is not None and len(shape) == 4 and shape[2:] == (1, 1)
         return shape[:2] if flat and shape is not None else None
+
+
+def _cast(value: Any, before: torch.dtype, after: torch.dtype) -> Any:
+    return value.to(after) if isinstance(value, Tensor) and value.dtype is before else value
 
 
 def plain_norm(norm: nn.BatchNorm2d, x: Tensor) -> Tensor:

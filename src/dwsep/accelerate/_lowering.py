@@ -47,7 +47,9 @@ class _Segment:
 class NativeSegment:
     """One call of ``dwsep::inference_program`` in the place of many steps."""
 
-    def __init__(self, segment: _Segment, shapes: Shapes, weights: Tensor, wanted: Sequence[int]) -> None:
+    def __init__(
+        self, segment: _Segment, shapes: Shapes, weights: Tensor, wanted: Sequence[int], bfloat16: bool = False
+    ) -> None:
         self.planned, self.shapes, self.weights = segment.planned, shapes, weights
         made = {output for _, output in segment.steps}
         taken = [value for step, _ in segment.steps for value in step.taken()]
@@ -57,7 +59,9 @@ class NativeSegment:
         self.positions = [outputs.index(root) for _, root in self.wanted]
         layout = _Layout(segment, shapes, self.inputs, outputs)
         self.values = torch.tensor(layout.rows)
-        self.steps = torch.tensor([_record(step, output, segment, layout.index) for step, output in segment.steps])
+        records = [_record(step, output, segment, layout.index) for step, output in segment.steps]
+        rounds = [int(bfloat16 and step.kind is not Kind.DENSE) for step, _ in segment.steps]
+        self.steps = torch.tensor([[*record, rounded] for record, rounded in zip(records, rounds, strict=True)])
         self.output_sizes = [size for value in outputs for size in _image(shapes[value])]
         self.workspace = layout.workspace
         self.output = -1
@@ -151,12 +155,20 @@ class Lowering:
         kept: the values that the program returns.
         weights: the plan's packed weights; ``None`` where nothing can run natively.
         x: the shape of the program's input.
+        bfloat16: whether pointwise weights were packed so.
     """
 
-    def __init__(self, steps: Sequence[Planned], kept: set[int], weights: Tensor | None, x: tuple[int, ...]) -> None:
+    def __init__(
+        self,
+        steps: Sequence[Planned],
+        kept: set[int],
+        weights: Tensor | None,
+        x: tuple[int, ...],
+        bfloat16: bool = False,
+    ) -> None:
         self.uses = Counter(value for step in steps for value in step.taken)
         self.uses.update(kept)
-        self.weights = weights
+        self.weights, self.bfloat16 = weights, bfloat16
         self.shapes: defaultdict[int, tuple[int, ...] | None] = defaultdict(lambda: None, {0: x})
         self.segment = _Segment()
         self.result: list[Planned | NativeSegment] = []
@@ -178,7 +190,7 @@ class Lowering:
             return
         inside = Counter(value for step in segment.planned for value in step.taken)
         wanted = [step.output for step in segment.planned if self.uses[step.output] > inside[step.output]]
-        native = NativeSegment(segment, self.shapes, self.weights, wanted)
+        native = NativeSegment(segment, self.shapes, self.weights, wanted, self.bfloat16)
         native.release = tuple(dict.fromkeys(value for step in segment.planned for value in step.release))
         native.apply(values)
         self._add(native, values)

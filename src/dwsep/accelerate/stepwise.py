@@ -78,7 +78,7 @@ class Inference:
             plan.run(x)
             values: list[Any] = [None] * plan.count
             values[0] = x.contiguous(memory_format=torch.channels_last)
-            lowering = _Recorder(plan.steps, plan.kept, plan.weights, shape)
+            lowering = _Recorder(plan.steps, plan.kept, plan.weights, shape, plan.bfloat16)
             for step in plan.steps:
                 lowering.run(step, values)
             lowering.finish(values)
@@ -187,7 +187,7 @@ class _Recorder(Lowering):
         for (native, output), group in zip(segment.steps, groups, strict=True):
             single = _Segment([(native, output)], group, segment.aliases)
             wanted = [output, *(alias for alias, root in segment.aliases.items() if root == output)]
-            run = NativeSegment(single, self.shapes, self.weights, wanted)
+            run = NativeSegment(single, self.shapes, self.weights, wanted, self.bfloat16)
             run.release = tuple(dict.fromkeys(value for planned in group for value in planned.release))
             run.step = native  # type: ignore[attr-defined]
             self.fine.append((run, group))

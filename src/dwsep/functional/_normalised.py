@@ -145,7 +145,8 @@ def repeat_channels(x: Tensor, count: int) -> Tensor:
     return x.repeat_interleave(count, 1)
 
 
-def packs(weight: Tensor) -> bool:
-    """Whether the native kernels take weights like this one packed ahead, and pay."""
-    runs = weight.device.type == "cpu" and weight.dtype in dispatch.CPU_DTYPES and ops.native_status().loaded
-    return runs and not dispatch.stock_reasons("separable_conv", None, weight.dtype, False, True)
+def packs(weight: Tensor, dtype: torch.dtype | None = None) -> bool:
+    """Whether the native kernels take weights like this one packed ahead, as ``dtype`` if not their own, and pay."""
+    dtype = weight.dtype if dtype is None else dtype
+    runs = weight.device.type == "cpu" and dtype in dispatch.CPU_DTYPES and ops.native_status().loaded
+    return runs and not dispatch.stock_reasons("separable_conv", None, dtype, False, True)

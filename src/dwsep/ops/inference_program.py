@@ -9,7 +9,8 @@ an output. Both are rows of int64 tables, and so is what a step needs to know:
   the factors of a separable convolution by their positions in :data:`ACTIVATIONS`, the place of the packed weights in
   ``weights`` in floats, the channels between the factors, kernel size, stride and dilation (height, width), padding
   (top, bottom, left, right), and of the 1x1 convolution in front of a depthwise or separable one its weights' place, or
-  -1 for none, and its activation, and the value which gates a pointwise step's input, or -1.
+  -1 for none, and its activation, the value which gates a pointwise step's input, or -1, and whether the weights of
+  pointwise convolutions were packed with ``bfloat16``: 0 or 1.
 
 Everything is checked, so that no table makes a step read or write outside its tensors; that a value in the workspace is
 not overwritten too early is the business of who lays them out. The native library's alone: there is no reference of it

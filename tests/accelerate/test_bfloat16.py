@@ -1,0 +1,139 @@
+"""Accelerated inference of networks of bfloat16: float32 between the steps, rounded products, rounded results."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+import dwsep
+from tests.accelerate.toys import Net, distance, program_runs, randomise
+
+pytestmark = pytest.mark.skipif(
+    not dwsep.ops.native_status().loaded, reason=f"native library: {dwsep.ops.native_status().reason}"
+)
+
+
+@pytest.fixture(name="x")
+def _x():
+    return torch.randn(2, 3, 20, 24).bfloat16()
+
+
+def _net(**options) -> nn.Module:
+    return randomise(Net(**options)).eval().bfloat16()
+
+
+def _check(model: nn.Module, plain: nn.Module, x: torch.Tensor) -> None:
+    """Closer to the same network in float64 than eager bfloat16 is, or about as close."""
+    truth = copy.deepcopy(plain).double()
+    with torch.no_grad():
+        wanted, theirs = truth(x.double()), plain(x)
+        for _ in range(2):  # the first time that a shape is seen, and once more
+            ours = model(x)
+            assert ours.dtype is torch.bfloat16
+            assert ours.stride() == theirs.stride()
+            assert distance(ours.double(), wanted) <= 1.1 * distance(theirs.double(), wanted) + 4e-3
+
+
+@pytest.mark.parametrize("activation", [nn.ReLU, nn.ReLU6, nn.SiLU, nn.Hardswish, nn.GELU, nn.Mish])
+@pytest.mark.parametrize("gate", [False, True])
+def test_results_are_as_close_as_eager_ones(activation, gate, x):
+    net = _net(activation=activation, gate=gate, bias=True)
+    plain = copy.deepcopy(net)
+    dwsep.accelerate_(net)
+    _check(net, plain, x)
+    _check(net, plain, x[:1, :, :7, :9].contiguous(memory_format=torch.channels_last))
+    assert program_runs(net)
+    with torch.no_grad():
+        assert not torch.equal(net(x), plain(x))  # it ran: eager rounds in between
+
+
+def test_weights_that_change_are_seen(x):
+    net = _net()
+    plain = copy.deepcopy(net)
+    dwsep.accelerate_(net)
+    with torch.no_grad():
+        net(x)
+        for model in (net, plain):
+            for parameter in model.parameters():
+                parameter.mul_(1.25)
+    _check(net, plain, x)
+    dwsep.revert_(net)
+    with torch.no_grad():
+        assert torch.equal(net(x), plain(x))
+
+
+def test_a_module_with_parameters_takes_and_gives_bfloat16(x):
+    blocks = nn.Sequential(nn.Conv2d(3, 8, 1), *Net().blocks)
+    with torch.no_grad():
+        shape = list(blocks(x.float()).shape[2:])
+    net = randomise(nn.Sequential(*blocks, nn.LayerNorm(shape))).eval().bfloat16()
+    plain = copy.deepcopy(net)
+    seen = []
+    net[-1].register_forward_pre_hook(lambda module, args: seen.append(args[0].dtype))
+    dwsep.accelerate_(net)
+    _check(net, plain, x)
+    assert set(seen) == {torch.bfloat16}
+
+
+class Looks(nn.Module):
+    """Asks for the dtype of what it computes."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, x):
+        y = self.net(x)
+        return y.float() if y.dtype == torch.bfloat16 else y * torch.nan
+
+
+def test_a_forward_that_asks_for_the_dtype_runs_as_before(x):
+    net = Looks(_net())
+    plain = copy.deepcopy(net)
+    dwsep.accelerate_(net)
+    with torch.no_grad():
+        for _ in range(2):
+            ours = net(x)
+            assert ours.dtype is torch.float32
+            assert distance(ours, plain(x)) < 2e-2
+
+
+def test_inputs_of_another_dtype_are_refused_as_before(x):
+    net = _net()
+    dwsep.accelerate_(net, frozen=True)
+    with torch.no_grad():
+        net(x)
+        with pytest.raises(RuntimeError):
+            net(x.float())
+        plain = copy.deepcopy(net).float()
+        with pytest.raises(RuntimeError):
+            plain(x)
+        assert plain(x.float()).dtype is torch.float32
+
+
+def test_training_in_bfloat16_runs_as_before(x):
+    net = _net().train()
+    plain = copy.deepcopy(net)
+    dwsep.accelerate_(net)
+    for model in (net, plain):
+        model(x).float().sum().backward()
+    for ours, theirs in zip(net.parameters(), plain.parameters(), strict=True):
+        assert torch.equal(ours.grad, theirs.grad)
+
+
+@pytest.mark.parametrize(
+    "name", ["mobilenetv2_050", "mobilenetv3_small_050", "efficientnet_b0", "mixnet_s", "convnext_atto", "ghostnet_100"]
+)
+def test_networks_of_timm(name):
+    timm = pytest.importorskip("timm", reason="timm is an extra")
+    torch.manual_seed(0)
+    net = timm.create_model(name, num_classes=10).eval()
+    with torch.no_grad():
+        net.train()(torch.randn(4, 3, 96, 96))  # running statistics of its own activations
+    net = net.eval().bfloat16().to(memory_format=torch.channels_last)
+    plain = copy.deepcopy(net)
+    dwsep.accelerate_(net)
+    _check(net, plain, torch.randn(2, 3, 96, 96).bfloat16().contiguous(memory_format=torch.channels_last))
