@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import subprocess
 import sys
@@ -80,12 +81,31 @@ def test_training_of_plain_depthwise_is_left_to_pytorch_in_channels_last():
 
 
 @pytest.mark.skipif(not dwsep.ops.native_status().loaded, reason="compares with the native kernel")
-def test_bfloat16_is_left_to_pytorch_where_the_cpu_multiplies_it(monkeypatch):
-    for has, backend in ((True, "reference"), (False, "cpu")):
-        monkeypatch.setattr(dispatch, "_has_bfloat16_products", lambda has=has: has)
-        monkeypatch.setattr(dispatch, "_cache", {})
-        assert dispatch.select("separable_conv", GEOMETRY, torch.bfloat16, "cpu").backend == backend
-        assert dispatch.select("depthwise_conv", GEOMETRY, torch.bfloat16, "cpu").backend == "cpu"
+@pytest.mark.parametrize(
+    ("has", "isa", "inference", "training"),
+    [
+        (False, "avx512", "cpu", "cpu"),
+        (True, "avx512", "reference", "reference"),
+        (True, "amx", "reference", "reference"),
+        (True, "avx512_bf16", "cpu", "reference"),
+    ],
+)
+def test_bfloat16_is_left_to_pytorch_where_the_cpu_multiplies_it_and_the_kernels_do_not(
+    monkeypatch, has, isa, inference, training
+):
+    status = dataclasses.replace(dwsep.ops.native_status(), isa=isa)
+    monkeypatch.setattr(dispatch, "native_status", lambda: status)
+    monkeypatch.setattr(dispatch, "_has_bfloat16_products", lambda: has)
+    monkeypatch.setattr(dispatch, "_cache", {})
+
+    def chosen(op="separable_conv", dilation=1, **options):
+        geometry = ConvGeometry.make(2, 3, padding="same", dilation=dilation)
+        return dispatch.select(op, geometry, torch.bfloat16, "cpu", **options).backend
+
+    assert chosen() == inference
+    assert chosen(gradient=True) == training
+    assert chosen(gradient=True, dilation=2) == inference
+    assert chosen("depthwise_conv") == "cpu"
 
 
 def test_cuda_runs_on_triton_but_for_what_gains_nothing(monkeypatch):

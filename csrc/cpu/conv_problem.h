@@ -52,7 +52,7 @@ struct SeparableOptions {
   Residual residual;
   const void* addend = nullptr;  // what Residual::kInput adds, a tensor that lies as the output does; x where null
   bool stream = false;           // store past the caches: float channels of the output are whole cache lines
-  bool pairs = false;            // of floats: the pointwise weights are pairs, and so the operands that meet them
+  bool pairs = false;            // of floats: the pointwise weights are pairs, and what meets them becomes pairs
 };
 
 // A rectangle of the output: rows [row_begin, row_end) of the batch * D * H rows, columns [column_begin, column_end),

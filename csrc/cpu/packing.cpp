@@ -94,8 +94,8 @@ void pack(const ConvProblem& problem, const KernelTable& kernels, const WeightSo
   if (layout.blocks == 0) return;
   pack_bias(pointwise_bias, static_cast<const T*>(sources.pointwise_bias), problem.out_channels,
             layout.blocks * columns);
-  const bool prepared = kernels.operands.prepared(problem.element_type);
-  if (std::is_same_v<T, float> && (pairs || !prepared)) {
+  const bool prepared = !pairs && kernels.operands.prepared(problem.element_type);
+  if (std::is_same_v<T, float> && !prepared) {
     pack_pointwise_blocks(kernels, static_cast<const float*>(sources.pointwise), inner, problem.out_channels,
                           pointwise);
     if (pairs) pair_pointwise_blocks(kernels, inner, problem.out_channels, pointwise);
@@ -111,6 +111,7 @@ void pack(const ConvProblem& problem, const KernelTable& kernels, const WeightSo
       if (prepared) kernels.operands.pack_weights(problem.element_type, plain, padded, target);
     }
   });
+  if (!prepared && takes_pairs(kernels, true)) pair_pointwise_blocks(kernels, inner, problem.out_channels, pointwise);
 }
 
 }  // namespace

@@ -211,8 +211,6 @@ Tensor separable_conv_packed(const Tensor& x, const Tensor& packed, int64_t inne
                   "packed must be what pack_separable_weights returned for these sizes");
   SeparableOptions options = make_options(problem, inner_activation, activation, residual);
   options.pairs = problem.element_type == ElementType::kFloat32 && takes_pairs(kernels(), bfloat16);
-  STD_TORCH_CHECK(!options.pairs || options.residual != Residual::kDepthwise,
-                  "residual 'depthwise' adds what is rounded: bfloat16 must be false");
   const auto* memory = static_cast<const float*>(packed.const_data_ptr());
   return run(x, problem, packed_parts(problem, kernels(), memory), options);
 }

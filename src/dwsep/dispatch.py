@@ -130,8 +130,12 @@ def stock_reasons(
 ) -> list[str]:
     """Why PyTorch's own kernels are the faster choice for a problem that the native ones could run; measured."""
     if op == "separable_conv":
-        if dtype == torch.bfloat16 and _has_bfloat16_products():
+        if dtype != torch.bfloat16 or not _has_bfloat16_products():
+            return []
+        if native_status().isa != "avx512_bf16":
             return ["this CPU has bfloat16 products, and PyTorch's use of them is the faster"]
+        if gradient and geometry is not None and set(geometry.dilation) == {1}:
+            return ["PyTorch trains undilated kernels faster where the CPU has bfloat16 products"]
         return []
     # With several outputs per channel PyTorch's training takes 3 to 4 times as long as the kernels.
     plain = geometry is not None and max(geometry.kernel_size) <= 3 and set(geometry.dilation) == {1} and not multiplied

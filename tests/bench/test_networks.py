@@ -11,11 +11,13 @@ from dwsep.bench import measuring, network_problem
 from dwsep.bench.markdown import render_markdown
 from dwsep.bench.measuring import Settings, compare
 from dwsep.bench.network_problem import NetworkProblem, make_network_problem
+from dwsep.bench.network_verify import compute_network_truth
 from dwsep.bench.networks import NETWORKS, NetworkCase, NetworkTask, plan, task_from_json
 from dwsep.bench.peers import NETWORK_BUILDERS, PEERS, Built, CannotRun
 from dwsep.bench.registry import Task
 from dwsep.bench.results import derive, group, notes
 from dwsep.bench.tables import result_tables
+from dwsep.bench.verify import find_fault
 from dwsep.ops import native_status
 from tests.bench.toys import CEILINGS, FAST, TINY, make_network_record, make_results
 
@@ -67,6 +69,34 @@ def test_plan_takes_names_batches_and_a_size():
         "network torchvision/mnasnet0_5@96 batch 4 training float32",
         "network mobilenetv3_small_050@96 batch 4 training float32",
     ]
+
+
+def test_plan_in_bfloat16_is_for_inference():
+    assert [task.key for task in plan([TINY_NETWORK], dtype="bfloat16", batches=[2])] == [
+        "network mobilenetv3_small_050@224 batch 2 inference bfloat16"
+    ]
+    with pytest.raises(ValueError, match="dtype must be float32 in training"):
+        plan([TINY_NETWORK], dtype="bfloat16", training=True)
+    with pytest.raises(ValueError, match="float16"):
+        plan([TINY_NETWORK], dtype="float16")
+
+
+@pytest.mark.parametrize("peer", ["dwsep", "nchw", "channels_last", *RUNTIMES])
+def test_networks_of_bfloat16(peer):
+    problem = make_network_problem(NetworkTask(NetworkCase.make(TINY_NETWORK, 2, 64), dtype="bfloat16"))
+    assert {parameter.dtype for parameter in problem.network.parameters()} == {torch.bfloat16}
+    assert problem.x.dtype is torch.bfloat16
+    if peer == "onnxruntime":
+        with pytest.raises(CannotRun, match="float32 only"):
+            NETWORK_BUILDERS[peer](problem)
+        return
+    if peer == "dwsep" and not native_status().loaded:
+        pytest.skip(f"native library: {native_status().reason}")
+    if peer == "openvino":
+        pytest.importorskip("openvino", reason="openvino is an extra")
+    with torch.no_grad():
+        built = NETWORK_BUILDERS[peer](problem)
+        assert find_fault(compute_network_truth(problem), built.tensors(built.call()))[0] is None
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,8 @@ traffic at the copy rate of that working set, allows: the larger of the two time
 {_COMPARED}
 dwsep is the network after `dwsep.accelerate_`, at inference with `frozen=True`: all peers but eager PyTorch hold their
 weights constant. A network's size in pixels follows its name; weights are random, dropout
-and stochastic depth are off. A training step is forward and backward of a linear loss, in training mode, without an
+and stochastic depth are off; in bfloat16 OpenVINO has the same weights in a float32 model, which it is told to compute
+in bf16. A training step is forward and backward of a linear loss, in training mode, without an
 optimizer. "saved" is what dwsep saves for the backward over what eager PyTorch saves. "floor ms" is the time of the
 convolutions' and linear layers' multiply-adds, three times as many in training, at the multiply-add peak; "floor" is
 the share which dwsep reaches of that speed. {_VERIFIED}""",

@@ -24,8 +24,8 @@ class NetworkProblem:
 
     Attributes:
         task: What is measured.
-        network: In the task's mode; peers copy it.
-        x: (N, 3, size, size).
+        network: In the task's mode and dtype; peers copy it.
+        x: (N, 3, size, size), in the task's dtype.
         grad: (N, classes), the gradient of the loss, which is linear, with respect to the output.
         macs: Multiply-adds of the convolutions and linear layers of a forward pass of the batch.
     """
@@ -68,7 +68,8 @@ def make_network_problem(task: NetworkTask, seed: int = 0) -> NetworkProblem:
     for module in network.modules():
         if type(module).__name__ in _RANDOM_LAYERS:
             module.eval()
-    return NetworkProblem(task, network, x, grad, macs)
+    dtype = getattr(torch, task.dtype)
+    return NetworkProblem(task, network.to(dtype), x.to(dtype), grad.to(dtype), macs)
 
 
 def logits(network: nn.Module, x: Tensor) -> Tensor:

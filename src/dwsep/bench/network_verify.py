@@ -1,4 +1,4 @@
-"""What a network must compute: float64's results, and how far from them float32 may be."""
+"""What a network must compute: float64's results, and how far from them a dtype may be."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from dwsep.bench.network_problem import NetworkProblem, logits, step, step_tensors
 from dwsep.bench.verify import Truth
 
-_RELATIVE = 1e-4  # of a tensor's norm: what float32 may cost a deep network
+_RELATIVE = {"float32": 1e-4, "bfloat16": 2e-2}  # of a tensor's norm: what rounding may cost a deep network
 _MARGIN = 4  # times eager's own distance from float64
 _DRAWS, _ROUNDING = 4, 2.0**-21  # a few times what rounding does to each layer
 _NEGLIGIBLE = 1e-6  # of the largest gradient's norm: of a gradient that is zero but for rounding, nothing is left
@@ -16,13 +16,13 @@ _HOPELESS = 0.1  # eager's relative distance beyond which it is no float32 compu
 
 
 def compute_network_truth(problem: NetworkProblem) -> Truth:
-    """Runs a network in float64, and in eager float32 to learn how far rounding takes it.
+    """Runs a network in float64, and eager in its own dtype to learn how far rounding takes it.
 
-    A tensor may be away from float64, in norm, by 1e-4 of its norm or four times the distance of eager's, whichever is
-    larger. In training, eager's is the largest of a few runs whose parameters differ by 2^-21 of themselves: where the
-    input of a ReLU is zero but for rounding, its gradient passes or not, which shows in all layers before it, and one
-    run may be lucky at all of them. What is zero but for rounding, as the gradient of a bias before a batch norm, may
-    be a millionth of the largest gradient.
+    A tensor may be away from float64, in norm, by 1e-4 of its norm (2e-2 in bfloat16) or four times the distance of
+    eager's, whichever is larger. In training, eager's is the largest of a few runs whose parameters differ by 2^-21 of
+    themselves: where the input of a ReLU is zero but for rounding, its gradient passes or not, which shows in all
+    layers before it, and one run may be lucky at all of them. What is zero but for rounding, as the gradient of a bias
+    before a batch norm, may be a millionth of the largest gradient.
 
     Raises:
         RuntimeError: Eager's output is nowhere near float64's, so that nothing could be verified.
@@ -31,7 +31,7 @@ def compute_network_truth(problem: NetworkProblem) -> Truth:
     norms = [float(value.norm()) for value in exact]
 
     def distances(network: nn.Module) -> list[float]:
-        tensors = _run(network, problem, torch.float32)[1]
+        tensors = _run(network, problem, problem.x.dtype)[1]
         return [float((tensor.double() - value).norm()) for tensor, value in zip(tensors, exact, strict=True)]
 
     away = distances(problem.copy_network())
@@ -43,7 +43,8 @@ def compute_network_truth(problem: NetworkProblem) -> Truth:
     for seed in range(_DRAWS if problem.task.training else 0):
         away = [max(pair) for pair in zip(away, distances(_perturbed(problem.copy_network(), seed)))]
     negligible = _NEGLIGIBLE * max(norms[1:], default=0.0)
-    allowed = [max(_RELATIVE * norm, _MARGIN * distance, negligible) for norm, distance in zip(norms, away)]
+    relative = _RELATIVE[problem.task.dtype]
+    allowed = [max(relative * norm, _MARGIN * distance, negligible) for norm, distance in zip(norms, away)]
     return Truth(tuple(names), tuple(exact), tuple(allowed), in_norm=True)
 
 

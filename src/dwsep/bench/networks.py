@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from dwsep.bench.registry import Task
-from dwsep.errors import ArgumentError
+from dwsep.bench.registry import DTYPES, Task
+from dwsep.errors import ArgumentError, unknown_name
 
 if TYPE_CHECKING:
     from torch import nn
@@ -61,7 +61,7 @@ class NetworkTask:
         case: The network.
         training: Whether forward and backward are measured, in training mode, or the forward alone, in evaluation.
         variant: Always empty: a network is measured as its library builds it.
-        dtype: Always "float32".
+        dtype: Of parameters and input, "float32" or, at inference, "bfloat16".
     """
 
     case: NetworkCase
@@ -94,13 +94,19 @@ def task_from_json(entry: dict[str, Any]) -> AnyTask:
 
 
 def plan(
-    names: Sequence[str] = (), *, training: bool = False, batches: Sequence[int] = (), size: int | None = None
+    names: Sequence[str] = (),
+    *,
+    training: bool = False,
+    dtype: str = "float32",
+    batches: Sequence[int] = (),
+    size: int | None = None,
 ) -> list[NetworkTask]:
     """Lists the comparisons of a run.
 
     Args:
         names: Networks; empty for :data:`NETWORKS`.
         training: Whether a training step is measured, or inference.
+        dtype: "float32" or "bfloat16".
         batches: Batch sizes; empty for 8 in training, 1 and 8 at inference.
         size: Height and width of the input in pixels; None for what each network was made for.
 
@@ -108,12 +114,16 @@ def plan(
         The tasks, those of one batch next to each other.
 
     Raises:
-        ArgumentError: An unknown network.
+        ArgumentError: An unknown network or dtype, or a training step in bfloat16.
         ImportError: The library that has a network is not installed (extra "bench").
     """
+    if dtype not in DTYPES:
+        raise unknown_name("dtype", dtype, DTYPES)
+    if training and dtype != "float32":
+        raise ArgumentError(f"dtype must be float32 in training, which is accelerated in no other, got {dtype!r}")
     sizes = {name: own_size(name) for name in names or NETWORKS}
     return [
-        NetworkTask(NetworkCase.make(name, batch, size or own), training)
+        NetworkTask(NetworkCase.make(name, batch, size or own), training, dtype=dtype)
         for batch in sorted(set(batches or ((8,) if training else (1, 8))))
         for name, own in sizes.items()
     ]

@@ -99,6 +99,7 @@ def networks(
     batch: Annotated[
         list[int] | None, typer.Option(min=1, help="Batch sizes.", show_default="1 and 8; 8 in training")
     ] = None,
+    dtype: Annotated[str, typer.Option(help="float32, or bfloat16 at inference.")] = "float32",
     size: Annotated[
         int | None, typer.Option(min=1, help="Height and width in pixels.", show_default="each network's own")
     ] = None,
@@ -123,7 +124,7 @@ def networks(
     from dwsep.bench.networks import plan
 
     _refuse_resume_of_nothing(resume, json_file)
-    tasks = plan(names or (), training=training, batches=batch or ([1] if quick else []), size=size)
+    tasks = plan(names or (), training=training, dtype=dtype, batches=batch or ([1] if quick else []), size=size)
     settings = _settings(peers, threads, quick, skip_compile=training)
     _measure("networks", tasks, _allocators(allocator, quick), settings, json_file, resume, markdown, None)
 

@@ -58,18 +58,22 @@ def build_compiled(problem: NetworkProblem) -> Built:
 def build_onnxruntime(problem: NetworkProblem) -> Built:
     """Exports the network to ONNX and runs that."""
     _refuse_training(problem, "onnxruntime")
+    if problem.task.dtype != "float32":
+        raise CannotRun("onnxruntime runs float32 only")
     return _onnxruntime.build_session(lambda: _export(problem), problem.x, problem.grad.shape)
 
 
 def build_openvino(problem: NetworkProblem) -> Built:
-    """Converts the network with OpenVINO's own reader of PyTorch models."""
+    """Converts the network with OpenVINO's own reader of PyTorch models; one of bfloat16 as float32 with the same
+    weights, which it is told to compute in bfloat16.
+    """
     _refuse_training(problem, "openvino")
     openvino = _openvino.load_openvino()
-    x = problem.x.clone()
+    x = problem.x.clone().float()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # it traces, of which torch advises against
-        model = openvino.convert_model(problem.copy_network(), example_input=x, input=[list(x.shape)])
-    request = _openvino.compile_model(model)
+        model = openvino.convert_model(problem.copy_network().float(), example_input=x, input=[list(x.shape)])
+    request = _openvino.compile_model(model, "f32" if problem.task.dtype == "float32" else "bf16")
     request.set_input_tensor(openvino.Tensor(x.numpy(), shared_memory=True))
 
     def call(kept_alive: Tensor = x) -> None:

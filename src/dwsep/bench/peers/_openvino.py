@@ -54,12 +54,12 @@ def load_openvino() -> Any:
     return openvino
 
 
-def compile_model(model: Any) -> Any:
-    """Compiles a model for the CPU in float32, with as many threads as PyTorch uses, and makes a request of it."""
+def compile_model(model: Any, precision: str = "f32") -> Any:
+    """Compiles a model for the CPU in a precision, with as many threads as PyTorch uses, and makes a request of it."""
     options = {
         "INFERENCE_NUM_THREADS": torch.get_num_threads(),
         "PERFORMANCE_HINT": "LATENCY",
-        "INFERENCE_PRECISION_HINT": "f32",  # it takes bfloat16 by itself where the CPU is fast at it
+        "INFERENCE_PRECISION_HINT": precision,  # else it takes bfloat16 by itself where the CPU is fast at it
         "ENABLE_CPU_PINNING": False,  # pinned threads would keep other peers off their cores
     }
     return load_openvino().Core().compile_model(model, "CPU", options).create_infer_request()
