@@ -68,8 +68,10 @@ class Step:
         if self.weight is not None:
             top, bottom, left, right = self.pads
             groups = x.shape[1] if self.kind in (Kind.DEPTHWISE, Kind.SEPARABLE) else 1
-            x = F.pad(x, (left, right, top, bottom))
-            x = _conv(x, self.weight, self.bias, stride=self.stride, dilation=self.dilation, groups=groups)
+            x, weight = F.pad(x, (left, right, top, bottom)), self.weight
+            if self.kind == Kind.DENSE:
+                x, weight = self._rounded(x), self._rounded(weight)
+            x = _conv(x, weight, self.bias, stride=self.stride, dilation=self.dilation, groups=groups)
         if self.pointwise is not None:
             x = _conv(self._rounded(inner(x)), self._rounded(self.pointwise), self.pointwise_bias)
         x = outer(x)
@@ -120,7 +122,7 @@ class Step:
             return ops.pack_pointwise_weights(self.pointwise, self.pointwise_bias, self.bfloat16)
         if self.kind == Kind.DENSE:
             patches = self.weight.permute(0, 2, 3, 1).reshape(self.weight.shape[0], -1, 1, 1)
-            return ops.pack_pointwise_weights(patches, self.bias)
+            return ops.pack_pointwise_weights(patches, self.bias, self.bfloat16)
         if self.kind == Kind.DEPTHWISE:
             return ops.pack_depthwise_weights(self.weight, self.bias)
         weights = self.weight, self.pointwise, self.bias, self.pointwise_bias

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "cpu/isa.h"
+#include "cpu/packing.h"
 #include "cpu/parallel.h"
 #include "cpu/patches.h"
 #include "cpu/plane_tiling.h"
@@ -29,11 +30,13 @@ void dense_conv_forward(const DenseConv& conv) {
         const auto run_count = static_cast<int64_t>(runs.at.size());
         const int64_t at = (row * columns + column) * p.out_channels;
         const float *source = rows + column * step, *residual = conv.residual != nullptr ? conv.residual + at : nullptr;
-        if (table.dense_row({source, runs.at.data(), run_count, runs.length, step, pixels, p.out_channels,
+        if (!conv.pairs &&
+            table.dense_row({source, runs.at.data(), run_count, runs.length, step, pixels, p.out_channels,
                              packed.weights, packed.bias, packed.inner, conv.activation, residual, conv.out + at})) {
           continue;
         }
         table.patch_row(runs.job(source, step, pixels, panel, pixels * table.lanes));
+        if (conv.pairs) pair_panel_in_place(table, packed.inner, pixels, panel);
         table.pointwise_tile({panel,
                               0,
                               p.inner_channels,
@@ -46,7 +49,8 @@ void dense_conv_forward(const DenseConv& conv) {
                               conv.out + at,
                               0,
                               packed.blocks,
-                              {}});
+                              {},
+                              conv.pairs});
       }
     }
   });

@@ -13,6 +13,7 @@ struct DenseConv {
   Activation activation;
   const float* residual;
   float* out;
+  bool pairs = false;  // how the weights were packed
 };
 
 void dense_conv_forward(const DenseConv& conv);

@@ -71,7 +71,8 @@ void run(const ProgramStep& step) {
   const ProgramValue &x = step.input, &out = step.output;
   switch (step.kind) {
     case StepKind::kDense:
-      return dense_conv_forward({step.problem, x.data, step.weights, step.activation, step.operand, out.data});
+      return dense_conv_forward(
+          {step.problem, x.data, step.weights, step.activation, step.operand, out.data, step.pairs});
     case StepKind::kDepthwise:
       return depthwise(step);
     case StepKind::kPointwise:

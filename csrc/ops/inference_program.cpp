@@ -181,7 +181,6 @@ ProgramStep read_step(const int64_t* row, const Values& values, const Tensor& we
   ProgramStep step = {};
   step.kind = static_cast<StepKind>(row[kKind]);
   step.pairs = takes_pairs(kernels(), row[kBFloat16] != 0);
-  STD_TORCH_CHECK(row[kBFloat16] == 0 || step.kind != StepKind::kDense, "a dense convolution multiplies floats");
   step.input = values.at(row[kFrom]);
   step.output = values.at(row[kTo]);
   step.activation = static_cast<Activation>(row[kActivation]);

@@ -27,7 +27,7 @@ def check_many(count: int, seed: int) -> None:
     for index in range(count):
         kind = Kind(index % len(Kind))
         step = draw_step(kind, rng, lambda *shape: integers(*shape, top=2), ("none", "relu", "relu6"))
-        step.bfloat16 = kind != Kind.DENSE and rng.random() < 0.5
+        step.bfloat16 = rng.random() < 0.5
         wanted = step.expected()
         if kind == Kind.POOL:
             wanted = wanted.float().double()
@@ -66,7 +66,7 @@ def test_float_results_with_long_activations(kind):
         assert (got - wanted).norm() <= 1e-6 * wanted.norm() + 1e-6
 
 
-@pytest.mark.parametrize("kind", [Kind.DEPTHWISE, Kind.POINTWISE, Kind.SEPARABLE])
+@pytest.mark.parametrize("kind", [Kind.DENSE, Kind.DEPTHWISE, Kind.POINTWISE, Kind.SEPARABLE])
 def test_float_results_of_products_in_bfloat16(kind):
     rng = random.Random(int(kind))
     torch.manual_seed(int(kind))
@@ -78,12 +78,6 @@ def test_float_results_of_products_in_bfloat16(kind):
         # Where what is rounded lies close to the middle, the float before it decides the direction: once in a while.
         assert (got - step.expected()).norm() <= 1e-3 * wanted.norm()
         assert (got - wanted).norm() <= 1e-2 * wanted.norm()
-
-
-def test_a_dense_convolution_takes_no_bfloat16():
-    step = Step(Kind.DENSE, torch.randn(1, 3, 6, 6), torch.randn(8, 3, 3, 3), pads=(1, 1, 1, 1), bfloat16=True)
-    with pytest.raises(RuntimeError, match="a dense convolution multiplies floats"):
-        ops.inference_program(**step.arguments())
 
 
 def test_a_chain_in_the_workspace():

@@ -71,7 +71,7 @@ def _single(stage: Stage, native: bool, bfloat16: bool) -> Step:
         return Pointwise(stage, bfloat16)
     if native and _modules.is_depthwise(stage.conv):
         return Depthwise(stage, native)
-    return Dense(stage, native)
+    return Dense(stage, native, bfloat16)
 
 
 class Plan:

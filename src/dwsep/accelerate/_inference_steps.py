@@ -25,6 +25,8 @@ _IN_PLACE: dict[str, Callable[[Tensor], Tensor]] = {
     "hardswish": lambda x: aten.hardswish_(x),
     "gelu": lambda x: aten.gelu_(x),
 }
+# Fewer input channels make patches of them cost more than their products in bfloat16 save.
+_FEW_CHANNELS = 16
 # Beyond so many floats of weights, which every row of the output reads anew, torch's convolution is the faster.
 _MOST_DENSE_WEIGHTS = 1 << 16
 
@@ -51,6 +53,7 @@ class Native(NamedTuple):
     expansion: int = -1  # place of the weights of a 1x1 convolution before a depthwise or separable one
     expansion_activation: str = "none"
     gate: int | None = None  # the value whose (N, C) factors a pointwise step's input is multiplied with
+    bfloat16: bool = True  # whether its weights are packed so in a network of bfloat16
 
     def taken(self) -> list[int]:
         """The values it reads."""
@@ -121,11 +124,11 @@ class Pointwise(Step):
 class Dense(Step):
     """Any convolution that no kernel of ours runs alone: torch's, with the norm folded."""
 
-    def __init__(self, stage: Stage, native: bool) -> None:
+    def __init__(self, stage: Stage, native: bool, bfloat16: bool = False) -> None:
         conv = stage.conv
         assert conv is not None
         self.x, self.residual = stage.input, stage.residual
-        self.activation = stage.activation
+        self.activation, self.bfloat16, self.rounds = stage.activation, False, False
         weight, self.bias = _folding.fold(conv, stage.norm, stage.norm_channels)
         self.weight = weight.contiguous(memory_format=torch.channels_last)
         self.geometry = _modules.geometry_of(conv)
@@ -134,22 +137,27 @@ class Dense(Step):
         symmetric = padding is not None and all(low == high for low, high in padding)
         self.padding = [low for low, _ in padding] if symmetric and padding is not None else None
         if native and conv.groups == 1 and weight.numel() <= _MOST_DENSE_WEIGHTS:
-            patches = weight.permute(0, 2, 3, 1).reshape(weight.shape[0], -1, 1, 1)
-            self.packed = torch.ops.dwsep.pack_pointwise_weights(patches, self.bias)
+            self.bfloat16 = bfloat16 and conv.in_channels >= _FEW_CHANNELS
+            patches = _rounded(weight, self.bfloat16).permute(0, 2, 3, 1).reshape(weight.shape[0], -1, 1, 1)
+            self.packed = torch.ops.dwsep.pack_pointwise_weights(patches, self.bias, self.bfloat16)
+        elif bfloat16:
+            self.weight, self.rounds = self.weight.bfloat16(), True
+            self.bias = None if self.bias is None else self.bias.bfloat16()
 
     def __call__(self, values: list[Any]) -> Tensor:
         x, padding, g = values[self.x], self.padding, self.geometry
         if padding is None:
             (top, bottom), (left, right) = g.pads(x.shape[2:])
             x, padding = F.pad(x, (left, right, top, bottom)), (0, 0)
-        out = F.conv2d(x, self.weight, self.bias, g.stride, padding, g.dilation, self.groups)
+        x = x.bfloat16() if self.rounds else x
+        out = F.conv2d(x, self.weight, self.bias, g.stride, padding, g.dilation, self.groups).float()
         out = _IN_PLACE[self.activation](out)
         return out if self.residual is None else _add(out, values[self.residual])
 
     def native(self, shapes: Shapes) -> Native | None:
         if self.packed is None:
             return None
-        return _convolution(Kind.DENSE, self, self.weight.shape[0], self.activation, shapes)
+        return _convolution(Kind.DENSE, self, self.weight.shape[0], self.activation, shapes, bfloat16=self.bfloat16)
 
 
 class Depthwise(Step):

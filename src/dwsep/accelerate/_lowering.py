@@ -60,7 +60,7 @@ class NativeSegment:
         layout = _Layout(segment, shapes, self.inputs, outputs)
         self.values = torch.tensor(layout.rows)
         records = [_record(step, output, segment, layout.index) for step, output in segment.steps]
-        rounds = [int(bfloat16 and step.kind is not Kind.DENSE) for step, _ in segment.steps]
+        rounds = [int(bfloat16 and step.bfloat16) for step, _ in segment.steps]
         self.steps = torch.tensor([[*record, rounded] for record, rounded in zip(records, rounds, strict=True)])
         self.output_sizes = [size for value in outputs for size in _image(shapes[value])]
         self.workspace = layout.workspace
