@@ -136,4 +136,97 @@ def test_networks_of_timm(name):
     net = net.eval().bfloat16().to(memory_format=torch.channels_last)
     plain = copy.deepcopy(net)
     dwsep.accelerate_(net)
-    _check(net, plain, torch.randn(2, 3, 96, 96).bfloat16().contiguous(memory_format=torch.channels_last))
+    x = torch.randn(2, 3, 96, 96).contiguous(memory_format=torch.channels_last)
+    _check(net, plain, x.bfloat16())
+    net, plain = net.float(), plain.float()
+    _check_under_autocast(net, plain, x)
+
+
+def _check_under_autocast(model: nn.Module, plain: nn.Module, x: torch.Tensor) -> None:
+    """Closer to float64 than eager under autocast is, or about as close; in the same dtype and layout."""
+    with torch.no_grad():
+        wanted = copy.deepcopy(plain).double()(x.double())
+        with torch.autocast("cpu", torch.bfloat16):
+            theirs = plain(x)
+            for _ in range(2):
+                ours = model(x)
+                assert ours.dtype is theirs.dtype
+                assert ours.stride() == theirs.stride()
+                assert distance(ours.double(), wanted) <= 1.1 * distance(theirs.double(), wanted) + 4e-3
+
+
+@pytest.mark.parametrize("gate", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_autocast_to_bfloat16(gate, dtype, x):
+    net = randomise(Net(gate=gate)).eval()
+    plain = copy.deepcopy(net)
+    dwsep.accelerate_(net, frozen=True)
+    x = x.to(dtype)
+    _check_under_autocast(net, plain, x)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        assert not torch.equal(net(x), plain(x))  # it ran: eager rounds in between
+    with torch.no_grad():
+        assert distance(net(x.float()), plain(x.float())) < 1e-5  # and float32 is float32 again
+
+
+def test_autocast_of_a_sum_with_the_input_gives_what_eager_gives():
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.norm = nn.Conv2d(8, 8, 3, padding=1, groups=8), nn.BatchNorm2d(8)
+            self.mix, self.norm2 = nn.Conv2d(8, 8, 1), nn.BatchNorm2d(8)
+
+        def forward(self, x):
+            return x + self.norm2(self.mix(torch.relu(self.norm(self.conv(x)))))
+
+    net = randomise(Block()).eval()
+    plain = copy.deepcopy(net)
+    dwsep.accelerate_(net)
+    x = torch.randn(2, 8, 9, 7)
+    for each, dtype in ((x, torch.float32), (x.bfloat16(), torch.bfloat16)):
+        _check_under_autocast(net, plain, each)
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+            assert net(each).dtype is dtype
+
+
+def test_autocast_of_what_is_not_known_to_keep_its_dtype_runs_as_before(x):
+    class Ends(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = Net()
+
+        def forward(self, x):
+            return torch.softmax(self.net(x), 1)
+
+    net = randomise(Ends()).eval()
+    plain = copy.deepcopy(net)
+    dwsep.accelerate_(net)
+    x = x.float()
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        assert net(x).dtype is plain(x).dtype
+        assert distance(net(x), plain(x)) < 2e-2
+
+
+def test_autocast_sees_weights_that_change(x):
+    net = randomise(Net()).eval()
+    plain = copy.deepcopy(net)
+    dwsep.accelerate_(net)
+    x = x.float()
+    _check_under_autocast(net, plain, x)
+    with torch.no_grad():
+        for model in (net, plain):
+            for parameter in model.parameters():
+                parameter.mul_(1.25)
+    _check_under_autocast(net, plain, x)
+
+
+def test_training_under_autocast_runs_as_before(x):
+    net = randomise(Net()).train()
+    plain = copy.deepcopy(net)
+    dwsep.accelerate_(net)
+    for model in (net, plain):
+        with torch.autocast("cpu", torch.bfloat16):
+            y = model(x.float())
+        y.float().sum().backward()
+    for ours, theirs in zip(net.parameters(), plain.parameters(), strict=True):
+        assert torch.equal(ours.grad, theirs.grad)

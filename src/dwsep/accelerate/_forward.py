@@ -96,6 +96,7 @@ class Reading:
         self.channels = {sum(conv.in_channels for conv in convs) for convs in first}
         self.gains = gains(self.program)
         self.plan: _inference.Plan | None = None
+        self.autocast_plan: _inference.Plan | None = None
         self._training: _segments.Plan | None = None
 
     def wants_gradient(self, x: Tensor) -> bool:
@@ -112,15 +113,19 @@ class Reading:
             self._training = _segments.plan(self.program)
         return self._training
 
-    def inference(self) -> _inference.Plan | None:
-        """The plan to run, made anew where it is stale; ``None`` where there can be none."""
-        if self.plan is None or not self.plan.is_current():
-            self.plan = None
+    def inference(self, autocast: bool = False) -> _inference.Plan | None:
+        """The plan to run, under autocast or not, made anew where it is stale; ``None`` where there can be none."""
+        plan = self.autocast_plan if autocast else self.plan
+        if plan is None or not plan.is_current():
             try:
-                self.plan = _inference.Plan(self.program)
+                plan = _inference.Plan(self.program, autocast)
             except NotImplementedError:
-                return None
-        return self.plan
+                plan = None
+            if autocast:
+                self.autocast_plan = plan
+            else:
+                self.plan = plan
+        return plan
 
 
 class _InstanceForward:
@@ -169,18 +174,21 @@ class AcceleratedForward(_InstanceForward):
         if torch.compiler.is_compiling():
             return type(self.module).forward(self.module, *args, **kwargs)
         if len(args) == 1 and not kwargs and _admits(args[0]):
-            x = args[0]
-            if self.kept is not None and self.kept[0] <= {x.shape[1]} and self._may_keep(x):
+            x, autocast = args[0], torch.is_autocast_enabled("cpu")
+            if not autocast and self.kept is not None and self.kept[0] <= {x.shape[1]} and self._may_keep(x):
                 return self.kept[1].run(x, watch=self.watch)
             reading = self.reading()
             if reading is not None and reading.channels <= {x.shape[1]}:
                 if reading.wants_gradient(x) or reading.is_training():
-                    floats = x.dtype is torch.float32
+                    floats = x.dtype is torch.float32 and not autocast
                     if floats and _training.is_available() and _training.admits(reading.program):
                         return _training.run(reading.program, reading.training(), x, self.watch)
                 else:
-                    plan = reading.inference()
-                    if plan is not None and x.dtype is plan.dtype:
+                    plan = reading.inference(autocast)
+                    if plan is not None and plan.takes(x):
+                        if autocast:
+                            with torch.autocast("cpu", enabled=False):
+                                return plan.run(x, watch=self.watch)
                         if self.frozen and self._may_keep(x):
                             self.kept = reading.channels, plan
                         return plan.run(x, watch=self.watch)
@@ -198,7 +206,7 @@ class AcceleratedForward(_InstanceForward):
             if reading.state.is_current():
                 if index:
                     readings.insert(0, readings.pop(index))
-                    reading.plan = None
+                    reading.plan = reading.autocast_plan = None
                 return reading if reading.gains else None
         if self.count >= _MOST_READINGS:
             return None
@@ -233,6 +241,7 @@ class DepthwiseForward(_InstanceForward):
             return type(conv).forward(conv, *args, **kwargs)
         key = conv.kernel_size, conv.stride, conv.padding, conv.dilation, conv.groups
         floats = args[0].dtype is torch.float32 and conv.weight.dtype is torch.float32
+        floats = floats and not torch.is_autocast_enabled("cpu")
         if not floats or not _modules.is_conv(conv) or conv.groups != conv.in_channels:
             return type(conv).forward(conv, *args, **kwargs)
         if self._geometry is None or self._geometry[0] != key:
@@ -269,7 +278,7 @@ def _admits(x: Any, channels: Collection[int] | None = None) -> bool:
         and x.layout is torch.strided
         and x.numel() > 0
         and (channels is None or x.shape[1] in channels)
-        and not torch.is_autocast_enabled("cpu")
+        and (not torch.is_autocast_enabled("cpu") or torch.get_autocast_dtype("cpu") is torch.bfloat16)
         and not _functorch.is_active()
         and not torch_module._has_any_global_hook()
     )

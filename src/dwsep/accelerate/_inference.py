@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from dwsep import functional
@@ -24,11 +24,14 @@ from dwsep.accelerate._inference_steps import (
     Unfolded,
 )
 from dwsep.accelerate._lowering import LINE, Lowering, NativeSegment, Planned
-from dwsep.accelerate._program import Call, Product, Program, Stage, inputs_of, modules_of, substitute, values_in
+from dwsep.accelerate._program import Call, Product, Program, Stage, Value, inputs_of, modules_of, substitute, values_in
 from dwsep.ops._layout import is_channels_last
 
 # Runs a step, given its number and what runs it.
 Watch = Callable[[int, Callable[[], Any]], Any]
+_FLOATS = (torch.float32, torch.bfloat16)
+# Modules whose result has the dtype of what they take, under autocast as well.
+_KEEPING = (nn.Dropout, nn.Identity, nn.Flatten, nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.ReLU, nn.ReLU6)
 # Methods whose result's dtype is not that of what they take.
 _CASTS = ("to", "type", "type_as", "float", "double", "half", "bfloat16")
 # Input shapes for which native programs are kept.
@@ -77,11 +80,15 @@ def _single(stage: Stage, native: bool, bfloat16: bool) -> Step:
 class Plan:
     """A program with its weights prepared; valid while :meth:`is_current`.
 
+    Args:
+        program: What is run.
+        autocast: Whether it runs under autocast to bfloat16, with parameters of float32.
+
     Raises:
-        NotImplementedError: a parameter's changes cannot be told.
+        NotImplementedError: a parameter's changes cannot be told, or the program is one for eager alone.
     """
 
-    def __init__(self, program: Program) -> None:
+    def __init__(self, program: Program, autocast: bool = False) -> None:
         modules: list[Any] = [m for stage in program.stages() for m in (*stage.convs, stage.norm) if m is not None]
         calls = [step for step in program.steps if isinstance(step, Call)]
         self.sources = _folding.Sources(modules + [call.linear for call in calls if call.linear is not None])
@@ -92,7 +99,12 @@ class Plan:
         if not all(tensor.is_cpu for tensor in self.sources.tensors):
             raise NotImplementedError("a parameter is not on the CPU")
         self.dtype = dtypes.pop() if dtypes else torch.float32
-        self.bfloat16 = bfloat16 = self.dtype is torch.bfloat16
+        if autocast and self.dtype is not torch.float32:
+            raise NotImplementedError("autocast of parameters that are not of float32")
+        self.autocast = autocast
+        self.bfloat16 = bfloat16 = autocast or self.dtype is torch.bfloat16
+        # By the input's dtype, what eager's results would be under autocast; empty where that cannot be told.
+        self.result_dtypes = {dtype: _dtypes_under_autocast(program, dtype) for dtype in _FLOATS} if autocast else {}
         self.outputs, self.spec = program.outputs, program.output_spec
         convs = [conv for stage in program.stages() for conv in stage.convs]
         self.channels_last = any(is_channels_last(conv.weight) for conv in convs)
@@ -108,6 +120,10 @@ class Plan:
     def is_current(self) -> bool:
         """Whether nothing that the prepared weights come from has changed."""
         return self.sources.are_current()
+
+    def takes(self, x: Tensor) -> bool:
+        """Whether an input has the dtype that the plan is for."""
+        return x.dtype is self.dtype if not self.autocast else bool(self.result_dtypes.get(x.dtype))
 
     def run(self, x: Tensor, steps: Sequence[Planned | NativeSegment] | None = None, watch: Watch | None = None) -> Any:
         """The module's output for an input (N, C, H, W).
@@ -134,7 +150,11 @@ class Plan:
                     values[value] = None
         results = substitute(self.outputs, values)
         if self.bfloat16:
-            results = [r.bfloat16() if isinstance(r, Tensor) and r.dtype is torch.float32 else r for r in results]
+            dtypes = self.result_dtypes.get(x.dtype) or [torch.bfloat16] * len(results)
+            results = [
+                r.to(dtype) if isinstance(r, Tensor) and r.dtype is torch.float32 else r
+                for r, dtype in zip(results, dtypes, strict=True)
+            ]
         if not keeps:
             results = [r.contiguous() if isinstance(r, Tensor) and r.dim() == 4 else r for r in results]
         return pytree.tree_unflatten(results, self.spec) if not self.spec.is_leaf() else results[0]
@@ -165,6 +185,30 @@ def _computes_in_float32(program: Program) -> bool:
             if step.target in _CASTS or (step.target is getattr and "dtype" in step.args):
                 return False
     return True
+
+
+def _dtypes_under_autocast(program: Program, x: torch.dtype) -> list[torch.dtype]:
+    """The dtypes of a program's results under autocast to bfloat16, for an input's; empty where one is not known."""
+    known: dict[int, torch.dtype | None] = {0: x}
+
+    def joined(*values: int) -> torch.dtype | None:
+        dtypes = [known.get(value) for value in values]
+        return None if None in dtypes else torch.float32 if torch.float32 in dtypes else torch.bfloat16
+
+    for step in program.steps:
+        if isinstance(step, Stage):
+            own = torch.bfloat16 if step.convs else known.get(step.input)
+            known[step.output] = own
+            if step.residual is not None:
+                known[step.output] = joined(step.output, step.residual)
+        elif isinstance(step, Product):
+            known[step.output] = joined(step.left, step.right)
+        elif step.linear is not None:
+            known[step.output] = torch.bfloat16
+        elif step.pools is not None or step.flattens or step.gate is not None or isinstance(step.target, _KEEPING):
+            known[step.output] = joined(*inputs_of(step))
+    found = [known.get(int(value)) if isinstance(value, Value) else None for value in program.outputs]
+    return [] if None in found else [dtype for dtype in found if dtype is not None]
 
 
 def _planned(program: Program, native: bool, bfloat16: bool) -> tuple[list[Planned], int]:

@@ -316,7 +316,8 @@ class Other(Step):
 
     def __init__(self, call: Call, native: bool, bfloat16: bool = False) -> None:
         self.call = call
-        self.rounds = bfloat16 and isinstance(call.target, nn.Module) and any(True for _ in call.target.parameters())
+        parameters = call.target.parameters() if isinstance(call.target, nn.Module) else ()
+        self.rounds = any(parameter.dtype is torch.bfloat16 for parameter in parameters)
         self.x = int(call.args[0]) if call.args and isinstance(call.args[0], Value) else -1
         self.linear = call.linear if native else None
         if self.linear is not None:
