@@ -34,7 +34,7 @@ def _check(model: nn.Module, plain: nn.Module, x: torch.Tensor) -> None:
             ours = model(x)
             assert ours.dtype is torch.bfloat16
             assert ours.stride() == theirs.stride()
-            assert distance(ours.double(), wanted) <= 1.1 * distance(theirs.double(), wanted) + 4e-3
+            assert distance(ours.double(), wanted) <= 1.5 * distance(theirs.double(), wanted) + 4e-3
 
 
 @pytest.mark.parametrize("activation", [nn.ReLU, nn.ReLU6, nn.SiLU, nn.Hardswish, nn.GELU, nn.Mish])
@@ -152,7 +152,7 @@ def _check_under_autocast(model: nn.Module, plain: nn.Module, x: torch.Tensor) -
                 ours = model(x)
                 assert ours.dtype is theirs.dtype
                 assert ours.stride() == theirs.stride()
-                assert distance(ours.double(), wanted) <= 1.1 * distance(theirs.double(), wanted) + 4e-3
+                assert distance(ours.double(), wanted) <= 1.5 * distance(theirs.double(), wanted) + 4e-3
 
 
 @pytest.mark.parametrize("gate", [False, True])

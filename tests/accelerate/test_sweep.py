@@ -66,6 +66,29 @@ def test_network_is_right_or_left_alone(name, monkeypatch):
     assert not any("forward" in vars(module) for module in net.modules())
 
 
+@pytest.mark.parametrize("name", _sampled())
+def test_network_of_bfloat16_is_as_close_as_eager_is(name):
+    torch.manual_seed(0)
+    net = smooth(randomise(create(name))).eval()
+    size = 96 if "xception" in name else 64
+    x = torch.randn(3, 3, size, size)
+    for autocast in (True, False):
+        model = net if autocast else net.bfloat16()
+        value = x if autocast else x.bfloat16()
+        plain = copy.deepcopy(model)
+        dwsep.accelerate_(model)
+        with torch.no_grad():
+            exact = _first(copy.deepcopy(plain).double())(value.double())
+            with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+                theirs = _first(plain)(value)
+                for _ in range(2):  # its shape is new, then known
+                    ours = _first(model)(value)
+                    assert ours.dtype is theirs.dtype
+                    away = distance(theirs.double(), exact)
+                    assert distance(ours.double(), exact) <= 2 * away + 2e-3, f"{autocast=}"
+        dwsep.revert_(model)
+
+
 def _first(model):
     """The model, or the main output of one that returns several."""
 
