@@ -78,6 +78,28 @@ def test_a_module_with_parameters_takes_and_gives_bfloat16(x):
     assert set(seen) == {torch.bfloat16}
 
 
+@pytest.mark.parametrize("buffer", [False, True])
+def test_a_module_with_a_tensor_of_its_own_takes_and_gives_bfloat16(buffer, x):
+    class Blur(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            weight = torch.ones(8, 1, 3, 3).bfloat16() / 9
+            if buffer:
+                self.register_buffer("weight", weight)
+            else:
+                self.weight = weight
+
+        def forward(self, x):
+            return torch.conv2d(x, self.weight, padding=1, groups=8) if type(x) is torch.Tensor else x.whole()
+
+    net = randomise(nn.Sequential(nn.Conv2d(3, 8, 1), Blur(), *Net().blocks)).eval().bfloat16()
+    plain = copy.deepcopy(net)
+    dwsep.accelerate_(net)
+    with torch.no_grad():
+        for _ in range(2):
+            assert distance(net(x), plain(x)) < 2e-2
+
+
 class Looks(nn.Module):
     """Asks for the dtype of what it computes."""
 

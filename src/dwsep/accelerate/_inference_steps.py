@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -312,12 +313,11 @@ class Joined(Step):
 
 
 class Other(Step):
-    """A call, as the forward had it; a module with parameters of bfloat16 takes and gives values of its own kind."""
+    """A call, as the forward had it; a module with tensors of bfloat16 takes and gives values of its own kind."""
 
     def __init__(self, call: Call, native: bool, bfloat16: bool = False) -> None:
         self.call = call
-        parameters = call.target.parameters() if isinstance(call.target, nn.Module) else ()
-        self.rounds = any(parameter.dtype is torch.bfloat16 for parameter in parameters)
+        self.rounds = isinstance(call.target, nn.Module) and _holds_bfloat16(call.target)
         self.x = int(call.args[0]) if call.args and isinstance(call.args[0], Value) else -1
         self.linear = call.linear if native else None
         if self.linear is not None:
@@ -349,6 +349,12 @@ class Other(Step):
         shape = None if self.x < 0 else shapes[self.x]
         flat = self.call.flattens and shape is not None and len(shape) == 4 and shape[2:] == (1, 1)
         return shape[:2] if flat and shape is not None else None
+
+
+def _holds_bfloat16(module: nn.Module) -> bool:
+    attributes = (value for each in module.modules() for value in vars(each).values() if isinstance(value, Tensor))
+    tensors = itertools.chain(module.parameters(), module.buffers(), attributes)
+    return any(tensor.dtype is torch.bfloat16 for tensor in tensors)
 
 
 def _cast(value: Any, before: torch.dtype, after: torch.dtype) -> Any:
