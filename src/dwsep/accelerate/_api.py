@@ -20,8 +20,10 @@ def accelerate_(model: nn.Module, *, filter_fn: Filter | None = None, frozen: bo
 
     Chains of convolution, batch norm, activation and sum run fused from the next call on. Parameters, buffers, names,
     ``state_dict`` keys, hooks, device, dtype, mode and shared modules stay; optimizers built before stay valid; copies
-    and pickles of the model are accelerated, too. What cannot run fused (another device or dtype, autocast,
-    ``torch.func``, a compiler, hooks) runs as before. Weights may change at any time, unless ``frozen``.
+    and pickles of the model are accelerated, too. Inference runs fused in bfloat16 as well, of the parameters or of
+    autocast: float32 between the steps, rounded where pointwise convolutions multiply and at the end. What cannot run
+    fused (another device or dtype, training in bfloat16, ``torch.func``, a compiler, hooks) runs as before. Weights may
+    change at any time, unless ``frozen``.
 
     Args:
         model: any module; changed in place.
