@@ -164,6 +164,25 @@ def test_networks_of_timm(name):
     _check_under_autocast(net, plain, x)
 
 
+def test_analyze_times_its_steps(x, monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    net = _net(gate=True)
+    plain = copy.deepcopy(net)
+    dwsep.accelerate_(net)
+    report = dwsep.analyze(net, x, seconds=0, advice=False)
+    assert any(row.fused for row in report.rows)
+    assert report.macs == dwsep.analyze(plain, x, latency=False).macs
+    _check(net, plain, x)
+
+
+def test_an_input_that_is_a_part_of_another(x):
+    net = _net()
+    plain = copy.deepcopy(net)
+    dwsep.accelerate_(net)
+    wide = torch.randn(2, 3, 40, 24).bfloat16().contiguous(memory_format=torch.channels_last)
+    _check(net, plain, wide[:, :, ::2])
+
+
 def _check_under_autocast(model: nn.Module, plain: nn.Module, x: torch.Tensor) -> None:
     """Closer to float64 than eager under autocast is, or about as close; in the same dtype and layout."""
     with torch.no_grad():

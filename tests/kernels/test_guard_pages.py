@@ -126,6 +126,9 @@ def check_operators(at_end: bool) -> None:
         packed = guarded(ops.pack_separable_weights(depthwise, pointwise, bias, pointwise_bias), at_end)
         sizes = [problem.channels * problem.multiplier, problem.out_channels, list(problem.kernel)]
         _check(ops.separable_conv_packed(x, packed, *sizes, *problem.geometry, "none", "gelu", "none"))
+        if dtype is torch.float32:
+            packed = guarded(ops.pack_separable_weights(depthwise, pointwise, bias, pointwise_bias, True), at_end)
+            _check(ops.separable_conv_packed(x, packed, *sizes, *problem.geometry, "none", "gelu", "none", True))
     _check_programs(generator, at_end)
     for channels in (5, 16, 19, 35):
         problem = problems.Problem("", 2, channels, 1, channels, *GEOMETRIES[3])
@@ -143,6 +146,7 @@ def _check_programs(generator: torch.Generator, at_end: bool) -> None:
     for index in range(8 * len(Kind)):
         draw = problems.normal(generator)
         step = draw_step(Kind(index % len(Kind)), rng, lambda *shape, draw=draw: draw(shape), ("relu6", "silu"))
+        step.bfloat16 = rng.random() < 0.5
         for name in ("weight", "bias"):
             setattr(step, name, guarded(getattr(step, name), at_end))
         arguments = step.arguments()
@@ -181,9 +185,10 @@ def _check_stages(problem: problems.Problem, draw, at_end: bool) -> None:
     gate = take(problem.batch, channels)
     _check((ops.stage_pool(x, *affine), ops.stage_gate(x, *affine, gate), ops.stage_gate_gradient(other, x, *affine)))
     _check(ops.stage_squeeze_backward(other, gate, take(problem.batch, channels), x, *affine))
-    packed = guarded(ops.pack_pointwise_weights(pointwise, take(problem.out_channels)), at_end)
     residual = take(problem.batch, problem.out_channels, *problem.spatial)
-    _check(ops.pointwise_conv_packed(x, packed, problem.out_channels, "gelu", residual))
+    for bfloat16 in (False, True):
+        packed = guarded(ops.pack_pointwise_weights(pointwise, take(problem.out_channels), bfloat16), at_end)
+        _check(ops.pointwise_conv_packed(x, packed, problem.out_channels, "gelu", residual, bfloat16))
 
 
 def _run(script: str, start: dict[str, str] | None = None, **environment: str) -> subprocess.CompletedProcess[str]:

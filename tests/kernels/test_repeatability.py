@@ -111,8 +111,9 @@ def _stages(shape: tuple) -> Iterator[tuple[str, Operation]]:
 def _programs() -> Iterator[tuple[str, Operation]]:
     rng, generator = random.Random(3), torch.Generator().manual_seed(3)
     for kind in Kind:
-        for _ in range(4):
+        for number in range(4):
             step = draw_step(kind, rng, lambda *shape: torch.randn(shape, generator=generator), ("relu6", "silu"))
+            step.bfloat16 = number % 2 == 1
             arguments = step.arguments()
             yield "inference_program", lambda arguments=arguments: tuple(ops.inference_program(**arguments))
 

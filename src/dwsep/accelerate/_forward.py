@@ -95,6 +95,7 @@ class Reading:
         first = [stage.convs for stage in self.program.stages() if stage.convs and stage.input == 0]
         self.channels = {sum(conv.in_channels for conv in convs) for convs in first}
         self.gains = gains(self.program)
+        self.autocasts = bool(_inference.dtypes_under_autocast(self.program))
         self.plan: _inference.Plan | None = None
         self.autocast_plan: _inference.Plan | None = None
         self._training: _segments.Plan | None = None
@@ -115,6 +116,8 @@ class Reading:
 
     def inference(self, autocast: bool = False) -> _inference.Plan | None:
         """The plan to run, under autocast or not, made anew where it is stale; ``None`` where there can be none."""
+        if autocast and not self.autocasts:
+            return None
         plan = self.autocast_plan if autocast else self.plan
         if plan is None or not plan.is_current():
             try:

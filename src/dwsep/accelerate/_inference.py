@@ -29,7 +29,6 @@ from dwsep.ops._layout import is_channels_last
 
 # Runs a step, given its number and what runs it.
 Watch = Callable[[int, Callable[[], Any]], Any]
-_FLOATS = (torch.float32, torch.bfloat16)
 # Modules whose result has the dtype of what they take, under autocast as well.
 _KEEPING = (nn.Dropout, nn.Identity, nn.Flatten, nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.ReLU, nn.ReLU6)
 # Methods whose result's dtype is not that of what they take.
@@ -103,8 +102,7 @@ class Plan:
             raise NotImplementedError("autocast of parameters that are not of float32")
         self.autocast = autocast
         self.bfloat16 = bfloat16 = autocast or self.dtype is torch.bfloat16
-        # By the input's dtype, what eager's results would be under autocast; empty where that cannot be told.
-        self.result_dtypes = {dtype: _dtypes_under_autocast(program, dtype) for dtype in _FLOATS} if autocast else {}
+        self.result_dtypes = dtypes_under_autocast(program) if autocast else {}
         self.outputs, self.spec = program.outputs, program.output_spec
         convs = [conv for stage in program.stages() for conv in stage.convs]
         self.channels_last = any(is_channels_last(conv.weight) for conv in convs)
@@ -123,7 +121,7 @@ class Plan:
 
     def takes(self, x: Tensor) -> bool:
         """Whether an input has the dtype that the plan is for."""
-        return x.dtype is self.dtype if not self.autocast else bool(self.result_dtypes.get(x.dtype))
+        return x.dtype in self.result_dtypes if self.autocast else x.dtype is self.dtype
 
     def run(self, x: Tensor, steps: Sequence[Planned | NativeSegment] | None = None, watch: Watch | None = None) -> Any:
         """The module's output for an input (N, C, H, W).
@@ -135,8 +133,7 @@ class Plan:
         """
         keeps = self.channels_last or is_channels_last(x)
         values: list[Any] = [None] * self.count
-        # What lies between the steps of a network of bfloat16 is float32: only the products round.
-        values[0] = x.to(torch.float32, memory_format=torch.channels_last)
+        values[0] = prepared(x)
         steps = self.lowered.get(x.shape) if steps is None else steps
         if steps is None:
             self._run_and_lower(values)
@@ -171,9 +168,14 @@ class Plan:
         self.lowered[shape] = lowering.result
 
 
+def prepared(x: Tensor) -> Tensor:
+    """A program's input as its steps take it: what lies between those of a network of bfloat16 is float32, too."""
+    return x.float().contiguous(memory_format=torch.channels_last)
+
+
 def _computes_in_float32(program: Program) -> bool:
     """Whether a network of bfloat16 can have float32 between its steps: no step tells the one from the other, but for
-    modules with parameters, whose values are made what they were.
+    modules with tensors of their own, whose values are made what they were.
     """
     for step in program.steps:
         if isinstance(step, Stage):
@@ -187,8 +189,13 @@ def _computes_in_float32(program: Program) -> bool:
     return True
 
 
-def _dtypes_under_autocast(program: Program, x: torch.dtype) -> list[torch.dtype]:
-    """The dtypes of a program's results under autocast to bfloat16, for an input's; empty where one is not known."""
+def dtypes_under_autocast(program: Program) -> dict[torch.dtype, list[torch.dtype]]:
+    """By the dtype of a program's input, those of its results under autocast to bfloat16, where they are all known."""
+    found = {dtype: _dtypes_for(program, dtype) for dtype in (torch.float32, torch.bfloat16)}
+    return {dtype: dtypes for dtype, dtypes in found.items() if dtypes is not None}
+
+
+def _dtypes_for(program: Program, x: torch.dtype) -> list[torch.dtype] | None:
     known: dict[int, torch.dtype | None] = {0: x}
 
     def joined(*values: int) -> torch.dtype | None:
@@ -208,7 +215,7 @@ def _dtypes_under_autocast(program: Program, x: torch.dtype) -> list[torch.dtype
         elif step.pools is not None or step.flattens or step.gate is not None or isinstance(step.target, _KEEPING):
             known[step.output] = joined(*inputs_of(step))
     found = [known.get(int(value)) if isinstance(value, Value) else None for value in program.outputs]
-    return [] if None in found else [dtype for dtype in found if dtype is not None]
+    return None if None in found else [dtype for dtype in found if dtype is not None]
 
 
 def _planned(program: Program, native: bool, bfloat16: bool) -> tuple[list[Planned], int]:

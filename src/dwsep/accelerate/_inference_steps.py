@@ -323,7 +323,7 @@ class Other(Step):
         if self.linear is not None:
             weight, bias = self.linear.weight, self.linear.bias
             bias = None if bias is None else bias.detach().float()
-            weight = weight.detach().float()[:, :, None, None]
+            weight = _rounded(weight.detach().float(), bfloat16)[:, :, None, None]
             self.packed = torch.ops.dwsep.pack_pointwise_weights(weight, bias, bfloat16)
 
     def __call__(self, values: list[Any]) -> Any:

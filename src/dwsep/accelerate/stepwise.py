@@ -77,7 +77,7 @@ class Inference:
             plan = self.plan
             plan.run(x)
             values: list[Any] = [None] * plan.count
-            values[0] = x.contiguous(memory_format=torch.channels_last)
+            values[0] = _inference.prepared(x)
             lowering = _Recorder(plan.steps, plan.kept, plan.weights, shape, plan.bfloat16)
             for step in plan.steps:
                 lowering.run(step, values)
