@@ -111,7 +111,7 @@ void pack(const ConvProblem& problem, const KernelTable& kernels, const WeightSo
       if (prepared) kernels.operands.pack_weights(problem.element_type, plain, padded, target);
     }
   });
-  if (!prepared && takes_pairs(kernels, true)) pair_pointwise_blocks(kernels, inner, problem.out_channels, pointwise);
+  if (pairs) pair_pointwise_blocks(kernels, inner, problem.out_channels, pointwise);
 }
 
 }  // namespace
@@ -136,7 +136,8 @@ PackedWeights packed_parts(const ConvProblem& problem, const KernelTable& kernel
 void pack_weights(const ConvProblem& problem, const KernelTable& kernels, const WeightSources& sources, float* memory,
                   bool pairs) {
   if (problem.element_type == ElementType::kBFloat16) {
-    pack<uint16_t>(problem, kernels, sources, memory, false);
+    pack<uint16_t>(problem, kernels, sources, memory,
+                   takes_pairs(kernels, !kernels.operands.prepared(problem.element_type)));
   } else {
     pack<float>(problem, kernels, sources, memory, pairs);
   }

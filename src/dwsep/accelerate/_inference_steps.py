@@ -317,7 +317,7 @@ class Other(Step):
 
     def __init__(self, call: Call, native: bool, bfloat16: bool = False) -> None:
         self.call = call
-        self.rounds = isinstance(call.target, nn.Module) and _holds_bfloat16(call.target)
+        self.rounds = bfloat16 and isinstance(call.target, nn.Module) and _holds_bfloat16(call.target)
         self.x = int(call.args[0]) if call.args and isinstance(call.args[0], Value) else -1
         self.linear = call.linear if native else None
         if self.linear is not None:
