@@ -68,9 +68,9 @@ DWSEP_EXPORT const char* dwsep_current_isa() { return dwsep::kernels().isa; }
 // 0 where the library was built with that instruction set and the CPU has it.
 DWSEP_EXPORT int dwsep_set_isa(const char* name) { return dwsep::set_isa(name) ? 0 : 1; }
 
-DWSEP_EXPORT int64_t dwsep_packed_separable_size(int64_t inner_channels, int64_t taps, int64_t out_channels,
-                                                 int bfloat16) {
-  return dwsep::packed_separable_size(inner_channels, taps, out_channels, bfloat16 != 0);
+DWSEP_EXPORT int64_t dwsep_packed_separable_size(int64_t inner_channels, int64_t multiplier, int64_t taps,
+                                                 int64_t out_channels, int bfloat16) {
+  return dwsep::packed_separable_size(inner_channels, multiplier, taps, out_channels, bfloat16 != 0);
 }
 
 DWSEP_EXPORT int64_t dwsep_packed_pointwise_size(int64_t channels, int64_t out_channels) {

@@ -126,7 +126,8 @@ class Step:
         if self.kind == Kind.DEPTHWISE:
             return ops.pack_depthwise_weights(self.weight, self.bias)
         weights = self.weight, self.pointwise, self.bias, self.pointwise_bias
-        return ops.pack_separable_weights(*weights, self.bfloat16)
+        channels = self.x.shape[1] if self.expansion is None else self.weight.shape[0]
+        return ops.pack_separable_weights(*weights, self.weight.shape[0] // channels, self.bfloat16)
 
 
 def _conv(x: Tensor, weight: Tensor, bias: Tensor | None, **options: Any) -> Tensor:

@@ -38,7 +38,8 @@ struct ConvProblem {
   ElementType element_type;
 };
 
-// Weights in the order in which micro-kernels read them, channels padded with zeros to whole blocks.
+// Weights in the order in which micro-kernels read them, channels padded with zeros to whole blocks. The inner blocks
+// are those of the channels, M times: the first output of every channel, the second, and so on.
 struct PackedWeights {
   const float* depthwise;       // [inner block][tap][lane]
   const float* depthwise_bias;  // [inner block][lane]

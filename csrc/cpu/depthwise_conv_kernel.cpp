@@ -8,6 +8,7 @@
 #include "cpu/isa.h"
 #include "cpu/parallel.h"
 #include "cpu/plane_tile.h"
+#include "cpu/repeated_channels.h"
 #include "cpu/scratch.h"
 #include "cpu/streaming.h"
 #include "cpu/tiling.h"
@@ -106,6 +107,9 @@ void depthwise_conv_forward_on_planes(const ConvProblem& problem, const WeightSo
 
 void depthwise_conv_forward(ConvProblem problem, const WeightSources& weights, Activation activation, const void* x,
                             void* out) {
+  const RepeatedChannels wide(problem, x);
+  problem = of_repeated_channels(problem);
+  x = wide.data();
   RowsPlan rows(kernels(), problem, false);
   if (rows.pays(false)) {
     depthwise_rows_forward(rows, weights, {}, activation, static_cast<const float*>(x), static_cast<float*>(out),
@@ -124,13 +128,17 @@ void depthwise_conv_forward(ConvProblem problem, const WeightSources& weights, A
 void depthwise_conv_forward(ConvProblem problem, const PackedWeights& weights, Activation activation, const void* x,
                             void* out) {
   const KernelTable& table = kernels();
+  const RepeatedChannels wide(problem, x);
+  problem = of_repeated_channels(problem);
   const std::vector<ColumnSegment> segments = column_segments(problem);
   problem.segments = segments.data();
   problem.segment_count = static_cast<int64_t>(segments.size());
   const int64_t bytes_of_pixel = problem.inner_channels * static_cast<int64_t>(sizeof(float));
   const Tiling tiling(problem, l1_cache_bytes() / bytes_of_pixel, 1, 1, thread_count());
   parallel_for(tiling.count(), 1, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) table.depthwise_tile(problem, weights, activation, x, out, tiling[i]);
+    for (int64_t i = begin; i < end; ++i) {
+      table.depthwise_tile(problem, weights, activation, wide.data(), out, tiling[i]);
+    }
   });
 }
 

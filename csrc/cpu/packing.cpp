@@ -5,6 +5,7 @@
 
 #include "cpu/elements.h"
 #include "cpu/parallel.h"
+#include "cpu/plane_tiling.h"
 #include "cpu/scratch.h"
 
 namespace dwsep {
@@ -59,10 +60,20 @@ struct Layout {
   PartSizes sizes;
 };
 
+int64_t taps_of(const ConvProblem& problem) { return problem.kernel[0] * problem.kernel[1] * problem.kernel[2]; }
+
+int64_t padded_to(int64_t lanes, int64_t channels) { return ceil_div(channels, lanes) * lanes; }
+
+// The channels between, with those that fill every rank's last block.
+int64_t ranked_channels(const ConvProblem& problem, const KernelTable& kernels) {
+  return problem.multiplier * padded_to(kernels.lanes, problem.channels);
+}
+
 Layout layout_of(const ConvProblem& problem, const KernelTable& kernels) {
   const auto whole_lines = [](int64_t count) { return (count + 15) / 16 * 16; };
-  const int64_t taps = problem.kernel[0] * problem.kernel[1] * problem.kernel[2];
-  const int64_t padded = (problem.inner_channels + kernels.lanes - 1) / kernels.lanes * kernels.lanes;
+  const int64_t taps = taps_of(problem);
+  const int64_t padded = separates_ranks(problem, kernels) ? ranked_channels(problem, kernels)
+                                                           : padded_to(kernels.lanes, problem.inner_channels);
   const int64_t columns = kernels.tile_columns;
   const int64_t blocks = (problem.out_channels + columns - 1) / columns;
   const int64_t block_floats = weight_block_floats(kernels, problem.element_type, padded);
@@ -114,7 +125,72 @@ void pack(const ConvProblem& problem, const KernelTable& kernels, const WeightSo
   if (pairs) pair_pointwise_blocks(kernels, inner, problem.out_channels, pointwise);
 }
 
+// Weights rank by rank, zeros in the lanes behind the last channel, as if of a convolution with a multiplier of 1.
+template <class T>
+class RankedWeights {
+ public:
+  RankedWeights(const ConvProblem& problem, const KernelTable& kernels, const WeightSources& sources)
+      : problem_(problem),
+        rank_(padded_to(kernels.lanes, problem.channels)),
+        depthwise_(of_depthwise(static_cast<const T*>(sources.depthwise), taps_of(problem))),
+        bias_(of_depthwise(static_cast<const T*>(sources.depthwise_bias), 1)),
+        pointwise_(of_pointwise(static_cast<const T*>(sources.pointwise))),
+        sources_{depthwise_.data(), sources.depthwise_bias == nullptr ? nullptr : bias_.data(), pointwise_.data(),
+                 sources.pointwise_bias} {
+    problem_.inner_channels = problem_.channels = inner();
+    problem_.multiplier = 1;
+  }
+
+  const ConvProblem& problem() const { return problem_; }
+  const WeightSources& sources() const { return sources_; }
+
+ private:
+  ConvProblem problem_;
+  int64_t rank_;
+  std::vector<T> depthwise_, bias_, pointwise_;
+  WeightSources sources_;
+
+  int64_t inner() const { return problem_.multiplier * rank_; }
+
+  std::vector<T> of_depthwise(const T* source, int64_t taps) const {
+    std::vector<T> made(static_cast<std::size_t>(source == nullptr ? 0 : inner() * taps));
+    if (source == nullptr) return made;
+    for (int64_t channel = 0; channel < problem_.channels; ++channel) {
+      for (int64_t m = 0; m < problem_.multiplier; ++m, source += taps) {
+        std::copy_n(source, taps, made.begin() + (m * rank_ + channel) * taps);
+      }
+    }
+    return made;
+  }
+
+  std::vector<T> of_pointwise(const T* source) const {
+    const int64_t channels = problem_.channels, multiplier = problem_.multiplier;
+    std::vector<T> made(static_cast<std::size_t>(problem_.out_channels * inner()));
+    for (int64_t k = 0; k < problem_.out_channels; ++k, source += channels * multiplier) {
+      T* target = made.data() + k * inner();
+      for (int64_t m = 0; m < multiplier; ++m, target += rank_) {
+        for (int64_t channel = 0; channel < channels; ++channel) target[channel] = source[channel * multiplier + m];
+      }
+    }
+    return made;
+  }
+};
+
+template <class T>
+void pack_in_order(const ConvProblem& problem, const KernelTable& kernels, const WeightSources& sources, float* memory,
+                   bool pairs) {
+  if (!separates_ranks(problem, kernels)) return pack<T>(problem, kernels, sources, memory, pairs);
+  const RankedWeights<T> ranked(problem, kernels, sources);
+  pack<T>(ranked.problem(), kernels, ranked.sources(), memory, pairs);
+}
+
 }  // namespace
+
+bool separates_ranks(const ConvProblem& problem, const KernelTable& kernels) {
+  if (problem.multiplier == 1 || problem.out_channels == 0) return false;
+  const int64_t padded = padded_to(kernels.lanes, problem.inner_channels);
+  return ranked_channels(problem, kernels) * 8 <= padded * 9;
+}
 
 int64_t weight_block_floats(const KernelTable& kernels, ElementType type, int64_t inner) {
   if (!kernels.operands.prepared(type)) return inner * kernels.tile_columns;
@@ -136,10 +212,10 @@ PackedWeights packed_parts(const ConvProblem& problem, const KernelTable& kernel
 void pack_weights(const ConvProblem& problem, const KernelTable& kernels, const WeightSources& sources, float* memory,
                   bool pairs) {
   if (problem.element_type == ElementType::kBFloat16) {
-    pack<uint16_t>(problem, kernels, sources, memory,
-                   takes_pairs(kernels, !kernels.operands.prepared(problem.element_type)));
+    pack_in_order<uint16_t>(problem, kernels, sources, memory,
+                            takes_pairs(kernels, !kernels.operands.prepared(problem.element_type)));
   } else {
-    pack<float>(problem, kernels, sources, memory, pairs);
+    pack_in_order<float>(problem, kernels, sources, memory, pairs);
   }
 }
 

@@ -16,6 +16,11 @@ struct WeightSources {
   const void* pointwise_bias;  // (K) or null
 };
 
+// Whether a separable convolution of a depth multiplier above 1 computes the first output of every channel, then every
+// second one, and so on, from its input as it is: where the channels fill their blocks nearly as well so. Otherwise it
+// takes its channels repeated, and its weights are packed for those.
+bool separates_ranks(const ConvProblem& problem, const KernelTable& kernels);
+
 // Floats of one block of a pointwise weight's columns, for so many inner channels, a multiple of the lanes.
 int64_t weight_block_floats(const KernelTable& kernels, ElementType type, int64_t inner);
 

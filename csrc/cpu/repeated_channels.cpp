@@ -1,6 +1,7 @@
 #include "cpu/repeated_channels.h"
 
 #include "cpu/parallel.h"
+#include "cpu/plane_tiling.h"
 
 namespace dwsep {
 namespace {
@@ -34,11 +35,18 @@ void repeat_all(const T* source, int64_t size, int64_t count, T* target) {
 
 }  // namespace
 
-void repeat_elements(ElementType type, const void* source, int64_t size, int64_t count, void* target) {
-  if (type == ElementType::kFloat32) {
-    repeat_all(static_cast<const float*>(source), size, count, static_cast<float*>(target));
+RepeatedChannels::RepeatedChannels(const ConvProblem& problem, const void* x) : data_(x) {
+  const int64_t count = problem.multiplier;
+  if (count == 1) return;
+  const int64_t size = problem.batch * problem.input[0] * problem.input[1] * problem.input[2] * problem.channels;
+  const bool floats = problem.element_type == ElementType::kFloat32;
+  memory_.emplace(static_cast<std::size_t>(floats ? size * count : ceil_div(size * count, 2)));
+  void* target = memory_->data();
+  data_ = target;
+  if (floats) {
+    repeat_all(static_cast<const float*>(x), size, count, static_cast<float*>(target));
   } else {
-    repeat_all(static_cast<const uint16_t*>(source), size, count, static_cast<uint16_t*>(target));
+    repeat_all(static_cast<const uint16_t*>(x), size, count, static_cast<uint16_t*>(target));
   }
 }
 

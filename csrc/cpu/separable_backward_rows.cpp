@@ -49,16 +49,9 @@ RowPanels SeparableBackwardRows::fill_tile(const Tile& tile, int64_t first_image
       gradient);
   const bool activated = plan_.activation != Activation::kNone;
   if (plan_.tensors.pointwise_gradient != nullptr || (activated && plan_.wants_below())) {
-    ConvProblem one = plan_.problem;
-    one.multiplier = 1;
-    one.inner_channels = one.channels;
-    for (int64_t m = 0; m < plan_.problem.multiplier; ++m) {
-      const float* first = plan_.panel_weights + m * plan_.planes.blocks * plan_.planes.taps * lanes;
-      const float* bias =
-          plan_.panel_weights + plan_.inner_blocks * plan_.planes.taps * lanes + m * plan_.planes.blocks * lanes;
-      plan_.planes.table.depthwise_panel(one, {first, bias, nullptr, nullptr}, Activation::kNone, plan_.tensors.x, tile,
-                                         depthwise + m * plan_.planes.blocks * pixels * lanes);
-    }
+    const float* bias = plan_.panel_weights + plan_.inner_blocks * plan_.planes.taps * lanes;
+    plan_.planes.table.depthwise_panel(plan_.problem, {plan_.panel_weights, bias, nullptr, nullptr}, Activation::kNone,
+                                       plan_.tensors.x, tile, depthwise);
   }
   if (plan_.wants_below()) {
     PanelProduct job = {gradient,

@@ -6,6 +6,7 @@
 #include "cpu/isa.h"
 #include "cpu/parallel.h"
 #include "cpu/plane_tiling.h"
+#include "cpu/repeated_channels.h"
 #include "cpu/scratch.h"
 #include "cpu/streaming.h"
 #include "cpu/tile_ahead.h"
@@ -64,11 +65,16 @@ int64_t panel_pixels(const ConvProblem& problem, const KernelTable& kernels, int
 void separable_conv_forward(ConvProblem problem, const PackedWeights& weights, SeparableOptions options, const void* x,
                             void* out) {
   const KernelTable& table = kernels();
+  if (problem.multiplier > 1 && (options.residual == Residual::kDepthwise || !separates_ranks(problem, table))) {
+    const RepeatedChannels wide(problem, x);
+    if (options.addend == nullptr) options.addend = x;
+    return separable_conv_forward(of_repeated_channels(problem), weights, options, wide.data(), out);
+  }
   const std::vector<ColumnSegment> segments = column_segments(problem);
   problem.segments = segments.data();
   problem.segment_count = static_cast<int64_t>(segments.size());
 
-  const int64_t padded = ceil_div(problem.inner_channels, table.lanes) * table.lanes;
+  const int64_t padded = problem.multiplier * ceil_div(problem.channels, table.lanes) * table.lanes;
   const int64_t blocks = ceil_div(problem.out_channels, table.tile_columns);
   const bool prepared = !options.pairs && table.operands.prepared(problem.element_type);
   const int64_t pixels =

@@ -8,27 +8,12 @@
 #include "cpu/depthwise_lines.h"
 #include "cpu/repeated_channels.h"
 #include "ops/arguments.h"
-#include "ops/output_memory.h"
 
 namespace dwsep {
 namespace {
 
-// Memory for `size` elements of the type of `like`.
-Tensor working_memory(int64_t size, const Tensor& like) {
-  return empty_output({size}, like.scalar_type(), torch::headeronly::MemoryFormat::Contiguous);
-}
-
 int64_t input_size(const ConvProblem& problem) {
   return problem.batch * problem.input[0] * problem.input[1] * problem.input[2] * problem.channels;
-}
-
-// A channels-last x (dense) with every channel as many times as it has outputs; x itself where that is once.
-Tensor repeated_channels(const Tensor& x, const ConvProblem& problem) {
-  if (problem.multiplier == 1) return x;
-  const int64_t size = input_size(problem);
-  const Tensor wide = working_memory(size * problem.multiplier, x);
-  repeat_elements(problem.element_type, x.const_data_ptr(), size, problem.multiplier, wide.mutable_data_ptr());
-  return wide;
 }
 
 }  // namespace
@@ -51,10 +36,9 @@ Tensor depthwise_conv(const Tensor& x, const Tensor& weight, const std::optional
     forward(problem, sources, applied, input.const_data_ptr(), from, out.mutable_data_ptr(), to);
     return out;
   }
-  const Tensor input = repeated_channels(to_channels_last(x), problem);
+  const Tensor input = to_channels_last(x);
   const Tensor out = empty_channels_last(problem, problem.inner_channels, x);
-  depthwise_conv_forward(of_repeated_channels(problem), sources, applied, input.const_data_ptr(),
-                         out.mutable_data_ptr());
+  depthwise_conv_forward(problem, sources, applied, input.const_data_ptr(), out.mutable_data_ptr());
   return in_layout_of(x, out);
 }
 
@@ -84,17 +68,18 @@ std::tuple<Tensor, Tensor, Tensor> depthwise_conv_backward(
   // A bfloat16 gradient would be rounded for each output before it is summed.
   if (problem.multiplier > 1 && is_channels_last(x) && problem.element_type == ElementType::kFloat32) {
     const ConvProblem wide = of_repeated_channels(problem);
-    const Tensor input = repeated_channels(to_channels_last(x), problem), gradient = to_channels_last(grad);
-    const Tensor wide_gradient = output_mask[0] ? working_memory(input_size(wide), x) : none();
+    const Tensor input = to_channels_last(x), gradient = to_channels_last(grad);
+    const RepeatedChannels repeated(problem, input.const_data_ptr());
+    const Workspace wide_gradient(static_cast<std::size_t>(output_mask[0] ? input_size(wide) : 0));
     tensors.gradient = gradient.const_data_ptr();
     tensors.gradient_strides = channels_last_strides(wide.output, wide.channels);
-    tensors.x = input.const_data_ptr();
+    tensors.x = repeated.data();
     tensors.x_strides = tensors.x_gradient_strides = channels_last_strides(wide.input, wide.channels);
-    tensors.x_gradient = output_mask[0] ? wide_gradient.mutable_data_ptr() : nullptr;
+    tensors.x_gradient = output_mask[0] ? wide_gradient.data() : nullptr;
     depthwise_conv_backward(wide, sources, applied, tensors);
     if (output_mask[0]) {
-      sum_repeated_elements(static_cast<const float*>(wide_gradient.const_data_ptr()), input_size(problem),
-                            problem.multiplier, static_cast<float*>(x_gradient.mutable_data_ptr()));
+      sum_repeated_elements(wide_gradient.data(), input_size(problem), problem.multiplier,
+                            static_cast<float*>(x_gradient.mutable_data_ptr()));
     }
     return {x_gradient, weight_gradient, bias_gradient};
   }

@@ -4,6 +4,7 @@
 
 #include "cpu/elementwise.h"
 #include "cpu/isa.h"
+#include "cpu/repeated_channels.h"
 #include "cpu/separable_backward_kernel.h"
 #include "cpu/separable_conv_kernel.h"
 #include "ops/arguments.h"
@@ -72,9 +73,17 @@ struct Arguments {
   }
 };
 
+// The problem that the weights are packed for: an order of the channels between of which some are added to the output
+// is the output's.
+ConvProblem packing_problem(const ConvProblem& problem, Residual residual) {
+  return residual == Residual::kDepthwise ? of_repeated_channels(problem) : problem;
+}
+
 // The part of a problem that the packing of its weights depends on.
-ConvProblem weights_problem(int64_t inner_channels, int64_t taps, int64_t out_channels) {
+ConvProblem weights_problem(int64_t inner_channels, int64_t multiplier, int64_t taps, int64_t out_channels) {
   ConvProblem problem = {};
+  problem.channels = inner_channels / multiplier;
+  problem.multiplier = multiplier;
   problem.inner_channels = inner_channels;
   problem.out_channels = out_channels;
   problem.kernel[0] = problem.kernel[1] = 1;
@@ -92,7 +101,8 @@ Tensor separable_conv(const Tensor& x, const Tensor& depthwise_weight, const Ten
   const Arguments arguments(x, depthwise_weight, pointwise_weight, depthwise_bias, pointwise_bias, stride, padding,
                             dilation, inner_activation, activation, residual);
   const ConvProblem& problem = arguments.problem;
-  return run(x, problem, pack_weights(problem, kernels(), arguments.sources), arguments.options);
+  const ConvProblem packing = packing_problem(problem, arguments.options.residual);
+  return run(x, problem, pack_weights(packing, kernels(), arguments.sources), arguments.options);
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> separable_conv_backward(
@@ -118,7 +128,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> separable_conv_backward(
         options.inner_activation, Activation::kNone,
         options.residual == Residual::kDepthwise ? options.residual : Residual::kNone};
     const Tensor raw = empty_channels_last(problem, problem.out_channels, input);
-    separable_conv_forward(problem, pack_weights(problem, kernels(), sources), raw_options, input.const_data_ptr(),
+    const ConvProblem packing = packing_problem(problem, raw_options.residual);
+    separable_conv_forward(problem, pack_weights(packing, kernels(), sources), raw_options, input.const_data_ptr(),
                            raw.mutable_data_ptr());
     gradient = empty_channels_last(problem, problem.out_channels, input);
     activation_gradient(options.activation, problem.element_type, raw.const_data_ptr(), outer.const_data_ptr(),
@@ -159,7 +170,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> separable_conv_backward(
 
 Tensor pack_separable_weights(const Tensor& depthwise_weight, const Tensor& pointwise_weight,
                               const std::optional<Tensor>& depthwise_bias, const std::optional<Tensor>& pointwise_bias,
-                              bool bfloat16) {
+                              int64_t depth_multiplier, bool bfloat16) {
   using torch::headeronly::ScalarType;
   const Tensor depthwise = torch::stable::contiguous(depthwise_weight);
   const Tensor pointwise = torch::stable::contiguous(pointwise_weight);
@@ -169,10 +180,12 @@ Tensor pack_separable_weights(const Tensor& depthwise_weight, const Tensor& poin
   STD_TORCH_CHECK(depthwise.dim() >= 3 && depthwise.size(1) == 1 && depthwise.numel() >= 1,
                   "depthwise weight must have shape (C * M, 1, *kernel)");
   const int64_t inner = depthwise.size(0);
+  STD_TORCH_CHECK(depth_multiplier >= 1 && inner % depth_multiplier == 0, "depth_multiplier must divide the ", inner,
+                  " channels of the depthwise weight, got ", depth_multiplier);
   check_pointwise(pointwise, depthwise, inner);
   const std::optional<Tensor> inner_bias = check_vector("depthwise bias", depthwise_bias, depthwise, inner);
   const std::optional<Tensor> outer_bias = check_vector("pointwise bias", pointwise_bias, depthwise, pointwise.size(0));
-  ConvProblem problem = weights_problem(inner, depthwise.numel() / inner, pointwise.size(0));
+  ConvProblem problem = weights_problem(inner, depth_multiplier, depthwise.numel() / inner, pointwise.size(0));
   problem.element_type = depthwise.scalar_type() == ScalarType::Float ? ElementType::kFloat32 : ElementType::kBFloat16;
   const WeightSources sources = {depthwise.const_data_ptr(), data_or_null(inner_bias), pointwise.const_data_ptr(),
                                  data_or_null(outer_bias)};
@@ -191,7 +204,7 @@ Tensor pack_depthwise_weights(const Tensor& weight, const std::optional<Tensor>&
   const Tensor dense = torch::stable::contiguous(weight);
   const int64_t channels = weight.size(0);
   const std::optional<Tensor> dense_bias = check_vector("depthwise bias", bias, dense, channels);
-  const ConvProblem problem = weights_problem(channels, dense.numel() / channels, 0);
+  const ConvProblem problem = weights_problem(channels, 1, dense.numel() / channels, 0);
   const Tensor packed = torch::stable::empty({packed_size(problem, kernels())}, ScalarType::Float);
   pack_weights(problem, kernels(), {dense.const_data_ptr(), data_or_null(dense_bias), nullptr, nullptr},
                static_cast<float*>(packed.mutable_data_ptr()));
@@ -206,17 +219,19 @@ Tensor separable_conv_packed(const Tensor& x, const Tensor& packed, int64_t inne
   ConvProblem problem = make_problem(x, inner_channels, kernel_size, stride, padding, dilation);
   STD_TORCH_CHECK(out_channels >= 1, "out_channels must be at least 1, got ", out_channels);
   problem.out_channels = out_channels;
-  STD_TORCH_CHECK(packed.is_cpu() && packed.scalar_type() == torch::headeronly::ScalarType::Float &&
-                      packed.is_contiguous() && packed.numel() == packed_size(problem, kernels()),
-                  "packed must be what pack_separable_weights returned for these sizes");
   SeparableOptions options = make_options(problem, inner_activation, activation, residual);
+  const ConvProblem packing = packing_problem(problem, options.residual);
+  STD_TORCH_CHECK(packed.is_cpu() && packed.scalar_type() == torch::headeronly::ScalarType::Float &&
+                      packed.is_contiguous() && packed.numel() == packed_size(packing, kernels()),
+                  "packed must be what pack_separable_weights returned for these sizes");
   options.pairs = problem.element_type == ElementType::kFloat32 && takes_pairs(kernels(), bfloat16);
   const auto* memory = static_cast<const float*>(packed.const_data_ptr());
-  return run(x, problem, packed_parts(problem, kernels(), memory), options);
+  return run(x, problem, packed_parts(packing, kernels(), memory), options);
 }
 
-int64_t packed_separable_size(int64_t inner_channels, int64_t taps, int64_t out_channels, bool bfloat16) {
-  ConvProblem problem = weights_problem(inner_channels, taps, out_channels);
+int64_t packed_separable_size(int64_t inner_channels, int64_t multiplier, int64_t taps, int64_t out_channels,
+                              bool bfloat16) {
+  ConvProblem problem = weights_problem(inner_channels, multiplier, taps, out_channels);
   problem.element_type = bfloat16 ? ElementType::kBFloat16 : ElementType::kFloat32;
   return packed_size(problem, kernels());
 }

@@ -33,7 +33,8 @@ separable_conv_backward(const torch::stable::Tensor& grad, const torch::stable::
 torch::stable::Tensor pack_separable_weights(const torch::stable::Tensor& depthwise_weight,
                                              const torch::stable::Tensor& pointwise_weight,
                                              const std::optional<torch::stable::Tensor>& depthwise_bias,
-                                             const std::optional<torch::stable::Tensor>& pointwise_bias, bool bfloat16);
+                                             const std::optional<torch::stable::Tensor>& pointwise_bias,
+                                             int64_t depth_multiplier, bool bfloat16);
 
 // separable_conv with weights packed before: for inference, where they stay the same from call to call.
 torch::stable::Tensor separable_conv_packed(const torch::stable::Tensor& x, const torch::stable::Tensor& packed,
@@ -48,6 +49,7 @@ torch::stable::Tensor pack_depthwise_weights(const torch::stable::Tensor& weight
                                              const std::optional<torch::stable::Tensor>& bias);
 
 // Elements of what pack_separable_weights returns.
-int64_t packed_separable_size(int64_t inner_channels, int64_t taps, int64_t out_channels, bool bfloat16);
+int64_t packed_separable_size(int64_t inner_channels, int64_t multiplier, int64_t taps, int64_t out_channels,
+                              bool bfloat16);
 
 }  // namespace dwsep

@@ -123,11 +123,12 @@ def check_operators(at_end: bool) -> None:
         _check(ops.depthwise_conv_backward(*backward))
         out = ops.separable_conv(*tensors, *problem.geometry, "relu", "silu", "none")
         _check_separable(tensors, guarded(out, at_end), problem.geometry, "none")
-        packed = guarded(ops.pack_separable_weights(depthwise, pointwise, bias, pointwise_bias), at_end)
+        weights = depthwise, pointwise, bias, pointwise_bias, problem.multiplier
+        packed = guarded(ops.pack_separable_weights(*weights), at_end)
         sizes = [problem.channels * problem.multiplier, problem.out_channels, list(problem.kernel)]
         _check(ops.separable_conv_packed(x, packed, *sizes, *problem.geometry, "none", "gelu", "none"))
         if dtype is torch.float32:
-            packed = guarded(ops.pack_separable_weights(depthwise, pointwise, bias, pointwise_bias, True), at_end)
+            packed = guarded(ops.pack_separable_weights(*weights, True), at_end)
             _check(ops.separable_conv_packed(x, packed, *sizes, *problem.geometry, "none", "gelu", "none", True))
     _check_programs(generator, at_end)
     for channels in (5, 16, 19, 35):

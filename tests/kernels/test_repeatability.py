@@ -57,7 +57,7 @@ def _convolutions(shape: tuple, dtype: torch.dtype, channels_last: bool) -> Iter
     if channels_last:
         grad_inner, grad = last(grad_inner), last(grad)
     rest = (*problem.geometry, "silu", "gelu", "none")
-    packed = ops.pack_separable_weights(depthwise, pointwise, bias, pointwise_bias)
+    packed = ops.pack_separable_weights(depthwise, pointwise, bias, pointwise_bias, 1)
     sizes = (channels, 50, list(problem.kernel))
     yield "separable_conv", lambda: (ops.separable_conv(*tensors, *rest),)
     yield "separable_conv_packed", lambda: (ops.separable_conv_packed(x, packed, *sizes, *rest),)

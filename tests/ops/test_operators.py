@@ -151,17 +151,25 @@ def test_autocast_computes_and_returns_bfloat16():
 @pytest.mark.skipif(not dwsep.ops.native_status().loaded, reason="packed weights are the native library's")
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_packed_weights_give_the_same_bits(layout, dtype):
-    x = make((2, 6, 7, 9), layout, dtype=dtype, grad=False)
-    weights = [make(s, "", dtype=dtype, grad=False) for s in ((12, 1, 3, 2), (21, 12, 1, 1), (12,), (21,))]
-    opcheck(ops.pack_separable_weights, tuple(weights))
-    packed = ops.pack_separable_weights(*weights)
-    rest = (*GEOMETRY_2D, "relu", "silu", "none")
-    arguments = (x, packed, 12, 21, [3, 2], *rest)
+@pytest.mark.parametrize(
+    ("channels", "multiplier", "outputs", "residual"),
+    [(6, 2, 21, "none"), (16, 3, 21, "none"), (30, 2, 60, "depthwise")],
+)
+def test_packed_weights_give_the_same_bits(layout, dtype, channels, multiplier, outputs, residual):
+    x = make((2, channels, 7, 9), layout, dtype=dtype, grad=False)
+    inner, k = channels * multiplier, outputs
+    weights = [make(s, "", dtype=dtype, grad=False) for s in ((inner, 1, 3, 2), (k, inner, 1, 1), (inner,), (k,))]
+    order = 1 if residual == "depthwise" else multiplier
+    opcheck(ops.pack_separable_weights, (*weights, order))
+    packed = ops.pack_separable_weights(*weights, order)
+    rest = (*GEOMETRY_2D, "relu", "silu", residual)
+    arguments = (x, packed, inner, k, [3, 2], *rest)
     opcheck(ops.separable_conv_packed, arguments)
     assert torch.equal(ops.separable_conv_packed(*arguments), ops.separable_conv(x, *weights, *rest))
     with pytest.raises(RuntimeError, match="packed must be what"):
-        ops.separable_conv_packed(x, packed[1:], 12, 21, [3, 2], *rest)
+        ops.separable_conv_packed(x, packed[1:], inner, k, [3, 2], *rest)
+    with pytest.raises(RuntimeError, match="depth_multiplier must divide"):
+        ops.pack_separable_weights(*weights, inner - 1)
 
 
 @pytest.mark.skipif(not dwsep.ops.native_status().loaded, reason="packed weights are the native library's")
@@ -170,8 +178,8 @@ def test_packed_weights_of_bfloat16_products(layout):
     x = make((2, 6, 7, 9), layout, grad=False)
     weights = [make(s, "", grad=False) for s in ((12, 1, 3, 2), (21, 12, 1, 1), (12,), (21,))]
     weights[1] = weights[1].bfloat16().float()
-    opcheck(ops.pack_separable_weights, (*weights, True))
-    packed = ops.pack_separable_weights(*weights, True)
+    opcheck(ops.pack_separable_weights, (*weights, 2, True))
+    packed = ops.pack_separable_weights(*weights, 2, True)
     rest = (*GEOMETRY_2D, "relu", "silu", "none")
     opcheck(ops.separable_conv_packed, (x, packed, 12, 21, [3, 2], *rest, True))
     got, wanted = (

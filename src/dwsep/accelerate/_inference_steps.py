@@ -199,7 +199,8 @@ class Separable(Step):
         assert pointwise.conv is not None
         first, second = _folding.fold(depthwise.conv, depthwise.norm), _folding.fold(pointwise.conv, pointwise.norm)
         weights = first[0], _rounded(second[0], bfloat16)
-        self.packed = torch.ops.dwsep.pack_separable_weights(*weights, first[1], second[1], bfloat16)
+        multiplier = depthwise.conv.out_channels // depthwise.conv.in_channels
+        self.packed = torch.ops.dwsep.pack_separable_weights(*weights, first[1], second[1], multiplier, bfloat16)
         self.channels, self.bfloat16 = (first[0].shape[0], second[0].shape[0]), bfloat16
         self.geometry = _modules.geometry_of(depthwise.conv)
         self.pads = None if self.geometry.padding is None else _pads(self.geometry, ())

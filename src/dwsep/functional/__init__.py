@@ -13,7 +13,6 @@ from dwsep.functional._arguments import check_residual as check_residual
 from dwsep.functional._arguments import residual_name
 from dwsep.functional._normalised import depthwise_conv, depthwise_separable_conv
 from dwsep.functional._normalised import packs as packs
-from dwsep.functional._normalised import repeat_channels as repeat_channels
 from dwsep.geometry import ConvGeometry, Padding
 from dwsep.kernels.activations import activation_name
 

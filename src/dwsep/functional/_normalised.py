@@ -138,13 +138,6 @@ def _finished(out: Tensor, x: Tensor, selection: dispatch.Selection, batched: bo
     return out if batched else out.squeeze(0)
 
 
-def repeat_channels(x: Tensor, count: int) -> Tensor:
-    """``x`` (N, C, ...) with every channel ``count`` times in a row, in the memory format of ``x``."""
-    if is_channels_last(x):
-        return x.movedim(1, -1).repeat_interleave(count, -1).movedim(-1, 1)
-    return x.repeat_interleave(count, 1)
-
-
 def packs(weight: Tensor, dtype: torch.dtype | None = None) -> bool:
     """Whether the native kernels take weights like this one packed ahead, as ``dtype`` if not their own, and pay."""
     dtype = weight.dtype if dtype is None else dtype

@@ -44,11 +44,10 @@ class Plan:
         self.weights = tuple(None if tensor is None else tensor.detach() for tensor in weights)
         depthwise, pointwise = weights[0], weights[1]
         self.dtype = depthwise.dtype
-        # The kernels read a channel for several outputs at a fraction of their speed: a copy each costs less, measured.
-        self.repeats = layer.depth_multiplier if layer.residual != "input" else 1
         self.channels = depthwise.shape[0], pointwise.shape[0]
         packs = self.zeros and functional.packs(depthwise)
-        self.packed = torch.ops.dwsep.pack_separable_weights(*self.weights) if packs else None
+        multiplier = layer.depth_multiplier if options[2] != "depthwise" else 1
+        self.packed = torch.ops.dwsep.pack_separable_weights(*self.weights, multiplier) if packs else None
         # Padding by spatial size; whether the output is valid, and a residual fits it, is decided once for each.
         self.pads: dict[tuple[int, ...], list[int]] = {}
 
@@ -93,8 +92,6 @@ class Plan:
 
     def _run_packed(self, x: Tensor, pads: list[int]) -> Tensor:
         g = self.geometry
-        if self.repeats > 1:
-            x = functional.repeat_channels(x, self.repeats)
         return torch.ops.dwsep.separable_conv_packed(
             x, self.packed, *self.channels, g.kernel_size, g.stride, pads, g.dilation, *self.options
         )

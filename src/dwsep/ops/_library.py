@@ -71,13 +71,15 @@ _status: NativeStatus | None = None
 _native: ctypes.CDLL | None = None
 
 
-def packed_separable_size(inner_channels: int, taps: int, out_channels: int, *, bfloat16: bool) -> int:
+def packed_separable_size(
+    inner_channels: int, taps: int, out_channels: int, *, depth_multiplier: int = 1, bfloat16: bool
+) -> int:
     """Floats that ``dwsep::pack_separable_weights`` returns, which the kernels in use decide."""
     if _native is None:
         raise NotImplementedError(f"packed weights need the native library: {native_status().reason}")
     size = _native.dwsep_packed_separable_size
-    size.argtypes, size.restype = [ctypes.c_int64] * 3 + [ctypes.c_int], ctypes.c_int64
-    return size(inner_channels, taps, out_channels, bfloat16)
+    size.argtypes, size.restype = [ctypes.c_int64] * 4 + [ctypes.c_int], ctypes.c_int64
+    return size(inner_channels, depth_multiplier, taps, out_channels, bfloat16)
 
 
 def packed_pointwise_size(channels: int, out_channels: int) -> int:

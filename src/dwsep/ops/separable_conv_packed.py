@@ -3,6 +3,9 @@
 The native library's alone: there is no reference of them, and nothing to differentiate. Their result is that of
 ``dwsep::separable_conv`` bit for bit; but with ``bfloat16``, the same for both, of float32 tensors: pointwise weights
 and what meets them are then rounded to it for the product, where the processor multiplies that faster.
+
+The packed order depends on the depth multiplier; a convolution which adds its depthwise outputs (residual "depthwise")
+takes weights packed with a multiplier of 1.
 """
 
 from __future__ import annotations
@@ -15,7 +18,7 @@ from dwsep.ops.depthwise_conv import output_spatial
 
 LIBRARY.define(
     "pack_separable_weights(Tensor depthwise_weight, Tensor pointwise_weight, Tensor? depthwise_bias, "
-    "Tensor? pointwise_bias, bool bfloat16=False) -> Tensor"
+    "Tensor? pointwise_bias, int depth_multiplier, bool bfloat16=False) -> Tensor"
 )
 LIBRARY.define(
     "separable_conv_packed(Tensor x, Tensor packed, int inner_channels, int out_channels, int[] kernel_size, "
@@ -25,13 +28,14 @@ LIBRARY.define(
 
 
 @torch.library.register_fake("dwsep::pack_separable_weights", lib=LIBRARY)
-def _(depthwise_weight, pointwise_weight, depthwise_bias, pointwise_bias, bfloat16=False):
+def _(depthwise_weight, pointwise_weight, depthwise_bias, pointwise_bias, depth_multiplier, bfloat16=False):
     inner, _, *kernel = depthwise_weight.shape
     taps = 1
     for size in kernel:
         taps *= size
     of_bfloat16 = depthwise_weight.dtype == torch.bfloat16
-    size = packed_separable_size(inner, taps, pointwise_weight.shape[0], bfloat16=of_bfloat16)
+    sizes = inner, taps, pointwise_weight.shape[0]
+    size = packed_separable_size(*sizes, depth_multiplier=depth_multiplier, bfloat16=of_bfloat16)
     return depthwise_weight.new_empty(size, dtype=torch.float32)
 
 
