@@ -5,7 +5,6 @@
 #include "cpu/cache_size.h"
 #include "cpu/isa.h"
 #include "cpu/plane_plan.h"
-#include "cpu/streaming.h"
 
 namespace dwsep {
 namespace {
@@ -97,18 +96,19 @@ RowsPlan::RowsPlan(const KernelTable& kernels, const ConvProblem& of, bool backw
 }
 
 bool RowsPlan::pays(bool backward) const {
-  // A direct forward of dilated rows reads each operand once for each tap, which no plane spares it.
-  const bool neighbours = height.dilation == 1 && width.dilation == 1;
-  if (group == 0 || height.input == 1 || !(neighbours || backward)) return false;
+  if (group == 0 || height.input == 1) return false;
   // Short rows are few sums at a time for the direct kernel, and a tile of planes has a whole image of them.
+  const bool neighbours = height.dilation == 1 && width.dilation == 1;
   const bool short_rows = width.input <= 14 && (taps() <= 9 ? width.stride == 1 : width.output <= 8);
   constexpr int64_t kManyImages = 8;
-  if (!backward && short_rows && problem.batch >= kManyImages) return true;
-  if (height.stride != 1 || width.stride != 1) return false;
+  if (!backward && neighbours && short_rows && problem.batch >= kManyImages) return true;
+  // A strided forward reads most of what it reads once anyhow.
+  if (!backward && (height.stride != 1 || width.stride != 1)) return false;
+  // What a cache close by may still hold is faster taken from where it lies.
+  constexpr int64_t kLargeBytes = int64_t{8} << 20;
   const int64_t pixels =
       problem.batch * (height.input * width.input * (backward ? 2 : 1) + height.output * width.output);
-  const bool large = pixels * problem.channels * static_cast<int64_t>(sizeof(float)) > kCachedBytes;
-  return large && (taps() <= 9 || (taps() <= 25 && group == blocks));
+  return pixels * problem.channels * static_cast<int64_t>(sizeof(float)) > kLargeBytes;
 }
 
 void RowsPlan::pack(const WeightSources& sources, float* memory) {
