@@ -64,23 +64,6 @@ def test_gradients_run_natively():
 
 
 @pytest.mark.skipif(not dwsep.ops.native_status().loaded, reason="compares with the native kernel")
-def test_training_of_plain_depthwise_is_left_to_pytorch_in_channels_last():
-    def chosen(kernel, backend="auto", **options):
-        geometry = ConvGeometry.make(2, kernel, padding="same", dilation=options.pop("dilation", 1))
-        return dispatch.select("depthwise_conv", geometry, torch.float32, "cpu", backend, **options)
-
-    selection = chosen(3, gradient=True, channels_last=True)
-    assert selection.backend == "reference"
-    assert "as fast" in selection.refused["cpu"][0]
-    assert chosen(3, "cpu", gradient=True, channels_last=True).backend == "cpu"
-    assert chosen(3, gradient=True, channels_last=False).backend == "cpu"
-    assert chosen(3, gradient=False, channels_last=True).backend == "cpu"
-    assert chosen(5, gradient=True, channels_last=True).backend == "cpu"
-    assert chosen(3, gradient=True, channels_last=True, dilation=2).backend == "cpu"
-    assert chosen(3, gradient=True, channels_last=True, multiplied=True).backend == "cpu"
-
-
-@pytest.mark.skipif(not dwsep.ops.native_status().loaded, reason="compares with the native kernel")
 @pytest.mark.parametrize(
     ("has", "isa", "inference", "training"),
     [

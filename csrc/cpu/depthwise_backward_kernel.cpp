@@ -6,6 +6,7 @@
 #include "cpu/depthwise_backward_tile.h"
 #include "cpu/depthwise_lines.h"
 #include "cpu/depthwise_rows.h"
+#include "cpu/depthwise_volumes.h"
 #include "cpu/isa.h"
 #include "cpu/layout.h"
 #include "cpu/moments.h"
@@ -98,6 +99,11 @@ void depthwise_conv_backward(const ConvProblem& problem, const WeightSources& we
     RowsPlan rows(kernels(), problem, true);
     if (rows.pays(true)) {
       depthwise_rows_backward(rows, weights, {}, tensors);
+      return;
+    }
+    VolumePlan volumes(kernels(), problem, true);
+    if (volumes.pays(true)) {
+      depthwise_volumes_backward(volumes, weights, tensors);
       return;
     }
   }

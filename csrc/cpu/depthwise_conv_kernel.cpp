@@ -5,6 +5,7 @@
 #include "cpu/cache_size.h"
 #include "cpu/channels_last.h"
 #include "cpu/depthwise_rows.h"
+#include "cpu/depthwise_volumes.h"
 #include "cpu/isa.h"
 #include "cpu/parallel.h"
 #include "cpu/plane_tile.h"
@@ -114,6 +115,11 @@ void depthwise_conv_forward(ConvProblem problem, const WeightSources& weights, A
   if (rows.pays(false)) {
     depthwise_rows_forward(rows, weights, {}, activation, static_cast<const float*>(x), static_cast<float*>(out),
                            nullptr);
+    return;
+  }
+  VolumePlan volumes(kernels(), problem, false);
+  if (volumes.pays(false)) {
+    depthwise_volumes_forward(volumes, weights, activation, static_cast<const float*>(x), static_cast<float*>(out));
     return;
   }
   if (planes_pay(problem)) {

@@ -7,22 +7,16 @@
 #include "cpu/plane_plan.h"
 
 namespace dwsep {
-namespace {
-
-// Columns that the taps of any output column reach, beyond the input too.
 Range input_columns(const ConvAxis& axis) {
   return {std::min<int64_t>(0, axis.position(0, 0)),
           std::max(axis.input, axis.position(axis.output - 1, axis.kernel - 1) + 1)};
 }
 
-// Columns of outputs whose taps reach any input column, beyond the output too.
 Range gradient_columns(const ConvAxis& axis) {
   const int64_t first = floor_div(axis.pad_low - (axis.kernel - 1) * axis.dilation, axis.stride);
   const int64_t last = floor_div(axis.input - 1 + axis.pad_low, axis.stride);
   return {std::min<int64_t>(0, first), std::max(axis.output, last + 1)};
 }
-
-}  // namespace
 
 void RowRing::place(float* memory, int64_t group, int64_t width, int64_t rows) {
   memory_ = memory;
@@ -118,18 +112,20 @@ void RowsPlan::pack(const WeightSources& sources, float* memory) {
   pack_for_planes(problem, lanes, sources, memory, memory + floats);
   if (!is_backward()) return;
   residue_weights = memory + floats + blocks * lanes;
-  pack_residues(memory + floats + blocks * lanes);
+  pack_residues(weights, blocks, taps(), lanes, height_residues, width_residues, width.kernel,
+                memory + floats + blocks * lanes);
 }
 
-void RowsPlan::pack_residues(float* memory) const {
-  for (int64_t block = 0; block < blocks; ++block) {
-    const float* from = weights + block * taps() * lanes;
-    float* to = memory + block * taps() * lanes;
-    for (const AxisResidue& h : height_residues) {
-      for (const AxisResidue& w : width_residues) {
+void pack_residues(const float* weights, int64_t count, int64_t taps, int64_t lanes,
+                   const std::vector<AxisResidue>& height, const std::vector<AxisResidue>& width, int64_t kernel_width,
+                   float* target) {
+  for (int64_t kernel = 0; kernel < count; ++kernel, weights += taps * lanes) {
+    float* to = target + kernel * taps * lanes;
+    for (const AxisResidue& h : height) {
+      for (const AxisResidue& w : width) {
         for (int64_t i = 0; i < h.taps * w.taps; ++i, to += lanes) {
           const int64_t row = h.last_tap - i / w.taps * h.tap_step, column = w.last_tap - i % w.taps * w.tap_step;
-          std::copy_n(from + (row * width.kernel + column) * lanes, lanes, to);
+          std::copy_n(weights + (row * kernel_width + column) * lanes, lanes, to);
         }
       }
     }

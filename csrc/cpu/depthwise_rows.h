@@ -54,6 +54,18 @@ struct AxisResidue {
 
 std::vector<AxisResidue> axis_residues(const ConvAxis& axis);
 
+// Columns that the taps of any output column reach, beyond the input too.
+Range input_columns(const ConvAxis& axis);
+
+// Columns of outputs whose taps reach any input column, beyond the output too.
+Range gradient_columns(const ConvAxis& axis);
+
+// `count` kernels of `taps` taps along two axes, [tap][lane] each, by residues: [height's residue][width's
+// residue][tap] [lane].
+void pack_residues(const float* weights, int64_t count, int64_t taps, int64_t lanes,
+                   const std::vector<AxisResidue>& height, const std::vector<AxisResidue>& width, int64_t kernel_width,
+                   float* target);
+
 // How a problem is cut for this: groups of channel blocks, and bands of output rows that parts of the threads' work are
 // made of. All of it depends on the shape alone.
 struct RowsPlan {
@@ -93,7 +105,6 @@ struct RowsPlan {
 
  private:
   bool is_backward() const { return !height_residues.empty(); }
-  void pack_residues(float* memory) const;
 };
 
 // Where the channels of one group are being computed, and how rows come into the rings.

@@ -245,6 +245,12 @@ struct PointwiseStageTile {
   Prefetch prefetch;
 };
 
+// A slice of a kernel with three axes: floats from the plane to what it reads, and from the weights to its own.
+struct PlaneSlice {
+  int64_t source;
+  int64_t weight;
+};
+
 // Rows of the depthwise convolution of one block of channels whose input lies in a plane: out = activation(bias + ...).
 struct PlaneConv {
   const float* plane;  // what output column 0 reads of input row 0 with its first tap; beyond the image lie zeros
@@ -268,6 +274,8 @@ struct PlaneConv {
   double* moments = nullptr;  // of the outputs [lane], and moments_stride further of their squares: added to
   int64_t moments_stride = 0;
   bool stream = false;  // store past the caches: `out` and its strides are whole cache lines
+  const PlaneSlice* slices = nullptr;  // null for one, the plane itself
+  int64_t slice_count = 1;
 };
 
 // One K block of a 1x1 convolution, for rows of pixels, into planes [vector of the block][row][column][lane].

@@ -120,27 +120,14 @@ def _has_bfloat16_products() -> bool:
     return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
 
 
-def stock_reasons(
-    op: str,
-    geometry: ConvGeometry | None,
-    dtype: torch.dtype,
-    gradient: bool,
-    channels_last: bool,
-    multiplied: bool = False,
-) -> list[str]:
+def stock_reasons(op: str, geometry: ConvGeometry | None, dtype: torch.dtype, gradient: bool) -> list[str]:
     """Why PyTorch's own kernels are the faster choice for a problem that the native ones could run; measured."""
-    if op == "separable_conv":
-        if dtype != torch.bfloat16 or not _has_bfloat16_products():
-            return []
-        if native_status().isa != "avx512_bf16":
-            return ["this CPU has bfloat16 products, and PyTorch's use of them is the faster"]
-        if gradient and geometry is not None and set(geometry.dilation) == {1}:
-            return ["PyTorch trains undilated kernels faster where the CPU has bfloat16 products"]
+    if op != "separable_conv" or dtype != torch.bfloat16 or not _has_bfloat16_products():
         return []
-    # With several outputs per channel PyTorch's training takes 3 to 4 times as long as the kernels.
-    plain = geometry is not None and max(geometry.kernel_size) <= 3 and set(geometry.dilation) == {1} and not multiplied
-    if plain and geometry is not None and geometry.ndim == 2 and channels_last and gradient and dtype == torch.float32:
-        return ["PyTorch trains undilated 3x3 kernels in channels last as fast"]
+    if native_status().isa != "avx512_bf16":
+        return ["this CPU has bfloat16 products, and PyTorch's use of them is the faster"]
+    if gradient and geometry is not None and set(geometry.dilation) == {1}:
+        return ["PyTorch trains undilated kernels faster where the CPU has bfloat16 products"]
     return []
 
 
@@ -161,7 +148,6 @@ def _decide(
     backend: str,
     gradient: bool,
     channels_last: bool,
-    multiplied: bool,
     functorch: bool = False,
 ) -> Selection:
     if backend not in BACKENDS:
@@ -175,7 +161,7 @@ def _decide(
     if refused.get(backend):
         raise NotImplementedError(f"backend {backend!r} cannot run {op}: " + "; ".join(refused[backend]))
     if backend == "auto" and not refused["cpu"]:
-        refused["cpu"] = tuple(stock_reasons(op, geometry, dtype, gradient, channels_last, multiplied))
+        refused["cpu"] = tuple(stock_reasons(op, geometry, dtype, gradient))
     if backend == "cpu" or (backend == "auto" and not refused["cpu"]):
         del refused["cpu"]
         kernel = getattr(torch.ops.dwsep, op).default
@@ -204,7 +190,6 @@ def select(
     *,
     gradient: bool = False,
     channels_last: bool = True,
-    multiplied: bool = False,
 ) -> Selection:
     """Choose the kernel for a problem; the choice is made once per argument combination and remembered.
 
@@ -216,7 +201,6 @@ def select(
         backend: ``"auto"``, or the name of the one that must run.
         gradient: whether autograd will differentiate the result.
         channels_last: whether the input is in that layout, rather than contiguous.
-        multiplied: whether an input channel has several outputs.
 
     Returns:
         The kernel with its backend's name; ``refused`` tells why each backend before it cannot run.
@@ -232,13 +216,13 @@ def select(
         'reference'
     """
     if torch.compiler.is_compiling():
-        return _decide(op, geometry, dtype, device, backend, gradient, channels_last, multiplied)
+        return _decide(op, geometry, dtype, device, backend, gradient, channels_last)
     functorch = _functorch.differentiates()
-    key = (op, geometry, dtype, device, backend, gradient, channels_last, multiplied, functorch)
+    key = (op, geometry, dtype, device, backend, gradient, channels_last, functorch)
     try:
         return _cache[key]
     except (KeyError, TypeError):
-        selection = _decide(op, geometry, dtype, device, backend, gradient, channels_last, multiplied, functorch)
+        selection = _decide(op, geometry, dtype, device, backend, gradient, channels_last, functorch)
         if len(_cache) >= 4096:
             _cache.clear()
         _cache[key] = selection

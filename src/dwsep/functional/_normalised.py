@@ -78,7 +78,6 @@ def depthwise_conv(
         backend,
         gradient=gradient,
         channels_last=channels_last,
-        multiplied=weight.shape[0] != x.shape[1],
     )
     rest = (geometry.stride, _flat(geometry.pads(spatial)), geometry.dilation, activation)
     _remember(key, selection, rest, x, batched)
@@ -142,4 +141,4 @@ def packs(weight: Tensor, dtype: torch.dtype | None = None) -> bool:
     """Whether the native kernels take weights like this one packed ahead, as ``dtype`` if not their own, and pay."""
     dtype = weight.dtype if dtype is None else dtype
     runs = weight.device.type == "cpu" and dtype in dispatch.CPU_DTYPES and ops.native_status().loaded
-    return runs and not dispatch.stock_reasons("separable_conv", None, dtype, False, True)
+    return runs and not dispatch.stock_reasons("separable_conv", None, dtype, False)
