@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <utility>
 
 #include "cpu/depthwise_backward_tile.h"
 #include "cpu/depthwise_rows.h"
@@ -178,13 +179,12 @@ class BackwardRows : RowsGroup {
     }
   }
   // A share of what is to be asked for, of the work on a few rows.
-  void ask() { ahead_.ask(ceil_div(ahead_.lines(), 2 * group_)); }
+  Prefetch share() { return ahead_.take(ceil_div(ahead_.lines(), 2 * group_)); }
 
   void add_weight_gradient(int64_t begin, int64_t end) {
     const ConvAxis &height = plan_.height, &width = plan_.width;
     const int64_t lanes = plan_.lanes, left = width.position(0, 0) * lanes;
     for (int64_t block = 0; block < group_; ++block) {
-      ask();
       pointers_.clear();
       for (int64_t row = begin; row < end; ++row) {
         pointers_.push_back(gradients_.row(row, block));
@@ -197,7 +197,7 @@ class BackwardRows : RowsGroup {
       }
       plan_.table.weight_gradient_rows({pointers_.data(), end - begin, width.output, width.stride * lanes,
                                         width.dilation * lanes, height.kernel, width.kernel,
-                                        sums_ + (block_ + block) * sums_of_block(), width.kernel * lanes});
+                                        sums_ + (block_ + block) * sums_of_block(), width.kernel * lanes, share()});
     }
   }
 
@@ -217,7 +217,6 @@ class BackwardRows : RowsGroup {
     const bool plain = stage_.scale == nullptr && stage_.activation == Activation::kNone;
     const bool affine = stage_.scale != nullptr;
     for (int64_t block = 0; block < group_; ++block) {
-      ask();
       const int64_t first = channel() + block * lanes, valid = std::min(lanes, plan_.problem.channels - first);
       float* planes = taker_ != nullptr ? result_ + block * pixels * lanes : result_;
       float* target = planes;
@@ -253,6 +252,7 @@ class BackwardRows : RowsGroup {
     const ConvAxis &height = plan_.height, &width = plan_.width;
     const int64_t lanes = plan_.lanes;
     const float* weights = plan_.residue_weights + (block_ + block) * plan_.taps() * lanes;
+    Prefetch next = share();
     for (const AxisResidue& h : plan_.height_residues) {
       const int64_t skipped = std::max<int64_t>(0, ceil_div(begin - h.first, height.stride));
       const int64_t row = h.first + skipped * height.stride;
@@ -277,6 +277,7 @@ class BackwardRows : RowsGroup {
                          0};
         job.row_offsets = gradients_.offsets();
         job.stream = stream;
+        job.prefetch = std::exchange(next, {});
         plan_.table.plane_conv(job);
         weights += h.taps * w.taps * lanes;
       }

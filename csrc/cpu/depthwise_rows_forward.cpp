@@ -110,7 +110,7 @@ class ForwardRows : RowsGroup {
       job.moments = sums_ != nullptr ? sums_ + first : nullptr;
       job.moments_stride = plan_.padded();
       job.stream = stream_;
-      ahead_.ask(share);
+      job.prefetch = ahead_.take(share);
       plan_.table.plane_conv(job);
     }
   }

@@ -1,6 +1,7 @@
 #include "cpu/depthwise_volumes.h"
 
 #include <algorithm>
+#include <utility>
 
 #include "cpu/cache_size.h"
 #include "cpu/depthwise_backward_tile.h"
@@ -81,7 +82,7 @@ class VolumeGroup {
     ahead_.add(from, rows * width, plan_.problem.channels * size, channels() * size);
   }
   // A share of what is to be asked for, of so many.
-  void ask(int64_t shares) { ahead_.ask(ceil_div(ahead_.lines(), shares)); }
+  Prefetch take(int64_t shares) { return ahead_.take(ceil_div(ahead_.lines(), shares)); }
 };
 
 class ForwardVolumes : VolumeGroup {
@@ -160,7 +161,7 @@ class ForwardVolumes : VolumeGroup {
       job.slices = slices_.data();
       job.slice_count = static_cast<int64_t>(slices_.size());
       job.stream = stream_;
-      ask(group_);
+      job.prefetch = take(group_);
       plan_.table.plane_conv(job);
     }
   }
@@ -266,7 +267,6 @@ class BackwardVolumes : VolumeGroup {
     const int64_t lanes = plan_.lanes, left = width.position(0, 0) * lanes;
     const Range taps = depth.taps_inside(slice);
     for (int64_t block = 0; block < group_; ++block) {
-      ask(2 * group_);
       pointers_.clear();
       for (int64_t row = band_.begin; row < band_.end; ++row) {
         pointers_.push_back(gradient_row(block, slice, row));
@@ -284,7 +284,7 @@ class BackwardVolumes : VolumeGroup {
       plan_.table.weight_gradient_rows({pointers_.data(), band_.size(), width.output, width.stride * lanes,
                                         width.dilation * lanes, taps.size() * height.kernel, width.kernel,
                                         sums_ + block * sums_of_block() + taps.begin * plan_.slice_taps() * lanes,
-                                        width.kernel * lanes});
+                                        width.kernel * lanes, take(2 * group_)});
     }
   }
 
@@ -307,7 +307,6 @@ class BackwardVolumes : VolumeGroup {
     }
     auto* target = static_cast<float*>(tensors_.x_gradient) + input_at(image_, slice, results_.begin);
     for (int64_t block = 0; block < group_; ++block) {
-      ask(2 * group_);
       correlate(block, target + block * plan_.lanes);
     }
   }
@@ -316,6 +315,7 @@ class BackwardVolumes : VolumeGroup {
     const ConvAxis &height = plan_.height, &width = plan_.width;
     const int64_t lanes = plan_.lanes, pixel = plan_.problem.channels;
     const float* weights = plan_.residue_weights + (block_ + block) * plan_.taps() * lanes;
+    Prefetch next = take(2 * group_);
     for (const AxisResidue& h : plan_.height_residues) {
       const int64_t skipped = std::max<int64_t>(0, ceil_div(results_.begin - h.first, height.stride));
       const int64_t row = h.first + skipped * height.stride;
@@ -341,6 +341,7 @@ class BackwardVolumes : VolumeGroup {
         job.slices = slices_.data();
         job.slice_count = static_cast<int64_t>(slices_.size());
         job.stream = stream_;
+        job.prefetch = std::exchange(next, {});
         plan_.table.plane_conv(job);
         weights += h.taps * w.taps * lanes;
       }

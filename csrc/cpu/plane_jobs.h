@@ -88,6 +88,16 @@ struct CorrelateLineBack {
   double* sums;       // [taps, then bias][lane], added to; or null
 };
 
+struct MemoryRange {
+  const void* first;
+  int64_t bytes;
+};
+
+// What is asked for from memory while something else is computed.
+struct Prefetch {
+  MemoryRange ranges[3];
+};
+
 // sums[r][t] += sum over rows and pixels of gradient[pixel] * input[r][pixel * pixel_step + t * tap_step].
 struct WeightGradientRows {
   const float* const* rows;  // [row_count][1 + kernel_rows]: the gradient's row, then the inputs' rows
@@ -99,16 +109,7 @@ struct WeightGradientRows {
   int64_t taps;
   float* sums;
   int64_t sums_stride;  // floats from a kernel row's sums to the next's
-};
-
-struct MemoryRange {
-  const void* first;
-  int64_t bytes;
-};
-
-// What is asked for from memory while something else is computed.
-struct Prefetch {
-  MemoryRange ranges[3];
+  Prefetch prefetch = {};
 };
 
 // A panel [inner block][pixel][lane] times packed weights [block][inner][column].
@@ -273,9 +274,10 @@ struct PlaneConv {
   const int64_t* row_offsets = nullptr;
   double* moments = nullptr;  // of the outputs [lane], and moments_stride further of their squares: added to
   int64_t moments_stride = 0;
-  bool stream = false;  // store past the caches: `out` and its strides are whole cache lines
+  bool stream = false;                 // store past the caches: `out` and its strides are whole cache lines
   const PlaneSlice* slices = nullptr;  // null for one, the plane itself
   int64_t slice_count = 1;
+  Prefetch prefetch = {};
 };
 
 // One K block of a 1x1 convolution, for rows of pixels, into planes [vector of the block][row][column][lane].

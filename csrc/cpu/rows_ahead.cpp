@@ -44,6 +44,26 @@ void RowsAhead::ask(int64_t lines) {
   }
 }
 
+Prefetch RowsAhead::take(int64_t lines) {
+  Prefetch taken = {};
+  for (MemoryRange& range : taken.ranges) {
+    while (current_ < stretches_.size() && stretches_[current_].count == 0) ++current_;
+    if (lines <= 0 || current_ == stretches_.size()) return taken;
+    Stretch& stretch = stretches_[current_];
+    if (stretch.count > 1) {
+      ask(lines);
+      return taken;
+    }
+    const int64_t count = std::min(lines, lines_of(stretch.bytes));
+    range = {stretch.at, count * kLine};
+    stretch.at += count * kLine;
+    stretch.bytes -= count * kLine;
+    lines -= count;
+    if (stretch.bytes <= 0) stretch.count = 0;
+  }
+  return taken;
+}
+
 void RowsAhead::clear() {
   stretches_.clear();
   current_ = 0;

@@ -4,6 +4,8 @@
 #include <cstdint>
 #include <vector>
 
+#include "cpu/plane_jobs.h"
+
 namespace dwsep {
 
 class RowsAhead {
@@ -12,6 +14,8 @@ class RowsAhead {
   void add(const void* first, int64_t count, int64_t stride, int64_t bytes);
   // The next `lines` cache lines or so.
   void ask(int64_t lines);
+  // The same, but what of them follows each other is left to the caller.
+  Prefetch take(int64_t lines);
   int64_t lines() const { return lines_; }
   void clear();
 
