@@ -19,6 +19,7 @@ struct KernelTable {
                          const Tile&, float* panel, const Prefetch& ahead);
   void (*gather_row)(const RowCopy&, const void* source, float* plane);
   void (*scatter_row)(const RowCopy&, const float* plane, void* target);
+  void (*transposed_copy)(const TransposedCopy&);
   void (*correlate_row)(const CorrelateRow&);
   void (*weight_gradient_rows)(const WeightGradientRows&);
   void (*sum_row)(const float* row, int64_t pixels, float* sums);

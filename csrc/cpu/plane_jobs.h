@@ -98,6 +98,17 @@ struct Prefetch {
   MemoryRange ranges[3];
 };
 
+// target[column * target_stride + row] = source[row * source_stride + column], element by element.
+struct TransposedCopy {
+  ElementType element_type;
+  const void* source;
+  int64_t source_stride;
+  int64_t rows;
+  int64_t columns;
+  void* target;
+  int64_t target_stride;
+};
+
 // sums[r][t] += sum over rows and pixels of gradient[pixel] * input[r][pixel * pixel_step + t * tap_step].
 struct WeightGradientRows {
   const float* const* rows;  // [row_count][1 + kernel_rows]: the gradient's row, then the inputs' rows

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <iterator>
 
+#include "cpu/layout_copy.h"
 #include "ops/output_memory.h"
 
 namespace dwsep {
@@ -162,9 +163,30 @@ Residual parse_residual(const std::string& name) {
   STD_TORCH_CHECK(false, "unknown residual '", name, "'; valid: none, input, depthwise");
 }
 
+namespace {
+
+// Whether x is a tensor whose elements a copy of ours moves, faster than PyTorch's.
+bool copies_layout(const Tensor& x) {
+  const ScalarType type = x.scalar_type();
+  return x.is_contiguous() && x.numel() > 0 && (type == ScalarType::Float || type == ScalarType::BFloat16);
+}
+
+ElementType element_type_of(const Tensor& x) {
+  return x.scalar_type() == ScalarType::Float ? ElementType::kFloat32 : ElementType::kBFloat16;
+}
+
+int64_t pixels_of(const Tensor& x) { return x.numel() / std::max<int64_t>(1, x.size(0) * x.size(1)); }
+
+}  // namespace
+
 Tensor to_channels_last(const Tensor& x) {
   const Tensor spatial = x.dim() == 3 ? torch::stable::unsqueeze(x, 2) : x;
-  return torch::stable::contiguous(spatial, last_format(spatial.dim()));
+  const MemoryFormat last = last_format(spatial.dim());
+  if (!copies_layout(x) || is_channels_last(x)) return torch::stable::contiguous(spatial, last);
+  const Tensor out = empty_output({spatial.sizes().begin(), spatial.sizes().end()}, x.scalar_type(), last);
+  copy_to_channels_last(element_type_of(x), x.const_data_ptr(), x.size(0), x.size(1), pixels_of(x),
+                        out.mutable_data_ptr());
+  return out;
 }
 
 Tensor empty_channels_last(const ConvProblem& problem, int64_t channels, const Tensor& x) {
@@ -204,7 +226,12 @@ Strides strides_of(const Tensor& x) {
 }
 
 Tensor in_layout_of(const Tensor& x, Tensor out) {
-  if (!is_channels_last(x)) out = torch::stable::contiguous(out);
+  if (!is_channels_last(x) && !out.is_contiguous()) {
+    const Tensor last = out;
+    out = empty_output({last.sizes().begin(), last.sizes().end()}, last.scalar_type(), MemoryFormat::Contiguous);
+    copy_from_channels_last(element_type_of(last), last.const_data_ptr(), last.size(0), last.size(1), pixels_of(last),
+                            out.mutable_data_ptr());
+  }
   return x.dim() == 3 ? torch::stable::squeeze(out, 2) : out;
 }
 
