@@ -54,6 +54,7 @@ struct SeparableOptions {
   const void* addend = nullptr;  // what Residual::kInput adds, a tensor that lies as the output does; x where null
   bool stream = false;           // store past the caches: float channels of the output are whole cache lines
   bool pairs = false;            // of floats: the pointwise weights are pairs, and what meets them becomes pairs
+  bool fresh = false;            // the output's memory has left the caches, as a training step's has
 };
 
 // A rectangle of the output: rows [row_begin, row_end) of the batch * D * H rows, columns [column_begin, column_end),

@@ -24,7 +24,7 @@ class SeparableBackward {
   SeparableBackwardRows rows_;
 
   void run_by_image(int64_t parts, float* sums, float* depthwise_sums) const;
-  void run_by_phase(int64_t parts, float* sums, float* depthwise_sums) const;
+  void run_by_phase(int64_t parts, int64_t tile_parts, float* sums, float* depthwise_sums) const;
   template <class RowsOf, class PlanesOf>
   void run_rows_then_products(int64_t parts, const RowsOf& rows_of, const PlanesOf& planes_of, float* sums) const;
   // Rows of the largest part.
@@ -127,8 +127,8 @@ void SeparableBackward::run_rows_then_products(int64_t parts, const RowsOf& rows
   for (const RowPanels& part : filled) rows_.add_bias(part, sums + plan_.pointwise_sums());
 }
 
-// Few images: first their rows in parts, then, when all are done, their channels.
-void SeparableBackward::run_by_phase(int64_t parts, float* sums, float* depthwise_sums) const {
+// Few images: first their rows in parts, then, when all are done, their channels, of few channels by tiles in parts.
+void SeparableBackward::run_by_phase(int64_t parts, int64_t tile_parts, float* sums, float* depthwise_sums) const {
   const int64_t bands = parts / plan_.problem.batch;
   float* planes = scratch(Scratch::kPlanes, static_cast<std::size_t>(plan_.problem.batch * plan_.planes_of_image()));
   const auto rows_of = [&](int64_t part) {
@@ -150,14 +150,17 @@ void SeparableBackward::run_by_phase(int64_t parts, float* sums, float* depthwis
   if (!plan_.wants_below()) return;
   for (int64_t image = 0; image < plan_.problem.batch; ++image)
     rows_.clear_margins(planes + image * plan_.planes_of_image());
-  parallel_for(plan_.planes.groups(), 1, [&](int64_t begin, int64_t end) {
+  const int64_t depthwise_part = plan_.planes.blocks * sums_of_block(plan_.planes), tiles = plan_.planes.tile_count();
+  parallel_for(plan_.planes.groups() * tile_parts, 1, [&](int64_t begin, int64_t end) {
     const std::size_t floats = static_cast<std::size_t>(BackwardTile::floats_without_gradient(plan_.planes));
-    BackwardTile tile(plan_.planes, plan_.depthwise_tensors, Activation::kNone, scratch(Scratch::kPanel, floats),
-                      depthwise_sums);
-    if (plan_.stream) tile.set_stream();
-    for (int64_t group = begin; group < end; ++group) {
+    float* memory = scratch(Scratch::kPanel, floats);
+    for (int64_t unit = begin; unit < end; ++unit) {
+      const int64_t group = unit / tile_parts, part = unit % tile_parts;
+      BackwardTile tile(plan_.planes, plan_.depthwise_tensors, Activation::kNone, memory,
+                        depthwise_sums + part * depthwise_part);
+      if (plan_.stream) tile.set_stream();
       for (int64_t image = 0; image < plan_.problem.batch; ++image) {
-        for (int64_t t = 0; t < plan_.planes.tile_count(); ++t) {
+        for (int64_t t = tiles * part / tile_parts; t < tiles * (part + 1) / tile_parts; ++t) {
           run_below(tile, image, t, planes + image * plan_.planes_of_image(), group * plan_.planes.group,
                     (group + 1) * plan_.planes.group);
         }
@@ -193,7 +196,11 @@ void SeparableBackward::run(const WeightSources& weights, bool add_depthwise) {
     parts = batch * std::clamp<int64_t>(bands, 1, plan_.rows_per_image);
   }
   const int64_t sum_parts = !by_image && keeps_panels(parts) ? 1 : parts;
-  const int64_t depthwise_parts = by_image ? parts : 1;
+  // Channels that make a few groups alone leave threads without any.
+  constexpr int64_t kManyGroups = 8, kTileParts = 4;
+  const bool by_tile = plan_.planes.groups() < kManyGroups;
+  const int64_t tile_parts = by_tile ? power_of_two_below(std::min(kTileParts, plan_.planes.tile_count())) : 1;
+  const int64_t depthwise_parts = by_image ? parts : tile_parts;
   const int64_t depthwise_part = plan_.planes.blocks * sums_of_block(plan_.planes);
   Layout layout;
   const int64_t packed_at = layout.add(plan_.packed_floats());
@@ -212,7 +219,7 @@ void SeparableBackward::run(const WeightSources& weights, bool add_depthwise) {
   if (by_image) {
     run_by_image(parts, sums, depthwise_sums);
   } else {
-    run_by_phase(parts, sums, depthwise_sums);
+    run_by_phase(parts, tile_parts, sums, depthwise_sums);
   }
   plan_.write_pointwise_gradients(sums, sum_parts);
   if (plan_.tensors.depthwise_gradient != nullptr || plan_.tensors.depthwise_bias_gradient != nullptr) {

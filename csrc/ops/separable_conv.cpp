@@ -102,7 +102,9 @@ Tensor separable_conv(const Tensor& x, const Tensor& depthwise_weight, const Ten
                             dilation, inner_activation, activation, residual);
   const ConvProblem& problem = arguments.problem;
   const ConvProblem packing = packing_problem(problem, arguments.options.residual);
-  return run(x, problem, pack_weights(packing, kernels(), arguments.sources), arguments.options);
+  SeparableOptions options = arguments.options;
+  options.fresh = true;
+  return run(x, problem, pack_weights(packing, kernels(), arguments.sources), options);
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> separable_conv_backward(
