@@ -64,6 +64,17 @@ def test_gradients_run_natively():
 
 
 @pytest.mark.skipif(not dwsep.ops.native_status().loaded, reason="compares with the native kernel")
+@pytest.mark.parametrize("channels_last", [True, False])
+@pytest.mark.parametrize("gradient", [True, False])
+def test_float32_runs_on_the_native_kernels(gradient, channels_last):
+    for op in ("depthwise_conv", "separable_conv"):
+        for kernel, dilation in ((3, 1), (3, 2), (5, 1)):
+            geometry = ConvGeometry.make(2, kernel, padding="same", dilation=dilation)
+            options = {"gradient": gradient, "channels_last": channels_last}
+            assert dispatch.select(op, geometry, torch.float32, "cpu", **options).backend == "cpu"
+
+
+@pytest.mark.skipif(not dwsep.ops.native_status().loaded, reason="compares with the native kernel")
 @pytest.mark.parametrize(
     ("has", "isa", "inference", "training"),
     [
