@@ -56,7 +56,7 @@ GEOMETRIES = (
     ((261,), (2,), (1,), (1,), (1, 0)),
     ((300,), (4,), (1,), (2,), (9, -3)),
 )
-CHANNELS = ((5, 3, 19), (16, 1, 16), (19, 1, 35), (35, 1, 5))  # in, multiplier, out
+CHANNELS = ((5, 3, 19), (16, 1, 16), (16, 2, 5), (19, 1, 35), (35, 1, 5))  # in, multiplier, out
 _kept = []  # buffers of the tensors below
 
 
