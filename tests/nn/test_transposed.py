@@ -72,6 +72,31 @@ def test_other_dtypes_and_layouts(memory_format, dtype):
     torch.testing.assert_close(layer(x).double(), expected, rtol=tolerance, atol=tolerance)
 
 
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_training_keeps_layout_and_gradients_of_gradients(memory_format):
+    layer = dwsep.nn.DepthwiseConvTranspose2d(20, 4, stride=2, padding=1, output_padding=1)
+    conv = nn.ConvTranspose2d(20, 20, 4, stride=2, padding=1, output_padding=1, groups=20)
+    conv.load_state_dict(layer.state_dict())
+    x = torch.randn(2, 20, 7, 9).contiguous(memory_format=memory_format).requires_grad_()
+    found = []
+    for module in (layer, conv):
+        out = module(x)
+        assert out.is_contiguous(memory_format=memory_format)
+        (grad,) = torch.autograd.grad(out.square().sum(), x, create_graph=True)
+        found.append(torch.autograd.grad(grad.square().sum(), [x, *module.parameters()]))
+    for a, e in zip(*found, strict=True):
+        torch.testing.assert_close(a, e, rtol=1e-4, atol=1e-3)
+    layer.weight.requires_grad_(False)
+    layer(x).sum().backward()
+    assert x.grad is not None
+    assert layer.weight.grad is None
+    with torch.no_grad():
+        expected = conv(x.detach())
+    functions = torch.func.vmap(torch.func.grad(lambda v: layer(v).sum()))(x.detach())
+    assert functions.shape == x.shape
+    torch.testing.assert_close(layer(x.detach().requires_grad_()), expected, rtol=1e-5, atol=1e-5)
+
+
 def test_refuses():
     with pytest.raises(dwsep.ArgumentError, match="output_padding must be smaller than stride or dilation"):
         dwsep.nn.DepthwiseConvTranspose2d(4, 3, 2, output_padding=2)
