@@ -52,7 +52,7 @@ def test_depthwise_matches_torch_with_every_gradient(seed):
     ):
         torch.testing.assert_close(a, e, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(layer(x[0]), expected[0], rtol=1e-5, atol=1e-5)
-    with torch.no_grad():  # another way: by phases
+    with torch.no_grad():
         torch.testing.assert_close(layer(x), expected, rtol=1e-5, atol=1e-5)
         last = x.movedim(1, -1).contiguous().movedim(-1, 1)
         torch.testing.assert_close(layer(last), expected, rtol=1e-5, atol=1e-5)

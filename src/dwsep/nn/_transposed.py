@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -14,7 +13,7 @@ from dwsep import _functorch, functional
 from dwsep.errors import ArgumentError
 from dwsep.geometry import ConvGeometry, check_int
 from dwsep.nn import _depthwise, _parts
-from dwsep.ops._layout import empty_output, is_channels_last
+from dwsep.ops._layout import empty_output
 
 IntOrInts = functional.IntOrInts
 _TRANSPOSED: dict[int, Callable[..., Tensor]] = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
@@ -59,9 +58,8 @@ class _Transposed(torch.autograd.Function):
 class _DepthwiseConvTranspose(_parts.WithGeometry):
     """Transposed depthwise convolution over ``ndim`` axes; the thin classes below fix ``ndim``.
 
-    Where that is faster than torch's own, it is computed by phases: an output at o = stride * j + r sums the taps k
-    with (dilation * k) % stride == r, so that the phases r of all axes are outputs of one depthwise convolution of the
-    input as it is, whose results are then interleaved.
+    It is what the gradient of a depthwise convolution's input is, and with one output per channel in float32 on a CPU
+    computed as that.
     """
 
     ndim: int
@@ -142,60 +140,23 @@ class _DepthwiseConvTranspose(_parts.WithGeometry):
                 f"x must be (N, {self.in_channels}, {self.ndim} spatial), or that without N, got {tuple(x.shape)}"
             )
         out_size, g = self.output_size(x.shape[2:]), self.geometry
-        fused = _parts.fused_name(self.activation)
-        if not self._phases_pay(x):
-            stock = _TRANSPOSED[self.ndim]
-            rest = (g.stride, self.padding, self.output_padding, self.in_channels, g.dilation)
-            if self._trains_natively(x):
-                pads = [side for p, e in zip(self.padding, self.output_padding, strict=True) for side in (p, p - e)]
-                geometry = list(g.stride), pads, list(g.dilation)
-                out = _Transposed.apply(x, self.weight, self.bias, geometry, out_size, (stock, rest))
-            else:
-                out = stock(x, self.weight, self.bias, *rest)
-            return out if self.activation is None else self.activation(out)
-        axes = zip(g.kernel_size, g.stride, g.dilation, strict=True)
-        phases = [_phase_taps(k, s, d) for k, s, d in axes]
-        taps = tuple(len(rows[0]) for rows in phases)
-        rows = tuple(-(-(p + o) // s) for p, o, s in zip(self.padding, out_size, g.stride, strict=True))
-        pads = tuple((t - 1, row - n) for t, row, n in zip(taps, rows, x.shape[2:], strict=True))
-        geometry = ConvGeometry(self.ndim, taps, (1,) * self.ndim, (1,) * self.ndim, pads)
-        count = math.prod(g.stride)
-        bias = self.bias if self.bias is None or count == 1 else self.bias.repeat_interleave(count)
-        out = functional.depthwise_conv(x, self._phase_weight(phases), bias, geometry, fused or "none", "auto")
-        out = _interleave(out, g.stride, self.padding, out_size)
-        return out if fused is not None else self.activation(out)  # type: ignore[misc]
-
-    def _phases_pay(self, x: Tensor) -> bool:
-        """Whether the phases are the faster way, measured: in inference."""
-        return self._runs_natively(x) and not self._wants_gradient(x)
-
-    def _trains_natively(self, x: Tensor) -> bool:
-        """Whether the native kernels train the layer: 1.2 to 6.8 times as fast as torch's, measured."""
-        one = self.weight.shape[1] == 1 and type(x) is Tensor and not _functorch.is_active()
-        return one and self._runs_natively(x) and self._wants_gradient(x)
-
-    def _wants_gradient(self, x: Tensor) -> bool:
-        return torch.is_grad_enabled() and (x.requires_grad or self.weight.requires_grad)
+        stock = _TRANSPOSED[self.ndim]
+        rest = (g.stride, self.padding, self.output_padding, self.in_channels, g.dilation)
+        if self._runs_natively(x):
+            pads = [side for p, e in zip(self.padding, self.output_padding, strict=True) for side in (p, p - e)]
+            geometry = list(g.stride), pads, list(g.dilation)
+            out = _Transposed.apply(x, self.weight, self.bias, geometry, out_size, (stock, rest))
+        else:
+            out = stock(x, self.weight, self.bias, *rest)
+        return out if self.activation is None else self.activation(out)
 
     def _runs_natively(self, x: Tensor) -> bool:
+        """Whether the native kernels, the faster way, know the layer and nothing but autograd has to see it run."""
         if torch.compiler.is_compiling() or x.dtype != torch.float32 or self.weight.dtype != x.dtype:
             return False
+        if self.weight.shape[1] != 1 or type(x) is not Tensor or _functorch.is_active():
+            return False
         return functional.packs(self.weight) and not torch.is_autocast_enabled("cpu")
-
-    def _phase_weight(self, phases: list[list[list[int]]]) -> Tensor:
-        """The kernels of all phases, (C * M * phases, 1, *taps): taps that a phase does not have are zero."""
-        weight = self.weight
-        for axis, rows in enumerate(phases, start=2):
-            size = weight.shape[axis]
-            if any(size in row for row in rows):
-                zero = weight.new_zeros((*weight.shape[:axis], 1, *weight.shape[axis + 1 :]))
-                weight = torch.cat([weight, zero], axis)
-            index = torch.tensor([tap for row in rows for tap in row], device=weight.device)
-            weight = weight.index_select(axis, index)
-        for axis in reversed(range(self.ndim)):
-            weight = weight.unflatten(2 + axis, (len(phases[axis]), -1))
-        order = (0, 1, *range(2, 2 + 2 * self.ndim, 2), *range(3, 3 + 2 * self.ndim, 2))
-        return weight.permute(order).reshape(-1, 1, *(len(rows[0]) for rows in phases))
 
     def extra_repr(self) -> str:
         """Arguments as the constructor takes them, those at their default left out."""
@@ -218,34 +179,6 @@ def _sizes(argument: str, value: int | Sequence[int], ndim: int) -> tuple[int, .
     if len(entries) != ndim:
         raise ArgumentError(f"{argument} must have 1 or {ndim} entries, got {len(entries)}: {value!r}")
     return tuple(check_int(argument, entry, low=0) for entry in entries)
-
-
-def _phase_taps(taps: int, stride: int, dilation: int) -> list[list[int]]:
-    """For each of ``stride`` phases the taps of its kernel, in the order of a convolution; ``taps`` stands for none."""
-    last = dilation * (taps - 1) // stride
-    rows = [[taps] * (last + 1) for _ in range(stride)]
-    for tap in range(taps):
-        step, phase = divmod(dilation * tap, stride)
-        rows[phase][last - step] = tap
-    return rows
-
-
-def _interleave(out: Tensor, stride: tuple[int, ...], padding: tuple[int, ...], size: tuple[int, ...]) -> Tensor:
-    """Phases (N, C * phases, *rows) as one output (N, C, *size), from element ``padding`` on."""
-    ndim = len(stride)
-    if set(stride) != {1}:
-        sizes = [r * s for r, s in zip(out.shape[2:], stride, strict=True)]
-        # Each axis's phases go behind its rows; channels stay where they are in memory.
-        axes = [axis for index in range(ndim) for axis in (2 + ndim + index, 2 + index)]
-        channels_last = is_channels_last(out)
-        out = out.unflatten(1, (-1, *stride))
-        if channels_last:
-            out = out.permute(0, *axes, 1).reshape(out.shape[0], *sizes, -1).movedim(-1, 1)
-        else:
-            out = out.permute(0, 1, *axes).reshape(*out.shape[:2], *sizes)
-    for axis, (low, n) in enumerate(zip(padding, size, strict=True), start=2):
-        out = out.narrow(axis, low, n)
-    return out
 
 
 class DepthwiseConvTranspose1d(_DepthwiseConvTranspose):
