@@ -6,10 +6,7 @@
 #include <cstdint>
 
 #include "cpu/depthwise_backward_kernel.h"
-#include "cpu/packing.h"
-#include "cpu/plane_jobs.h"
-#include "cpu/plane_tiling.h"
-#include "cpu/rows_ahead.h"
+#include "cpu/depthwise_bands.h"
 #include "cpu/stage_load.h"
 
 namespace dwsep {
@@ -42,84 +39,27 @@ class RowRing {
   int64_t offset(int64_t row) const { return row % slots_ * row_floats(); }
 };
 
-// Input positions of an axis which are a stride apart, from `first` on, and the taps that bring outputs to them, the
-// last tap first: its operand is the first in memory.
-struct AxisResidue {
-  int64_t first;
-  int64_t taps;
-  int64_t last_tap, tap_step;  // from a tap to the one before it
-  int64_t from;                // the output position that the last tap brings to `first`
-  int64_t dilation;            // output positions from a tap's operand to the next one's
-};
-
-std::vector<AxisResidue> axis_residues(const ConvAxis& axis);
-
-// Columns that the taps of any output column reach, beyond the input too.
-Range input_columns(const ConvAxis& axis);
-
-// Columns of outputs whose taps reach any input column, beyond the output too.
-Range gradient_columns(const ConvAxis& axis);
-
-// `count` kernels of `taps` taps along two axes, [tap][lane] each, by residues: [height's residue][width's
-// residue][tap] [lane].
-void pack_residues(const float* weights, int64_t count, int64_t taps, int64_t lanes,
-                   const std::vector<AxisResidue>& height, const std::vector<AxisResidue>& width, int64_t kernel_width,
-                   float* target);
-
-// How a problem is cut for this: groups of channel blocks, and bands of output rows that parts of the threads' work are
-// made of. All of it depends on the shape alone.
-struct RowsPlan {
-  const KernelTable& table;
-  const ConvProblem& problem;
-  ConvAxis height, width;
-  int64_t lanes, blocks;
-  int64_t group = 0;  // channel blocks together; 0 where not even the rows of one fit into the cache
-  int64_t bands = 1;
+// How a problem is cut for this.
+struct RowsPlan : BandPlan {
   int64_t pixel_stride;  // floats from a pixel of either tensor to the next: its channels, or more where these are some
   int64_t together = 1;  // output rows that are computed at once
   RowRing inputs, gradients;
-  const float* weights = nullptr;  // [block][tap][lane]
-  const float* bias = nullptr;     // [block][lane]
-  // The same for the way back, [block][height's residue][width's residue][tap][lane].
-  const float* residue_weights = nullptr;
-  std::vector<AxisResidue> height_residues, width_residues;
 
   RowsPlan(const KernelTable& kernels, const ConvProblem& of, bool backward);
 
   // Whether rows are the faster way without a stage, too, for channels-last tensors, measured: from memory they read
   // whole pixels, where planes read 64 channels of a pixel, but they prepare the taps of every row anew.
   bool pays(bool backward) const;
-
-  int64_t groups() const { return ceil_div(blocks, group); }
-  // A band of an image is an item; a part is some items, with sums of its own.
-  int64_t items() const { return problem.batch * bands; }
-  int64_t parts() const { return std::clamp<int64_t>(items(), 1, 16); }
-  Range items_of(int64_t part) const { return {items() * part / parts(), items() * (part + 1) / parts()}; }
-  Range band(int64_t item) const {
-    return {height.output * (item % bands) / bands, height.output * (item % bands + 1) / bands};
-  }
-  int64_t taps() const { return height.kernel * width.kernel; }
-  int64_t padded() const { return blocks * lanes; }
-  int64_t packed_floats() const { return blocks * ((is_backward() ? 2 : 1) * taps() + 1) * lanes; }
-  void pack(const WeightSources& sources, float* memory);
-
- private:
-  bool is_backward() const { return !height_residues.empty(); }
 };
 
 // Where the channels of one group are being computed, and how rows come into the rings.
-class RowsGroup {
+class RowsGroup : protected BandGroup {
  public:
-  RowsGroup(const RowsPlan& plan, int64_t first_block)
-      : plan_(plan), block_(first_block), group_(std::min(plan.group, plan.blocks - first_block)) {}
+  RowsGroup(const RowsPlan& plan, int64_t first_block) : BandGroup(plan, first_block), plan_(plan) {}
 
  protected:
   const RowsPlan& plan_;
-  int64_t block_;  // the first
-  int64_t group_;  // blocks
 
-  int64_t channel() const { return block_ * plan_.lanes; }
-  int64_t channels() const { return std::min(plan_.problem.channels - channel(), group_ * plan_.lanes); }
   // Row `row` of `width` columns of image `image` of a tensor (N, rows, width, C) into a ring.
   void fetch(const RowRing& ring, const float* tensor, const StageLoad& load, int64_t image, int64_t rows,
              int64_t width, int64_t row) const;

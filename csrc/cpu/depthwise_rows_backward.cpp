@@ -1,12 +1,9 @@
 #include <algorithm>
-#include <utility>
 
 #include "cpu/depthwise_backward_tile.h"
 #include "cpu/depthwise_rows.h"
 #include "cpu/layout.h"
 #include "cpu/moments.h"
-#include "cpu/parallel.h"
-#include "cpu/scratch.h"
 #include "cpu/streaming.h"
 
 namespace dwsep {
@@ -61,7 +58,7 @@ class BackwardRows : RowsGroup {
     next_input_ = 0;
     next_result_ = band.begin == 0 ? 0 : std::clamp<int64_t>(first_result(band.begin), 0, height.input);
     const int64_t results = last ? height.input : std::clamp<int64_t>(first_result(band.end), 0, height.input);
-    if (wants_x()) fetch_gradients(std::max<int64_t>(0, band.begin - reach()), band.begin);
+    if (wants_x()) fetch_gradients(std::max<int64_t>(0, band.begin - plan_.height.reach()), band.begin);
     for (int64_t row = band.begin; row < band.end; row += plan_.together) {
       const int64_t end = std::min(band.end, row + plan_.together);
       fetch_gradients(row, end);
@@ -99,7 +96,6 @@ class BackwardRows : RowsGroup {
   float* of_taker_;
   int64_t image_ = 0, next_input_ = 0, next_result_ = 0;
   std::vector<const float*> pointers_;
-  RowsAhead ahead_;
   Prefetch next_ = {};  // for the taker
 
   bool wants_x() const { return tensors_.x_gradient != nullptr || taker_ != nullptr; }
@@ -110,9 +106,6 @@ class BackwardRows : RowsGroup {
 
   // The first input row that no output row before `row` is the last to reach.
   int64_t first_result(int64_t row) const { return row * plan_.height.stride - plan_.height.pad_low; }
-  int64_t inputs_end(int64_t row) const {
-    return std::min(plan_.height.input, plan_.height.position(row, plan_.height.kernel - 1) + 1);
-  }
 
   // Input rows whose gradients are computed at once.
   static int64_t result_rows(const RowsPlan& plan) { return plan.together * plan.height.stride; }
@@ -123,8 +116,6 @@ class BackwardRows : RowsGroup {
   }
   // A pixel of all images.
   int64_t pixel_of(int64_t image, int64_t row) const { return (image * plan_.height.input + row) * plan_.width.input; }
-  // Rows before a band whose gradients reach the same inputs.
-  int64_t reach() const { return (plan_.height.kernel - 1) * plan_.height.dilation / plan_.height.stride; }
 
   void fetch_gradients(int64_t begin, int64_t end) {
     for (int64_t row = begin; row < end; ++row) {
@@ -133,7 +124,7 @@ class BackwardRows : RowsGroup {
   }
 
   void fetch_inputs(int64_t begin, int64_t end) {
-    const int64_t stop = inputs_end(end - 1);
+    const int64_t stop = plan_.height.under(begin, end).end;
     for (next_input_ = std::max(next_input_, plan_.height.position(begin, 0)); next_input_ < stop; ++next_input_) {
       fetch(inputs_, x(), input_load_, image_, plan_.height.input, plan_.width.input, next_input_);
     }
@@ -144,7 +135,7 @@ class BackwardRows : RowsGroup {
     next_ = {};
     if (item >= plan_.items()) return;
     const Range band = plan_.band(item);
-    const int64_t first = wants_x() ? std::max<int64_t>(0, band.begin - reach()) : band.begin;
+    const int64_t first = wants_x() ? std::max<int64_t>(0, band.begin - plan_.height.reach()) : band.begin;
     look_ahead(item / plan_.bands, {first, std::min(band.end, band.begin + plan_.together)},
                std::max<int64_t>(0, plan_.height.position(band.begin, 0)));
   }
@@ -155,7 +146,7 @@ class BackwardRows : RowsGroup {
     ahead_.clear();
     next_ = {};
     const ConvAxis &height = plan_.height, &width = plan_.width;
-    const int64_t stop = inputs_end(end - 1);
+    const int64_t stop = plan_.height.under(begin, end).end;
     if (taker_ != nullptr) {
       const auto size = static_cast<int64_t>(sizeof(float)), channels = plan_.problem.channels;
       const int64_t output = at(image, height.output, width.output, begin);
@@ -178,8 +169,6 @@ class BackwardRows : RowsGroup {
       expect(ahead_, x() + at(image, height.input, width.input, input), width.input);
     }
   }
-  // A share of what is to be asked for, of the work on a few rows.
-  Prefetch share() { return ahead_.take(ceil_div(ahead_.lines(), 2 * group_)); }
 
   void add_weight_gradient(int64_t begin, int64_t end) {
     const ConvAxis &height = plan_.height, &width = plan_.width;
@@ -195,9 +184,9 @@ class BackwardRows : RowsGroup {
           pointers_.push_back(input + left);
         }
       }
-      plan_.table.weight_gradient_rows({pointers_.data(), end - begin, width.output, width.stride * lanes,
-                                        width.dilation * lanes, height.kernel, width.kernel,
-                                        sums_ + (block_ + block) * sums_of_block(), width.kernel * lanes, share()});
+      plan_.table.weight_gradient_rows(
+          {pointers_.data(), end - begin, width.output, width.stride * lanes, width.dilation * lanes, height.kernel,
+           width.kernel, sums_ + (block_ + block) * sums_of_block(), width.kernel * lanes, share(2 * group_)});
     }
   }
 
@@ -217,13 +206,13 @@ class BackwardRows : RowsGroup {
     const bool plain = stage_.scale == nullptr && stage_.activation == Activation::kNone;
     const bool affine = stage_.scale != nullptr;
     for (int64_t block = 0; block < group_; ++block) {
-      const int64_t first = channel() + block * lanes, valid = std::min(lanes, plan_.problem.channels - first);
+      const int64_t first = channel() + block * lanes;
       float* planes = taker_ != nullptr ? result_ + block * pixels * lanes : result_;
       float* target = planes;
       if (taker_ == nullptr) target = static_cast<float*>(tensors_.x_gradient) + offset + block * lanes;
       const int64_t target_stride = taker_ != nullptr ? lanes : plan_.pixel_stride;
       if (plain) {
-        correlate(block, begin, end, target, target_stride, taker_ != nullptr ? lanes : valid, stream_);
+        correlate(block, begin, end, target, target_stride, taker_ != nullptr ? lanes : valid(block), stream_);
         continue;
       }
       correlate(block, begin, end, planes, lanes, lanes, false);
@@ -236,7 +225,7 @@ class BackwardRows : RowsGroup {
                               stage_.activation,
                               plan_.pixel_stride,
                               pixels,
-                              valid,
+                              valid(block),
                               target,
                               stream_,
                               affine ? affine_sums_ + first : nullptr,
@@ -249,39 +238,15 @@ class BackwardRows : RowsGroup {
 
   // The same for a block of channels, before the stage, `pixel` floats from a pixel to the next.
   void correlate(int64_t block, int64_t begin, int64_t end, float* out, int64_t pixel, int64_t valid, bool stream) {
-    const ConvAxis &height = plan_.height, &width = plan_.width;
-    const int64_t lanes = plan_.lanes;
-    const float* weights = plan_.residue_weights + (block_ + block) * plan_.taps() * lanes;
-    Prefetch next = share();
-    for (const AxisResidue& h : plan_.height_residues) {
-      const int64_t skipped = std::max<int64_t>(0, ceil_div(begin - h.first, height.stride));
-      const int64_t row = h.first + skipped * height.stride;
-      for (const AxisResidue& w : plan_.width_residues) {
-        PlaneConv job = {gradients_.block(block) + w.from * lanes,
-                         0,
-                         height.output,
-                         skipped + h.from,
-                         std::max<int64_t>(0, ceil_div(end - row, height.stride)),
-                         ceil_div(width.input - w.first, width.stride),
-                         {h.taps, w.taps},
-                         {1, 1},
-                         {h.dilation, w.dilation},
-                         weights,
-                         nullptr,
-                         Activation::kNone,
-                         out + ((row - begin) * width.input + w.first) * pixel,
-                         height.stride * width.input * pixel,
-                         width.stride * pixel,
-                         valid,
-                         nullptr,
-                         0};
-        job.row_offsets = gradients_.offsets();
-        job.stream = stream;
-        job.prefetch = std::exchange(next, {});
-        plan_.table.plane_conv(job);
-        weights += h.taps * w.taps * lanes;
-      }
-    }
+    PlaneConv job = {};
+    job.out = out;
+    job.out_pixel_stride = pixel;
+    job.channels = valid;
+    job.stream = stream;
+    job.prefetch = share(2 * group_);
+    BandGroup::correlate(
+        block, {gradients_.block(0), gradients_.block_floats(), 0, 0, plan_.height.output, gradients_.offsets()},
+        {begin, end}, job);
   }
 };
 
@@ -290,7 +255,7 @@ class BackwardRows : RowsGroup {
 void depthwise_rows_backward(RowsPlan& plan, const WeightSources& weights, const StageBackward& stage,
                              const DepthwiseBackwardTensors& tensors, const GradientRows* taker) {
   const ConvProblem& problem = plan.problem;
-  const int64_t parts = plan.parts(), groups = plan.groups();
+  const int64_t parts = plan.parts();
   const int64_t part_floats = plan.blocks * (plan.taps() + 1) * plan.lanes;
   const bool affine = stage.affine_gradient != nullptr;
   Layout layout;
@@ -305,19 +270,9 @@ void depthwise_rows_backward(RowsPlan& plan, const WeightSources& weights, const
   const int64_t pixels = problem.batch * problem.input[1] * problem.input[2];
   const bool stream =
       x_gradient != nullptr && streams(x_gradient, pixels, problem.channels, plan.pixel_stride, kTrainingStreamBytes);
-  parallel_parts(groups * parts, [&](int64_t begin, int64_t end) {
-    float* panel = scratch(Scratch::kPanel, static_cast<std::size_t>(BackwardRows::floats(plan, taker)));
-    for (int64_t unit = begin; unit < end; ++unit) {
-      const int64_t part = unit / groups;
-      BackwardRows rows(plan, part, unit % groups * plan.group, stage, tensors, taker, stream,
-                        sums + part * part_floats, affine ? affine_sums + part * 2 * plan.padded() : nullptr, panel);
-      const Range items = plan.items_of(part);
-      for (int64_t item = items.begin; item < items.end; ++item) {
-        // The next part's rows are most often this thread's, too.
-        rows.run(item, item + 1 < items.end || groups == 1 ? item + 1 : plan.items());
-      }
-    }
-    plan.table.finish_streams();
+  run_parts(plan, BackwardRows::floats(plan, taker), [&](int64_t part, int64_t first_block, float* panel) {
+    return BackwardRows(plan, part, first_block, stage, tensors, taker, stream, sums + part * part_floats,
+                        affine ? affine_sums + part * 2 * plan.padded() : nullptr, panel);
   });
   if (tensors.weight_gradient != nullptr || tensors.bias_gradient != nullptr) {
     write_weight_gradients(problem, plan.lanes, tensors, sums, parts);

@@ -3,8 +3,6 @@
 #include "cpu/depthwise_rows.h"
 #include "cpu/layout.h"
 #include "cpu/moments.h"
-#include "cpu/parallel.h"
-#include "cpu/scratch.h"
 #include "cpu/streaming.h"
 
 namespace dwsep {
@@ -40,17 +38,17 @@ class ForwardRows : RowsGroup {
     Range held = {0, 0};
     for (int64_t row = band.begin; row < band.end; row += together_) {
       const int64_t end = std::min(band.end, row + together_);
-      const Range under = rows_under(row, end);
+      const Range under = plan_.height.under(row, end);
       for (int64_t at = std::max(held.end, under.begin); at < under.end; ++at) {
         fetch(inputs_, x_, load_, image, plan_.height.input, plan_.width.input, at);
       }
       held = under;
       ahead_.clear();
       if (end < band.end) {
-        look_ahead(image, {under.end, rows_under(end, std::min(band.end, end + together_)).end});
+        look_ahead(image, {under.end, plan_.height.under(end, std::min(band.end, end + together_)).end});
       } else if (next < plan_.items()) {
         const Range after = plan_.band(next);
-        look_ahead(next / plan_.bands, rows_under(after.begin, std::min(after.end, after.begin + together_)));
+        look_ahead(next / plan_.bands, plan_.height.under(after.begin, std::min(after.end, after.begin + together_)));
       }
       compute(image, row, end);
     }
@@ -65,14 +63,6 @@ class ForwardRows : RowsGroup {
   double* sums_;
   RowRing inputs_;
   int64_t together_;
-  RowsAhead ahead_;
-
-  // The input rows that output rows [begin, end) read.
-  Range rows_under(int64_t begin, int64_t end) const {
-    const ConvAxis& height = plan_.height;
-    return {std::max<int64_t>(0, height.position(begin, 0)),
-            std::min(height.input, height.position(end - 1, height.kernel - 1) + 1)};
-  }
 
   void look_ahead(int64_t image, Range rows) {
     const int64_t width = plan_.width.input;
@@ -83,34 +73,14 @@ class ForwardRows : RowsGroup {
 
   void compute(int64_t image, int64_t begin, int64_t end) {
     const ConvAxis &height = plan_.height, &width = plan_.width;
-    const int64_t lanes = plan_.lanes, pixel = plan_.pixel_stride;
+    const PlaneRows rows = {inputs_.block(0), inputs_.block_floats(), 0, 0, height.input, inputs_.offsets()};
     float* out = y_ + at(image, height.output, width.output, begin);
-    const int64_t share = ceil_div(ahead_.lines(), group_);
     for (int64_t block = 0; block < group_; ++block) {
-      const int64_t first = channel() + block * lanes, valid = std::min(lanes, plan_.problem.channels - first);
-      PlaneConv job = {inputs_.block(block) + width.position(0, 0) * lanes,
-                       0,
-                       height.input,
-                       height.position(begin, 0),
-                       end - begin,
-                       width.output,
-                       {height.kernel, width.kernel},
-                       {height.stride, width.stride},
-                       {height.dilation, width.dilation},
-                       plan_.weights + (block_ + block) * plan_.taps() * lanes,
-                       plan_.bias + (block_ + block) * lanes,
-                       activation_,
-                       out + block * lanes,
-                       width.output * pixel,
-                       pixel,
-                       valid,
-                       nullptr,
-                       0};
-      job.row_offsets = inputs_.offsets();
-      job.moments = sums_ != nullptr ? sums_ + first : nullptr;
+      PlaneConv job = forward(block, rows, {begin, end}, activation_, out, plan_.pixel_stride);
+      job.moments = sums_ != nullptr ? sums_ + channel() + block * plan_.lanes : nullptr;
       job.moments_stride = plan_.padded();
       job.stream = stream_;
-      job.prefetch = ahead_.take(share);
+      job.prefetch = share(group_);
       plan_.table.plane_conv(job);
     }
   }
@@ -121,7 +91,7 @@ class ForwardRows : RowsGroup {
 void depthwise_rows_forward(RowsPlan& plan, const WeightSources& weights, const StageLoad& load, Activation activation,
                             const float* x, float* y, double* sums) {
   const ConvProblem& problem = plan.problem;
-  const int64_t parts = plan.parts(), groups = plan.groups();
+  const int64_t parts = plan.parts();
   Layout layout;
   const int64_t packed_at = layout.add(plan.packed_floats());
   const int64_t sums_size = sums != nullptr ? 2 * plan.padded() : 0;
@@ -132,19 +102,9 @@ void depthwise_rows_forward(RowsPlan& plan, const WeightSources& weights, const 
   const int64_t pixels = problem.batch * problem.output[1] * problem.output[2];
   const bool stream = streams(y, pixels, problem.channels, plan.pixel_stride,
                               sums != nullptr ? kTrainingStreamBytes : kForwardStreamBytes);
-  parallel_parts(groups * parts, [&](int64_t begin, int64_t end) {
-    float* panel = scratch(Scratch::kPanel, static_cast<std::size_t>(ForwardRows::floats(plan)));
-    for (int64_t unit = begin; unit < end; ++unit) {
-      const int64_t part = unit / groups;
-      ForwardRows rows(plan, unit % groups * plan.group, load, activation, x, y, stream,
+  run_parts(plan, ForwardRows::floats(plan), [&](int64_t part, int64_t first_block, float* panel) {
+    return ForwardRows(plan, first_block, load, activation, x, y, stream,
                        sums != nullptr ? part_sums + part * sums_size : nullptr, panel);
-      const Range items = plan.items_of(part);
-      for (int64_t item = items.begin; item < items.end; ++item) {
-        // The next part's rows are most often this thread's, too.
-        rows.run(item, item + 1 < items.end || groups == 1 ? item + 1 : plan.items());
-      }
-    }
-    plan.table.finish_streams();
   });
   if (sums != nullptr) add_moments(part_sums, parts, plan.padded(), problem.channels, sums, plan.pixel_stride);
 }

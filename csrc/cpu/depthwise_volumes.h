@@ -3,9 +3,9 @@
 #pragma once
 
 #include <cstdint>
-#include <vector>
 
-#include "cpu/depthwise_rows.h"
+#include "cpu/depthwise_backward_kernel.h"
+#include "cpu/depthwise_bands.h"
 
 namespace dwsep {
 
@@ -34,41 +34,39 @@ class SliceRing {
   float* memory_ = nullptr;
 };
 
-// How a problem is cut for this: groups of channel blocks, and bands of output rows that parts of the threads' work are
-// made of. All of it depends on the shape alone.
-struct VolumePlan {
-  const KernelTable& table;
-  const ConvProblem& problem;
-  ConvAxis depth, height, width;
-  int64_t lanes, blocks;
-  int64_t group = 0;  // channel blocks together; 0 where this is not for the problem
-  int64_t bands = 1;
+// How a problem is cut for this.
+struct VolumePlan : BandPlan {
   SliceRing inputs, gradients;
-  const float* weights = nullptr;          // [block][tap][lane]
-  const float* bias = nullptr;             // [block][lane]
-  const float* residue_weights = nullptr;  // [block][tap along D][height's residue][width's residue][tap][lane]
-  std::vector<AxisResidue> height_residues, width_residues;
 
   VolumePlan(const KernelTable& kernels, const ConvProblem& of, bool backward);
 
   // Whether this is the faster way for channels-last tensors, measured.
   bool pays(bool backward) const;
+};
 
-  int64_t groups() const { return ceil_div(blocks, group); }
-  // A band of an image is an item; a part is some items, with sums of its own.
-  int64_t items() const { return problem.batch * bands; }
-  int64_t parts() const { return std::clamp<int64_t>(items(), 1, 16); }
-  Range items_of(int64_t part) const { return {items() * part / parts(), items() * (part + 1) / parts()}; }
-  Range band(int64_t item) const {
-    return {height.output * (item % bands) / bands, height.output * (item % bands + 1) / bands};
+// Where the channels of one group of one part are being computed, and how slices come into the rings.
+class VolumeGroup : protected BandGroup {
+ public:
+  VolumeGroup(const VolumePlan& plan, int64_t first_block) : BandGroup(plan, first_block), plan_(plan) {}
+
+ protected:
+  const VolumePlan& plan_;
+  int64_t image_ = 0;
+
+  // The place of a row of a tensor (N, D, H, W, C) of these sizes, of the group's first channel.
+  int64_t at(const int64_t (&sizes)[3], int64_t image, int64_t slice, int64_t row) const {
+    return ((image * sizes[0] + slice) * sizes[1] + row) * sizes[2] * plan_.problem.channels + channel();
   }
-  int64_t slice_taps() const { return height.kernel * width.kernel; }
-  int64_t taps() const { return depth.kernel * slice_taps(); }
-  int64_t packed_floats() const { return blocks * ((is_backward() ? 2 : 1) * taps() + 1) * lanes; }
-  void pack(const WeightSources& sources, float* memory);
+  int64_t input_at(int64_t image, int64_t slice, int64_t row) const {
+    return at(plan_.problem.input, image, slice, row);
+  }
+  int64_t output_at(int64_t image, int64_t slice, int64_t row) const {
+    return at(plan_.problem.output, image, slice, row);
+  }
 
- private:
-  bool is_backward() const { return !height_residues.empty(); }
+  // Rows of `width` columns, the first of them at `from`, become a ring's slice.
+  void fetch(const SliceRing& ring, const float* from, int64_t rows, int64_t width, int64_t slice) const;
+  void expect(const float* from, int64_t rows, int64_t width);
 };
 
 // `plan.group` must not be 0.

@@ -60,6 +60,10 @@ ConvAxis conv_axis(const ConvProblem& problem, int axis) {
           problem.stride[axis], problem.dilation[axis], problem.pad_low[axis]};
 }
 
+Range ConvAxis::under(int64_t begin, int64_t end) const {
+  return {std::max<int64_t>(0, position(begin, 0)), std::min(input, position(end - 1, kernel - 1) + 1)};
+}
+
 Range ConvAxis::taps_inside(int64_t out) const {
   const int64_t first = position(out, 0);
   const int64_t begin = std::max<int64_t>(0, ceil_div(-first, dilation));

@@ -35,6 +35,10 @@ struct ConvAxis {
 
   // Input position under a tap, possibly outside the input.
   int64_t position(int64_t out, int64_t tap) const { return out * stride - pad_low + tap * dilation; }
+  // Input positions under the taps of outputs [begin, end), inside the input.
+  Range under(int64_t begin, int64_t end) const;
+  // Outputs before a position's own whose taps reach it.
+  int64_t reach() const { return (kernel - 1) * dilation / stride; }
   // Taps of an output position that are inside the input.
   Range taps_inside(int64_t out) const;
   // Taps between which an input position has an output position, where the stride divides the distance.

@@ -1,0 +1,151 @@
+#include "cpu/depthwise_bands.h"
+
+#include "cpu/plane_plan.h"
+
+namespace dwsep {
+namespace {
+
+PlaneConv on_rows(const PlaneRows& rows, int64_t block) {
+  PlaneConv job = {};
+  job.plane = rows.first + block * rows.block_stride;
+  job.row_stride = rows.row_stride;
+  job.rows = rows.end - rows.begin;
+  job.row_offsets = rows.offsets;
+  job.slices = rows.slices;
+  job.slice_count = rows.slice_count;
+  return job;
+}
+
+}  // namespace
+
+std::vector<AxisResidue> axis_residues(const ConvAxis& axis) {
+  std::vector<AxisResidue> residues;
+  for (int64_t first = 0; first < std::min(axis.stride, axis.input); ++first) {
+    AxisResidue residue = {first, 0, 0, 0, 0, 1};
+    for (int64_t tap = axis.kernel - 1; tap >= 0; --tap) {
+      const int64_t before = first + axis.pad_low - tap * axis.dilation;
+      if (floor_div(before, axis.stride) * axis.stride != before) continue;
+      if (residue.taps == 0) {
+        residue.last_tap = tap;
+        residue.from = before / axis.stride;
+      } else if (residue.taps == 1) {
+        residue.tap_step = residue.last_tap - tap;
+        residue.dilation = before / axis.stride - residue.from;
+      }
+      ++residue.taps;
+    }
+    residues.push_back(residue);
+  }
+  return residues;
+}
+
+Range input_columns(const ConvAxis& axis) {
+  return {std::min<int64_t>(0, axis.position(0, 0)),
+          std::max(axis.input, axis.position(axis.output - 1, axis.kernel - 1) + 1)};
+}
+
+Range gradient_columns(const ConvAxis& axis) {
+  const int64_t first = floor_div(axis.pad_low - (axis.kernel - 1) * axis.dilation, axis.stride);
+  const int64_t last = floor_div(axis.input - 1 + axis.pad_low, axis.stride);
+  return {std::min<int64_t>(0, first), std::max(axis.output, last + 1)};
+}
+
+BandPlan::BandPlan(const KernelTable& kernels, const ConvProblem& of)
+    : table(kernels),
+      problem(of),
+      depth(conv_axis(of, 0)),
+      height(conv_axis(of, 1)),
+      width(conv_axis(of, 2)),
+      lanes(kernels.lanes),
+      blocks(ceil_div(of.channels, kernels.lanes)) {}
+
+void BandPlan::find_residues() {
+  height_residues = axis_residues(height);
+  width_residues = axis_residues(width);
+}
+
+void BandPlan::pack(const WeightSources& sources, float* memory) {
+  float* biases = memory + blocks * taps() * lanes;
+  weights = memory;
+  bias = biases;
+  pack_for_planes(problem, lanes, sources, memory, biases);
+  if (!is_backward()) return;
+  residue_weights = biases + blocks * lanes;
+  pack_residues(biases + blocks * lanes);
+}
+
+void BandPlan::pack_residues(float* target) const {
+  const int64_t floats = slice_taps() * lanes;
+  for (int64_t slice = 0; slice < blocks * depth.kernel; ++slice) {
+    const float* from = weights + slice * floats;
+    float* to = target + slice * floats;
+    for (const AxisResidue& h : height_residues) {
+      for (const AxisResidue& w : width_residues) {
+        for (int64_t i = 0; i < h.taps * w.taps; ++i, to += lanes) {
+          const int64_t row = h.last_tap - i / w.taps * h.tap_step, column = w.last_tap - i % w.taps * w.tap_step;
+          std::copy_n(from + (row * width.kernel + column) * lanes, lanes, to);
+        }
+      }
+    }
+  }
+}
+
+PlaneConv BandGroup::forward(int64_t block, const PlaneRows& inputs, Range rows, Activation activation, float* out,
+                             int64_t pixel) const {
+  const ConvAxis &height = bands_.height, &width = bands_.width;
+  PlaneConv job = on_rows(inputs, block);
+  job.plane += width.position(0, 0) * bands_.lanes;
+  job.first_row = height.position(rows.begin, 0) - inputs.begin;
+  job.out_rows = rows.size();
+  job.columns = width.output;
+  const auto set = [&](int index, const ConvAxis& axis) {
+    job.kernel[index] = axis.kernel;
+    job.stride[index] = axis.stride;
+    job.dilation[index] = axis.dilation;
+  };
+  set(0, height);
+  set(1, width);
+  job.weights = bands_.weights + (block_ + block) * bands_.taps() * bands_.lanes;
+  job.bias = bands_.bias + (block_ + block) * bands_.lanes;
+  job.activation = activation;
+  job.out = out + block * bands_.lanes;
+  job.out_row_stride = width.output * pixel;
+  job.out_pixel_stride = pixel;
+  job.channels = valid(block);
+  return job;
+}
+
+void BandGroup::correlate(int64_t block, const PlaneRows& gradients, Range rows, PlaneConv job) const {
+  const ConvAxis &height = bands_.height, &width = bands_.width;
+  const int64_t lanes = bands_.lanes, pixel = job.out_pixel_stride;
+  const float* weights = bands_.residue_weights + (block_ + block) * bands_.taps() * lanes;
+  for (const AxisResidue& h : bands_.height_residues) {
+    const int64_t skipped = std::max<int64_t>(0, ceil_div(rows.begin - h.first, height.stride));
+    const int64_t row = h.first + skipped * height.stride;
+    for (const AxisResidue& w : bands_.width_residues) {
+      PlaneConv part = on_rows(gradients, block);
+      part.plane += w.from * lanes;
+      part.first_row = skipped + h.from - gradients.begin;
+      part.out_rows = std::max<int64_t>(0, ceil_div(rows.end - row, height.stride));
+      part.columns = ceil_div(width.input - w.first, width.stride);
+      part.kernel[0] = h.taps;
+      part.kernel[1] = w.taps;
+      part.stride[0] = part.stride[1] = 1;
+      part.dilation[0] = h.dilation;
+      part.dilation[1] = w.dilation;
+      part.weights = weights;
+      part.activation = Activation::kNone;
+      part.out = job.out + ((row - rows.begin) * width.input + w.first) * pixel;
+      part.out_row_stride = height.stride * width.input * pixel;
+      part.out_pixel_stride = width.stride * pixel;
+      part.channels = job.channels;
+      part.stream = job.stream;
+      part.prefetch = job.prefetch;
+      bands_.table.plane_conv(part);
+      job.prefetch = {};
+      weights += h.taps * w.taps * lanes;
+    }
+  }
+}
+
+}  // namespace dwsep
