@@ -100,7 +100,7 @@ void depthwise_lines_forward(const ConvProblem& problem, const WeightSources& we
                              const void* x, const Strides& x_strides, void* out, const Strides& out_strides) {
   const KernelTable& table = kernels();
   const ElementType type = problem.element_type;
-  const int64_t size = type == ElementType::kFloat32 ? 4 : 2;
+  const int64_t size = element_bytes(type);
   // What fits the last cache with its input is there for whoever reads it next.
   const bool outgrown =
       problem.batch * (problem.channels * problem.input[2] + problem.inner_channels * problem.output[2]) * size >

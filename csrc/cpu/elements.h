@@ -8,6 +8,11 @@
 
 namespace dwsep {
 
+inline int64_t element_bytes(ElementType type) { return type == ElementType::kFloat32 ? 4 : 2; }
+
+inline const void* advanced(const void* pointer, int64_t bytes) { return static_cast<const char*>(pointer) + bytes; }
+inline void* advanced(void* pointer, int64_t bytes) { return static_cast<char*>(pointer) + bytes; }
+
 inline float as_float(float value) { return value; }
 inline float as_float(uint16_t bfloat16_bits) {
   const uint32_t bits = static_cast<uint32_t>(bfloat16_bits) << 16;

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "cpu/elements.h"
 #include "cpu/isa.h"
 #include "cpu/parallel.h"
 #include "cpu/plane_tile.h"
@@ -24,7 +25,7 @@ void by_chunks(int64_t count, const F& f) {
 void gather_flat(const KernelTable& table, ElementType type, const void* source, int64_t count, float* target) {
   const int64_t whole = count / table.lanes, rest = count % table.lanes;
   table.gather_row({type, table.lanes, 1, whole, table.lanes, 0}, source, target);
-  const int64_t bytes = type == ElementType::kFloat32 ? 4 : 2;
+  const int64_t bytes = element_bytes(type);
   if (rest > 0) {
     table.gather_row({type, table.lanes, 1, 1, rest, 0}, advanced(source, whole * table.lanes * bytes),
                      target + whole * table.lanes);
@@ -34,14 +35,12 @@ void gather_flat(const KernelTable& table, ElementType type, const void* source,
 void scatter_flat(const KernelTable& table, ElementType type, const float* source, int64_t count, void* target) {
   const int64_t whole = count / table.lanes, rest = count % table.lanes;
   table.scatter_row({type, table.lanes, 1, whole, table.lanes, 0}, source, target);
-  const int64_t bytes = type == ElementType::kFloat32 ? 4 : 2;
+  const int64_t bytes = element_bytes(type);
   if (rest > 0) {
     table.scatter_row({type, table.lanes, 1, 1, rest, 0}, source + whole * table.lanes,
                       advanced(target, whole * table.lanes * bytes));
   }
 }
-
-int64_t element_bytes(ElementType type) { return type == ElementType::kFloat32 ? 4 : 2; }
 
 }  // namespace
 

@@ -64,15 +64,10 @@ int64_t taps_of(const ConvProblem& problem) { return problem.kernel[0] * problem
 
 int64_t padded_to(int64_t lanes, int64_t channels) { return ceil_div(channels, lanes) * lanes; }
 
-// The channels between, with those that fill every rank's last block.
-int64_t ranked_channels(const ConvProblem& problem, const KernelTable& kernels) {
-  return problem.multiplier * padded_to(kernels.lanes, problem.channels);
-}
-
 Layout layout_of(const ConvProblem& problem, const KernelTable& kernels) {
   const auto whole_lines = [](int64_t count) { return (count + 15) / 16 * 16; };
   const int64_t taps = taps_of(problem);
-  const int64_t padded = separates_ranks(problem, kernels) ? ranked_channels(problem, kernels)
+  const int64_t padded = separates_ranks(problem, kernels) ? panel_channels(problem, kernels)
                                                            : padded_to(kernels.lanes, problem.inner_channels);
   const int64_t columns = kernels.tile_columns;
   const int64_t blocks = (problem.out_channels + columns - 1) / columns;
@@ -186,10 +181,14 @@ void pack_in_order(const ConvProblem& problem, const KernelTable& kernels, const
 
 }  // namespace
 
+int64_t panel_channels(const ConvProblem& problem, const KernelTable& kernels) {
+  return problem.multiplier * padded_to(kernels.lanes, problem.channels);
+}
+
 bool separates_ranks(const ConvProblem& problem, const KernelTable& kernels) {
   if (problem.multiplier == 1 || problem.out_channels == 0) return false;
   const int64_t padded = padded_to(kernels.lanes, problem.inner_channels);
-  return ranked_channels(problem, kernels) * 8 <= padded * 9;
+  return panel_channels(problem, kernels) * 8 <= padded * 9;
 }
 
 int64_t weight_block_floats(const KernelTable& kernels, ElementType type, int64_t inner) {

@@ -21,6 +21,9 @@ struct WeightSources {
 // takes its channels repeated, and its weights are packed for those.
 bool separates_ranks(const ConvProblem& problem, const KernelTable& kernels);
 
+// The channels of a panel of depthwise outputs, with those that fill every rank's last block.
+int64_t panel_channels(const ConvProblem& problem, const KernelTable& kernels);
+
 // Floats of one block of a pointwise weight's columns, for so many inner channels, a multiple of the lanes.
 int64_t weight_block_floats(const KernelTable& kernels, ElementType type, int64_t inner);
 

@@ -38,7 +38,7 @@ PlanePlan::PlanePlan(const KernelTable& kernels, const ConvProblem& of, TilePurp
       lanes(kernels.lanes),
       blocks(ceil_div(of.channels, kernels.lanes)),
       taps(of.kernel[0] * of.kernel[1] * of.kernel[2]),
-      element_size(of.element_type == ElementType::kFloat32 ? 4 : 2),
+      element_size(element_bytes(of.element_type)),
       group(1) {
   cut(purpose, together);
 }

@@ -6,15 +6,13 @@
 #include <cstdint>
 #include <vector>
 
+#include "cpu/elements.h"
 #include "cpu/plane_jobs.h"
 #include "cpu/plane_plan.h"
 #include "cpu/rows_ahead.h"
 #include "cpu/stage_load.h"
 
 namespace dwsep {
-
-inline const void* advanced(const void* pointer, int64_t bytes) { return static_cast<const char*>(pointer) + bytes; }
-inline void* advanced(void* pointer, int64_t bytes) { return static_cast<char*>(pointer) + bytes; }
 
 // The taps of a row's correlation, kept while the rows have the same ones inside the image.
 struct TapList {

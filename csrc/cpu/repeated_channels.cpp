@@ -1,5 +1,6 @@
 #include "cpu/repeated_channels.h"
 
+#include "cpu/elements.h"
 #include "cpu/parallel.h"
 #include "cpu/plane_tiling.h"
 
@@ -35,15 +36,18 @@ void repeat_all(const T* source, int64_t size, int64_t count, T* target) {
 
 }  // namespace
 
+int64_t input_elements(const ConvProblem& problem) {
+  return problem.batch * problem.input[0] * problem.input[1] * problem.input[2] * problem.channels;
+}
+
 RepeatedChannels::RepeatedChannels(const ConvProblem& problem, const void* x) : data_(x) {
   const int64_t count = problem.multiplier;
   if (count == 1) return;
-  const int64_t size = problem.batch * problem.input[0] * problem.input[1] * problem.input[2] * problem.channels;
-  const bool floats = problem.element_type == ElementType::kFloat32;
-  memory_.emplace(static_cast<std::size_t>(floats ? size * count : ceil_div(size * count, 2)));
+  const int64_t size = input_elements(problem), bytes = size * count * element_bytes(problem.element_type);
+  memory_.emplace(static_cast<std::size_t>(ceil_div(bytes, sizeof(float))));
   void* target = memory_->data();
   data_ = target;
-  if (floats) {
+  if (problem.element_type == ElementType::kFloat32) {
     repeat_all(static_cast<const float*>(x), size, count, static_cast<float*>(target));
   } else {
     repeat_all(static_cast<const uint16_t*>(x), size, count, static_cast<uint16_t*>(target));

@@ -10,6 +10,8 @@
 
 namespace dwsep {
 
+int64_t input_elements(const ConvProblem& problem);
+
 // The input of a problem with every channel as many times as it has outputs; itself where that is once.
 class RepeatedChannels {
  public:

@@ -35,13 +35,22 @@ void RowsAhead::ask(int64_t lines) {
       --stretch.count;
       continue;
     }
-    const int64_t count = std::min(lines, lines_of(stretch.bytes));
-    for (int64_t line = 0; line < count; ++line) __builtin_prefetch(stretch.at + line * kLine, 0, 2);
-    stretch.at += count * kLine;
-    stretch.bytes -= count * kLine;
-    lines -= count;
-    if (stretch.bytes <= 0) stretch.count = 0;
+    const MemoryRange range = next(lines);
+    for (int64_t byte = 0; byte < range.bytes; byte += kLine) {
+      __builtin_prefetch(static_cast<const char*>(range.first) + byte, 0, 2);
+    }
+    lines -= range.bytes / kLine;
   }
+}
+
+MemoryRange RowsAhead::next(int64_t lines) {
+  Stretch& stretch = stretches_[current_];
+  const int64_t bytes = std::min(lines, lines_of(stretch.bytes)) * kLine;
+  const MemoryRange range = {stretch.at, bytes};
+  stretch.at += bytes;
+  stretch.bytes -= bytes;
+  if (stretch.bytes <= 0) stretch.count = 0;
+  return range;
 }
 
 Prefetch RowsAhead::take(int64_t lines) {
@@ -49,17 +58,12 @@ Prefetch RowsAhead::take(int64_t lines) {
   for (MemoryRange& range : taken.ranges) {
     while (current_ < stretches_.size() && stretches_[current_].count == 0) ++current_;
     if (lines <= 0 || current_ == stretches_.size()) return taken;
-    Stretch& stretch = stretches_[current_];
-    if (stretch.count > 1) {
+    if (stretches_[current_].count > 1) {
       ask(lines);
       return taken;
     }
-    const int64_t count = std::min(lines, lines_of(stretch.bytes));
-    range = {stretch.at, count * kLine};
-    stretch.at += count * kLine;
-    stretch.bytes -= count * kLine;
-    lines -= count;
-    if (stretch.bytes <= 0) stretch.count = 0;
+    range = next(lines);
+    lines -= range.bytes / kLine;
   }
   return taken;
 }

@@ -24,6 +24,9 @@ class RowsAhead {
     const char* at;
     int64_t bytes, stride, count;
   };
+  // The next `lines` of the current stretch, which is one piece.
+  MemoryRange next(int64_t lines);
+
   std::vector<Stretch> stretches_;
   std::size_t current_ = 0;
   int64_t lines_ = 0;  // of all that was added

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "cpu/cache_size.h"
+#include "cpu/elements.h"
 #include "cpu/isa.h"
 #include "cpu/parallel.h"
 #include "cpu/plane_tiling.h"
@@ -74,7 +75,7 @@ void separable_conv_forward(ConvProblem problem, const PackedWeights& weights, S
   problem.segments = segments.data();
   problem.segment_count = static_cast<int64_t>(segments.size());
 
-  const int64_t padded = problem.multiplier * ceil_div(problem.channels, table.lanes) * table.lanes;
+  const int64_t padded = panel_channels(problem, table);
   const int64_t blocks = ceil_div(problem.out_channels, table.tile_columns);
   const bool prepared = !options.pairs && table.operands.prepared(problem.element_type);
   const int64_t pixels =
@@ -87,7 +88,7 @@ void separable_conv_forward(ConvProblem problem, const PackedWeights& weights, S
   const int64_t splits = whole >= thread_count() ? 1 : ceil_div(thread_count(), whole);
   const Tiling tiling(problem, pixels, blocks, splits, shares);
 
-  const int64_t element_size = problem.element_type == ElementType::kFloat32 ? 4 : 2;
+  const int64_t element_size = element_bytes(problem.element_type);
   const int64_t x_pixels = problem.batch * problem.input[0] * problem.input[1] * problem.input[2];
   const int64_t elements = x_pixels * problem.channels + pixels_of(problem) * problem.out_channels;
   // What the tensors do not both leave in a cache: input is asked for, and output is not worth keeping.

@@ -23,6 +23,10 @@ MemoryFormat last_format(int64_t dims) { return dims == 5 ? MemoryFormat::Channe
 
 }  // namespace
 
+ElementType element_type_of(const Tensor& x) {
+  return x.scalar_type() == ScalarType::Float ? ElementType::kFloat32 : ElementType::kBFloat16;
+}
+
 // The rule of ops/_layout.py, on the same strides.
 bool is_channels_last(const Tensor& x) {
   const auto sizes = x.sizes();
@@ -90,7 +94,7 @@ ConvProblem make_problem(const Tensor& x, int64_t inner_channels, const std::vec
   STD_TORCH_CHECK(x.is_cpu(), "x must be on the CPU");
   STD_TORCH_CHECK(x.scalar_type() == ScalarType::Float || x.scalar_type() == ScalarType::BFloat16,
                   "x must be float32 or bfloat16");
-  const ElementType type = x.scalar_type() == ScalarType::Float ? ElementType::kFloat32 : ElementType::kBFloat16;
+  const ElementType type = element_type_of(x);
   const std::vector<int64_t> sizes(x.sizes().begin(), x.sizes().end());
   return make_problem(sizes, type, inner_channels, kernel_size, stride, padding, dilation);
 }
@@ -169,10 +173,6 @@ namespace {
 bool copies_layout(const Tensor& x) {
   const ScalarType type = x.scalar_type();
   return x.is_contiguous() && x.numel() > 0 && (type == ScalarType::Float || type == ScalarType::BFloat16);
-}
-
-ElementType element_type_of(const Tensor& x) {
-  return x.scalar_type() == ScalarType::Float ? ElementType::kFloat32 : ElementType::kBFloat16;
 }
 
 int64_t pixels_of(const Tensor& x) { return x.numel() / std::max<int64_t>(1, x.size(0) * x.size(1)); }

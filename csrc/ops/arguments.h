@@ -38,6 +38,8 @@ Activation parse_activation(const std::string& name);
 const char* activation_name(int64_t number);
 Residual parse_residual(const std::string& name);
 
+// Of a tensor of float32 or bfloat16.
+ElementType element_type_of(const Tensor& x);
 // Whether the strides of x order its axes as channels last does.
 bool is_channels_last(const Tensor& x);
 // x in channels last, dense, with 4 or 5 axes: the same memory as x where it is so already.

@@ -10,13 +10,6 @@
 #include "ops/arguments.h"
 
 namespace dwsep {
-namespace {
-
-int64_t input_size(const ConvProblem& problem) {
-  return problem.batch * problem.input[0] * problem.input[1] * problem.input[2] * problem.channels;
-}
-
-}  // namespace
 
 Tensor depthwise_conv(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias,
                       const std::vector<int64_t>& stride, const std::vector<int64_t>& padding,
@@ -70,7 +63,7 @@ std::tuple<Tensor, Tensor, Tensor> depthwise_conv_backward(
     const ConvProblem wide = of_repeated_channels(problem);
     const Tensor input = to_channels_last(x), gradient = to_channels_last(grad);
     const RepeatedChannels repeated(problem, input.const_data_ptr());
-    const Workspace wide_gradient(static_cast<std::size_t>(output_mask[0] ? input_size(wide) : 0));
+    const Workspace wide_gradient(static_cast<std::size_t>(output_mask[0] ? input_elements(wide) : 0));
     tensors.gradient = gradient.const_data_ptr();
     tensors.gradient_strides = channels_last_strides(wide.output, wide.channels);
     tensors.x = repeated.data();
@@ -78,7 +71,7 @@ std::tuple<Tensor, Tensor, Tensor> depthwise_conv_backward(
     tensors.x_gradient = output_mask[0] ? wide_gradient.data() : nullptr;
     depthwise_conv_backward(wide, sources, applied, tensors);
     if (output_mask[0]) {
-      sum_repeated_elements(wide_gradient.data(), input_size(problem), problem.multiplier,
+      sum_repeated_elements(wide_gradient.data(), input_elements(problem), problem.multiplier,
                             static_cast<float*>(x_gradient.mutable_data_ptr()));
     }
     return {x_gradient, weight_gradient, bias_gradient};

@@ -188,7 +188,7 @@ Tensor pack_separable_weights(const Tensor& depthwise_weight, const Tensor& poin
   const std::optional<Tensor> inner_bias = check_vector("depthwise bias", depthwise_bias, depthwise, inner);
   const std::optional<Tensor> outer_bias = check_vector("pointwise bias", pointwise_bias, depthwise, pointwise.size(0));
   ConvProblem problem = weights_problem(inner, depth_multiplier, depthwise.numel() / inner, pointwise.size(0));
-  problem.element_type = depthwise.scalar_type() == ScalarType::Float ? ElementType::kFloat32 : ElementType::kBFloat16;
+  problem.element_type = element_type_of(depthwise);
   const WeightSources sources = {depthwise.const_data_ptr(), data_or_null(inner_bias), pointwise.const_data_ptr(),
                                  data_or_null(outer_bias)};
   const int64_t size = packed_size(problem, kernels());
