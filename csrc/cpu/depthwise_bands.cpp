@@ -1,5 +1,8 @@
 #include "cpu/depthwise_bands.h"
 
+#include <cstring>
+
+#include "cpu/elements.h"
 #include "cpu/plane_plan.h"
 
 namespace dwsep {
@@ -50,16 +53,17 @@ Range gradient_columns(const ConvAxis& axis) {
   return {std::min<int64_t>(0, first), std::max(axis.output, last + 1)};
 }
 
-BandPlan::BandPlan(const KernelTable& kernels, const ConvProblem& of)
+BandPlan::BandPlan(const KernelTable& kernels, const ConvProblem& of, bool backward)
     : table(kernels),
       problem(of),
       depth(conv_axis(of, 0)),
       height(conv_axis(of, 1)),
       width(conv_axis(of, 2)),
       lanes(kernels.lanes),
-      blocks(ceil_div(of.channels, kernels.lanes)) {}
-
-void BandPlan::find_residues() {
+      blocks(ceil_div(of.channels, kernels.lanes)),
+      pairs(takes_pairs(kernels, of.element_type == ElementType::kBFloat16 && of.kernel[2] > 1)),
+      row_weights(pairs ? ceil_div(of.kernel[2], 2) : of.kernel[2]) {
+  if (!backward) return;
   height_residues = axis_residues(height);
   width_residues = axis_residues(width);
 }
@@ -69,9 +73,27 @@ void BandPlan::pack(const WeightSources& sources, float* memory) {
   weights = memory;
   bias = biases;
   pack_for_planes(problem, lanes, sources, memory, biases);
+  if (pairs) pack_pairs(memory);
   if (!is_backward()) return;
   residue_weights = biases + blocks * lanes;
   pack_residues(biases + blocks * lanes);
+}
+
+// In place, row by row: no pair lies behind what it is made of.
+void BandPlan::pack_pairs(float* target) const {
+  const float* from = target;
+  for (int64_t row = 0; row < blocks * depth.kernel * height.kernel; ++row) {
+    for (int64_t tap = 0; tap < width.kernel; tap += 2) {
+      for (int64_t lane = 0; lane < lanes; ++lane, ++from, ++target) {
+        uint32_t low, high = 0;
+        std::memcpy(&low, from, sizeof low);
+        if (tap + 1 < width.kernel) std::memcpy(&high, from + lanes, sizeof high);
+        const uint32_t pair = low >> 16 | (high & 0xffff0000u);
+        std::memcpy(target, &pair, sizeof pair);
+      }
+      if (tap + 1 < width.kernel) from += lanes;
+    }
+  }
 }
 
 void BandPlan::pack_residues(float* target) const {
@@ -90,7 +112,14 @@ void BandPlan::pack_residues(float* target) const {
   }
 }
 
-PlaneConv BandGroup::forward(int64_t block, const PlaneRows& inputs, Range rows, Activation activation, float* out,
+void BandGroup::copy_row(const void* source, int64_t pixel, int64_t width, float* plane, int64_t block_stride) const {
+  const RowCopy copy = {ElementType::kBFloat16, pixel, 1, width, channels(), block_stride};
+  if (!bands_.pairs) return bands_.table.gather_row(copy, source, plane);
+  const int64_t distance = bands_.width.dilation, low = -input_columns(bands_.width).begin;
+  bands_.table.pairs.row(copy, distance, std::min(distance, low), source, plane);
+}
+
+PlaneConv BandGroup::forward(int64_t block, const PlaneRows& inputs, Range rows, Activation activation, void* out,
                              int64_t pixel) const {
   const ConvAxis &height = bands_.height, &width = bands_.width;
   PlaneConv job = on_rows(inputs, block);
@@ -105,13 +134,15 @@ PlaneConv BandGroup::forward(int64_t block, const PlaneRows& inputs, Range rows,
   };
   set(0, height);
   set(1, width);
-  job.weights = bands_.weights + (block_ + block) * bands_.taps() * bands_.lanes;
+  job.weights = bands_.weights + (block_ + block) * bands_.block_weights() * bands_.lanes;
   job.bias = bands_.bias + (block_ + block) * bands_.lanes;
   job.activation = activation;
-  job.out = out + block * bands_.lanes;
+  job.out_type = bands_.problem.element_type;
+  job.out = advanced(out, block * bands_.lanes * element_bytes(job.out_type));
   job.out_row_stride = width.output * pixel;
   job.out_pixel_stride = pixel;
   job.channels = valid(block);
+  job.pairs = bands_.pairs;
   return job;
 }
 
@@ -135,7 +166,7 @@ void BandGroup::correlate(int64_t block, const PlaneRows& gradients, Range rows,
       part.dilation[1] = w.dilation;
       part.weights = weights;
       part.activation = Activation::kNone;
-      part.out = job.out + ((row - rows.begin) * width.input + w.first) * pixel;
+      part.out = static_cast<float*>(job.out) + ((row - rows.begin) * width.input + w.first) * pixel;
       part.out_row_stride = height.stride * width.input * pixel;
       part.out_pixel_stride = width.stride * pixel;
       part.channels = job.channels;

@@ -45,13 +45,16 @@ struct BandPlan {
   int64_t lanes, blocks;
   int64_t group = 0;  // channel blocks together; 0 where this is not for the problem
   int64_t bands = 1;
-  const float* weights = nullptr;  // [block][tap][lane]
+  bool pairs;                      // planes and weights hold two bfloat16 in the place of a float, see PlaneConv
+  int64_t row_weights;             // vectors of a kernel row's weights: one a tap, or one for two
+  const float* weights = nullptr;  // [block][kernel row][row_weights][lane]
   const float* bias = nullptr;     // [block][lane]
   // The same for the way back, [block][tap along D][height's residue][width's residue][tap][lane].
   const float* residue_weights = nullptr;
   std::vector<AxisResidue> height_residues, width_residues;
 
-  BandPlan(const KernelTable& kernels, const ConvProblem& of);
+  // `backward` where gradients are computed, too.
+  BandPlan(const KernelTable& kernels, const ConvProblem& of, bool backward);
 
   int64_t groups() const { return ceil_div(blocks, group); }
   // A band of an image is an item; a part is some items, with sums of its own.
@@ -63,15 +66,15 @@ struct BandPlan {
   }
   int64_t slice_taps() const { return height.kernel * width.kernel; }
   int64_t taps() const { return depth.kernel * slice_taps(); }
+  int64_t slice_weights() const { return height.kernel * row_weights; }
+  int64_t block_weights() const { return depth.kernel * slice_weights(); }
   int64_t padded() const { return blocks * lanes; }
   int64_t packed_floats() const { return blocks * ((is_backward() ? 2 : 1) * taps() + 1) * lanes; }
   void pack(const WeightSources& sources, float* memory);
 
- protected:
-  void find_residues();
-
  private:
   bool is_backward() const { return !height_residues.empty(); }
+  void pack_pairs(float* target) const;
   void pack_residues(float* target) const;
 };
 
@@ -108,8 +111,11 @@ class BandGroup {
   // A share of what is to be asked for, of so many.
   Prefetch share(int64_t shares) { return ahead_.take(ceil_div(ahead_.lines(), shares)); }
 
-  // Output rows `rows` of a block, which begin at `out`, `pixel` floats from a pixel to the next.
-  PlaneConv forward(int64_t block, const PlaneRows& inputs, Range rows, Activation activation, float* out,
+  // A row of `width` pixels, `pixel` elements from one to the next, of a tensor of bfloat16, as the plan's planes have
+  // it: column 0 at `plane`, a block every block_stride floats.
+  void copy_row(const void* source, int64_t pixel, int64_t width, float* plane, int64_t block_stride) const;
+  // Output rows `rows` of a block, which begin at `out`, `pixel` elements from a pixel to the next.
+  PlaneConv forward(int64_t block, const PlaneRows& inputs, Range rows, Activation activation, void* out,
                     int64_t pixel) const;
   // Computes the gradients of input rows `rows` of a block from those of the outputs. `job` says what is to be done
   // with them: out, out_pixel_stride, channels, stream; and what to ask for meanwhile.

@@ -113,13 +113,12 @@ void depthwise_conv_forward(ConvProblem problem, const WeightSources& weights, A
   x = wide.data();
   RowsPlan rows(kernels(), problem, false);
   if (rows.pays(false)) {
-    depthwise_rows_forward(rows, weights, {}, activation, static_cast<const float*>(x), static_cast<float*>(out),
-                           nullptr);
+    depthwise_rows_forward(rows, weights, {}, activation, x, out, nullptr);
     return;
   }
   VolumePlan volumes(kernels(), problem, false);
   if (volumes.pays(false)) {
-    depthwise_volumes_forward(volumes, weights, activation, static_cast<const float*>(x), static_cast<float*>(out));
+    depthwise_volumes_forward(volumes, weights, activation, x, out);
     return;
   }
   if (planes_pay(problem)) {
@@ -140,7 +139,11 @@ void depthwise_conv_forward(ConvProblem problem, const PackedWeights& weights, A
   problem.segments = segments.data();
   problem.segment_count = static_cast<int64_t>(segments.size());
   const int64_t bytes_of_pixel = problem.inner_channels * static_cast<int64_t>(sizeof(float));
-  const Tiling tiling(problem, l1_cache_bytes() / bytes_of_pixel, 1, 1, thread_count());
+  // Two rows are computed from one reading of what they share, so that a tile has several, if threads then get any.
+  const int64_t rows = problem.batch * problem.output[0] * problem.output[1];
+  const int64_t several = std::clamp<int64_t>(rows / thread_count(), 1, 4);
+  const Tiling tiling(problem, std::max(l1_cache_bytes() / bytes_of_pixel, several * problem.output[2]), 1, 1,
+                      thread_count());
   parallel_for(tiling.count(), 1, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       table.depthwise_tile(problem, weights, activation, wide.data(), out, tiling[i]);

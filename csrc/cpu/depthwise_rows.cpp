@@ -18,10 +18,9 @@ void RowRing::place(float* memory, int64_t group, int64_t width, int64_t rows) {
 }
 
 RowsPlan::RowsPlan(const KernelTable& kernels, const ConvProblem& of, bool backward)
-    : BandPlan(kernels, of), pixel_stride(of.channels) {
+    : BandPlan(kernels, of, backward), pixel_stride(of.channels) {
   const bool flat = of.input[0] == 1 && of.output[0] == 1 && of.kernel[0] == 1 && of.pad_low[0] == 0;
-  if (!flat || of.multiplier != 1 || of.element_type != ElementType::kFloat32) return;
-  if (backward) find_residues();
+  if (!flat || of.multiplier != 1 || (backward && of.element_type != ElementType::kFloat32)) return;
   const int64_t reach = (height.kernel - 1) * height.dilation;
   const int64_t budget = l2_cache_bytes() / 2 / static_cast<int64_t>(sizeof(float));
   const auto rings = [&](int64_t rows) {
@@ -46,10 +45,14 @@ RowsPlan::RowsPlan(const KernelTable& kernels, const ConvProblem& of, bool backw
   group = ceil_div(blocks, ceil_div(blocks, group));
   const int64_t wanted = ceil_div(16, groups() * std::max<int64_t>(1, of.batch));
   bands = std::clamp<int64_t>(wanted, 1, std::max<int64_t>(1, height.output / 8));
+  // Few rows in all: threads share channels.
+  constexpr int64_t kLeastUnits = 8;
+  if (!backward) group = std::min(group, std::max<int64_t>(1, blocks * items() / kLeastUnits));
 }
 
 bool RowsPlan::pays(bool backward) const {
   if (group == 0 || height.input == 1) return false;
+  if (problem.element_type == ElementType::kBFloat16) return half_pays();
   // Short rows are few sums at a time for the direct kernel, and a tile of planes has a whole image of them.
   const bool neighbours = height.dilation == 1 && width.dilation == 1;
   const bool short_rows = width.input <= 14 && (taps() <= 9 ? width.stride == 1 : width.output <= 8);
@@ -62,9 +65,23 @@ bool RowsPlan::pays(bool backward) const {
   return pixels * problem.channels * static_cast<int64_t>(sizeof(float)) > kLargeBytes;
 }
 
-void RowsGroup::fetch(const RowRing& ring, const float* tensor, const StageLoad& load, int64_t image, int64_t rows,
+// Of a forward: where planes are of pairs, which take half the multiplications, or, else, what the direct kernel has no
+// loop for. Three neighbours are too few to make planes for.
+bool RowsPlan::half_pays() const {
+  const int64_t taps = width.kernel;
+  if (!pairs) return width.stride == 1 && width.dilation == 1 && taps > 1 && taps != 3 && taps != 5;
+  if (width.dilation > 1) return width.output > 4 * width.dilation;
+  return taps > 5 || (taps != 3 && (width.stride == 1 || problem.batch > 1));
+}
+
+void RowsGroup::fetch(const RowRing& ring, const void* tensor, const StageLoad& load, int64_t image, int64_t rows,
                       int64_t columns, int64_t row) const {
-  const StageRow row_job = {tensor,
+  const int64_t place = at(image, rows, columns, row);
+  if (plan_.problem.element_type == ElementType::kBFloat16) {
+    const void* source = advanced(tensor, place * element_bytes(ElementType::kBFloat16));
+    return copy_row(source, plan_.pixel_stride, columns, ring.row(row, 0), ring.block_floats());
+  }
+  const StageRow row_job = {static_cast<const float*>(tensor),
                             nullptr,
                             nullptr,
                             nullptr,
@@ -74,7 +91,7 @@ void RowsGroup::fetch(const RowRing& ring, const float* tensor, const StageLoad&
                             channels(),
                             ring.row(row, 0),
                             ring.block_floats()};
-  load_stage_row(plan_.table, load, at(image, rows, columns, row), channel(), row_job);
+  load_stage_row(plan_.table, load, place, channel(), row_job);
 }
 
 }  // namespace dwsep

@@ -1,4 +1,4 @@
-// Depthwise convolution of channels-last floats, a few rows at a time: of every tensor that is read, the last rows lie
+// Depthwise convolution of channels-last tensors, a few rows at a time: of every tensor that is read, the last rows lie
 // in the cache as planes, a block of channels each, and every row is fetched once.
 #pragma once
 
@@ -7,6 +7,7 @@
 
 #include "cpu/depthwise_backward_kernel.h"
 #include "cpu/depthwise_bands.h"
+#include "cpu/elements.h"
 #include "cpu/stage_load.h"
 
 namespace dwsep {
@@ -50,6 +51,9 @@ struct RowsPlan : BandPlan {
   // Whether rows are the faster way without a stage, too, for channels-last tensors, measured: from memory they read
   // whole pixels, where planes read 64 channels of a pixel, but they prepare the taps of every row anew.
   bool pays(bool backward) const;
+
+ private:
+  bool half_pays() const;
 };
 
 // Where the channels of one group are being computed, and how rows come into the rings.
@@ -61,11 +65,11 @@ class RowsGroup : protected BandGroup {
   const RowsPlan& plan_;
 
   // Row `row` of `width` columns of image `image` of a tensor (N, rows, width, C) into a ring.
-  void fetch(const RowRing& ring, const float* tensor, const StageLoad& load, int64_t image, int64_t rows,
-             int64_t width, int64_t row) const;
+  void fetch(const RowRing& ring, const void* tensor, const StageLoad& load, int64_t image, int64_t rows, int64_t width,
+             int64_t row) const;
   // Asks for what `fetch` of the row at `place` will read.
-  void expect(RowsAhead& ahead, const float* place, int64_t width) const {
-    const auto size = static_cast<int64_t>(sizeof(float));
+  void expect(RowsAhead& ahead, const void* place, int64_t width) const {
+    const int64_t size = element_bytes(plan_.problem.element_type);
     ahead.add(place, width, plan_.pixel_stride * size, channels() * size);
   }
   // The same row's place in the tensor.
@@ -89,9 +93,9 @@ class GradientRows {
 };
 
 // `plan.group` must not be 0. `activation` of y; `sums` of y and of its squares, two rows
-// that are pixel_stride long, or null for none.
+// that are pixel_stride long, or null for none. Of bfloat16 without a load or sums.
 void depthwise_rows_forward(RowsPlan& plan, const WeightSources& weights, const StageLoad& load, Activation activation,
-                            const float* x, float* y, double* sums);
+                            const void* x, void* y, double* sums);
 
 // Without a stage, `stage` is empty. With a taker, all channels must be one group, and x's gradient a null pointer.
 void depthwise_rows_backward(RowsPlan& plan, const WeightSources& weights, const StageBackward& stage,

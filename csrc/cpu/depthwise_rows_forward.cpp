@@ -11,8 +11,8 @@ namespace {
 class ForwardRows : RowsGroup {
  public:
   // `sums` [2][padded channels], of which this group's begin at zero; null for none.
-  ForwardRows(const RowsPlan& plan, int64_t first_block, const StageLoad& load, Activation activation, const float* x,
-              float* y, bool stream, double* sums, float* memory)
+  ForwardRows(const RowsPlan& plan, int64_t first_block, const StageLoad& load, Activation activation, const void* x,
+              void* y, bool stream, double* sums, float* memory)
       : RowsGroup(plan, first_block),
         load_(load),
         activation_(activation),
@@ -20,6 +20,7 @@ class ForwardRows : RowsGroup {
         y_(y),
         stream_(stream),
         sums_(sums),
+        size_(element_bytes(plan.problem.element_type)),
         inputs_(plan.inputs),
         // What goes past the caches is written most quickly in the order in which it lies.
         together_(stream ? std::min<int64_t>(2, plan.together) : plan.together) {
@@ -57,24 +58,25 @@ class ForwardRows : RowsGroup {
  private:
   const StageLoad& load_;
   Activation activation_;
-  const float* x_;
-  float* y_;
+  const void* x_;
+  void* y_;
   bool stream_;
   double* sums_;
+  int64_t size_;  // of an element
   RowRing inputs_;
   int64_t together_;
 
   void look_ahead(int64_t image, Range rows) {
     const int64_t width = plan_.width.input;
     for (int64_t row = rows.begin; row < rows.end; ++row) {
-      expect(ahead_, x_ + at(image, plan_.height.input, width, row), width);
+      expect(ahead_, advanced(x_, at(image, plan_.height.input, width, row) * size_), width);
     }
   }
 
   void compute(int64_t image, int64_t begin, int64_t end) {
     const ConvAxis &height = plan_.height, &width = plan_.width;
     const PlaneRows rows = {inputs_.block(0), inputs_.block_floats(), 0, 0, height.input, inputs_.offsets()};
-    float* out = y_ + at(image, height.output, width.output, begin);
+    void* out = advanced(y_, at(image, height.output, width.output, begin) * size_);
     for (int64_t block = 0; block < group_; ++block) {
       PlaneConv job = forward(block, rows, {begin, end}, activation_, out, plan_.pixel_stride);
       job.moments = sums_ != nullptr ? sums_ + channel() + block * plan_.lanes : nullptr;
@@ -89,7 +91,7 @@ class ForwardRows : RowsGroup {
 }  // namespace
 
 void depthwise_rows_forward(RowsPlan& plan, const WeightSources& weights, const StageLoad& load, Activation activation,
-                            const float* x, float* y, double* sums) {
+                            const void* x, void* y, double* sums) {
   const ConvProblem& problem = plan.problem;
   const int64_t parts = plan.parts();
   Layout layout;
@@ -100,7 +102,8 @@ void depthwise_rows_forward(RowsPlan& plan, const WeightSources& weights, const 
   plan.pack(weights, memory + packed_at);
   auto* part_sums = reinterpret_cast<double*>(memory + sums_at);
   const int64_t pixels = problem.batch * problem.output[1] * problem.output[2];
-  const bool stream = streams(y, pixels, problem.channels, plan.pixel_stride,
+  const bool stream = problem.element_type == ElementType::kFloat32 &&
+                      streams(static_cast<const float*>(y), pixels, problem.channels, plan.pixel_stride,
                               sums != nullptr ? kTrainingStreamBytes : kForwardStreamBytes);
   run_parts(plan, ForwardRows::floats(plan), [&](int64_t part, int64_t first_block, float* panel) {
     return ForwardRows(plan, first_block, load, activation, x, y, stream,

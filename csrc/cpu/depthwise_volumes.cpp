@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "cpu/cache_size.h"
+#include "cpu/elements.h"
 
 namespace dwsep {
 
@@ -14,11 +15,11 @@ void SliceRing::place(float* memory, int64_t group, int64_t width) {
   }
 }
 
-VolumePlan::VolumePlan(const KernelTable& kernels, const ConvProblem& of, bool backward) : BandPlan(kernels, of) {
+VolumePlan::VolumePlan(const KernelTable& kernels, const ConvProblem& of, bool backward)
+    : BandPlan(kernels, of, backward) {
   const bool empty = of.batch == 0 || depth.output < 1 || height.output < 1 || width.output < 1;
   const bool flat = of.input[0] == 1 && of.output[0] == 1 && of.kernel[0] == 1;
-  if (flat || of.multiplier != 1 || of.element_type != ElementType::kFloat32 || empty) return;
-  if (backward) find_residues();
+  if (flat || of.multiplier != 1 || (backward && of.element_type != ElementType::kFloat32) || empty) return;
   const auto size = static_cast<int64_t>(sizeof(float));
   const int64_t budget = l2_cache_bytes() / 2 / size;
   const auto rings = [&](int64_t rows) {
@@ -49,15 +50,25 @@ bool VolumePlan::pays(bool backward) const {
   if (group == 0 || backward) return group > 0;
   // The direct forward reads what few taps share from a cache, and of strided slices not all.
   constexpr int64_t kManyTaps = 9;
+  if (pairs) return true;
   const int64_t pixels =
       problem.batch * (depth.input * height.input * width.input + depth.output * height.output * width.output);
   const bool large = pixels * problem.channels * static_cast<int64_t>(sizeof(float)) > kLargeBytes;
   return depth.stride == 1 && (taps() > kManyTaps || large);
 }
 
-void VolumeGroup::fetch(const SliceRing& ring, const float* from, int64_t rows, int64_t width, int64_t slice) const {
+void VolumeGroup::fetch(const SliceRing& ring, const void* from, int64_t rows, int64_t width, int64_t slice) const {
   const int64_t pixel = plan_.problem.channels;
-  StageRow job = {from,
+  float* plane = ring.block(0) + ring.offset(slice);
+  if (plan_.problem.element_type == ElementType::kBFloat16) {
+    const int64_t row_bytes = width * pixel * element_bytes(ElementType::kBFloat16);
+    for (int64_t row = 0; row < rows; ++row) {
+      const void* source = advanced(from, row * row_bytes);
+      copy_row(source, pixel, width, plane + row * ring.row_floats(), ring.block_floats());
+    }
+    return;
+  }
+  StageRow job = {static_cast<const float*>(from),
                   nullptr,
                   nullptr,
                   nullptr,
@@ -65,7 +76,7 @@ void VolumeGroup::fetch(const SliceRing& ring, const float* from, int64_t rows, 
                   pixel,
                   width,
                   channels(),
-                  ring.block(0) + ring.offset(slice),
+                  plane,
                   ring.block_floats()};
   for (int64_t row = 0; row < rows; ++row) {
     plan_.table.stage_row(job);
@@ -74,8 +85,8 @@ void VolumeGroup::fetch(const SliceRing& ring, const float* from, int64_t rows, 
   }
 }
 
-void VolumeGroup::expect(const float* from, int64_t rows, int64_t width) {
-  const auto size = static_cast<int64_t>(sizeof(float));
+void VolumeGroup::expect(const void* from, int64_t rows, int64_t width) {
+  const int64_t size = element_bytes(plan_.problem.element_type);
   ahead_.add(from, rows * width, plan_.problem.channels * size, channels() * size);
 }
 

@@ -1,5 +1,5 @@
-// Depthwise convolution of channels-last floats with three axes, a slice at a time: of every tensor that is read, a few
-// rows of the last slices lie in the cache as planes, a block of channels each.
+// Depthwise convolution of channels-last tensors with three axes, a slice at a time: of every tensor that is read, a
+// few rows of the last slices lie in the cache as planes, a block of channels each.
 #pragma once
 
 #include <cstdint>
@@ -65,13 +65,13 @@ class VolumeGroup : protected BandGroup {
   }
 
   // Rows of `width` columns, the first of them at `from`, become a ring's slice.
-  void fetch(const SliceRing& ring, const float* from, int64_t rows, int64_t width, int64_t slice) const;
-  void expect(const float* from, int64_t rows, int64_t width);
+  void fetch(const SliceRing& ring, const void* from, int64_t rows, int64_t width, int64_t slice) const;
+  void expect(const void* from, int64_t rows, int64_t width);
 };
 
 // `plan.group` must not be 0.
-void depthwise_volumes_forward(VolumePlan& plan, const WeightSources& weights, Activation activation, const float* x,
-                               float* y);
+void depthwise_volumes_forward(VolumePlan& plan, const WeightSources& weights, Activation activation, const void* x,
+                               void* y);
 void depthwise_volumes_backward(VolumePlan& plan, const WeightSources& weights,
                                 const DepthwiseBackwardTensors& tensors);
 

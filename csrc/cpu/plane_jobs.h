@@ -275,7 +275,7 @@ struct PlaneConv {
   const float* weights;  // [tap][lane]
   const float* bias;     // [lane], or null
   Activation activation;
-  float* out;
+  void* out;  // elements of `out_type`, as are its strides
   int64_t out_row_stride;
   int64_t out_pixel_stride;
   int64_t channels;  // lanes that are stored
@@ -289,6 +289,10 @@ struct PlaneConv {
   const PlaneSlice* slices = nullptr;  // null for one, the plane itself
   int64_t slice_count = 1;
   Prefetch prefetch = {};
+  ElementType out_type = ElementType::kFloat32;
+  // The plane is of pairs, a pixel and the one under the kernel row's next tap, and so are the weights, two taps each,
+  // an odd row's last with a zero: a row then has ceil(kernel[1] / 2) of them.
+  bool pairs = false;
 };
 
 // One K block of a 1x1 convolution, for rows of pixels, into planes [vector of the block][row][column][lane].
@@ -379,6 +383,9 @@ struct PairKernels {
   void (*panel)(const float* panel, int64_t block_stride, int64_t blocks, int64_t pixels, float* pairs);
   // One K block of weights [inner, whole vectors][column].
   void (*columns)(const float* plain, int64_t inner, float* pairs);
+  // A row of a channels-last tensor of bfloat16, each pixel with the one `distance` behind it, zeros beyond the row;
+  // `plane` is the first pixel's place, and `before` places in front of it are written, too.
+  void (*row)(const RowCopy&, int64_t distance, int64_t before, const void* source, float* plane);
 };
 
 // Operands of products which an instruction set wants in a form of its own; for what is multiplied as it lies,

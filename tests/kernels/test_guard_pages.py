@@ -55,6 +55,9 @@ GEOMETRIES = (
     ((5, 4, 6), (3, 3, 3), (2, 1, 2), (1, 2, 1), (1, 1, 2, 2, 0, 1)),
     ((261,), (2,), (1,), (1,), (1, 0)),
     ((300,), (4,), (1,), (2,), (9, -3)),
+    ((4, 21), (3, 5), (1, 1), (1, 1), (1, 1, 2, 2)),
+    ((6, 5), (2, 6), (1, 2), (1, 1), (1, 0, 3, 4)),
+    ((5, 23), (2, 3), (1, 1), (2, 4), (1, 1, 4, 4)),
 )
 CHANNELS = ((5, 3, 19), (16, 1, 16), (16, 2, 5), (19, 1, 35), (35, 1, 5))  # in, multiplier, out
 _kept = []  # buffers of the tensors below
@@ -94,7 +97,7 @@ def _problems() -> Iterator[tuple[problems.Problem, bool, torch.dtype]]:
             problem = problems.Problem("", 1 + index % 2, channels, multiplier, out_channels, *geometry)
             yield problem, True, torch.float32
             yield problem, False, torch.bfloat16 if index % 2 else torch.float32
-            if index % 2 == 0:
+            if index % 2 == 0 or index > 12:
                 yield problem, True, torch.bfloat16
 
 
