@@ -36,6 +36,7 @@ struct ConvProblem {
   const ColumnSegment* segments;
   int64_t segment_count;
   ElementType element_type;
+  bool reads_ahead = false;  // of depthwise alone: the input is to be asked for before it is read
 };
 
 // Weights in the order in which micro-kernels read them, channels padded with zeros to whole blocks. The inner blocks

@@ -65,13 +65,14 @@ bool RowsPlan::pays(bool backward) const {
   return pixels * problem.channels * static_cast<int64_t>(sizeof(float)) > kLargeBytes;
 }
 
-// Of a forward: where planes are of pairs, which take half the multiplications, or, else, what the direct kernel has no
-// loop for. Three neighbours are too few to make planes for.
+// Of a forward. The direct kernel has loops of their own for kernel rows of 3 and of 5 taps, also of dilated ones where
+// rows are long enough; planes of pairs take half the multiplications, and pay for rows of 5, too.
 bool RowsPlan::half_pays() const {
-  const int64_t taps = width.kernel;
-  if (!pairs) return width.stride == 1 && width.dilation == 1 && taps > 1 && taps != 3 && taps != 5;
-  if (width.dilation > 1) return width.output > 4 * width.dilation;
-  return taps > 5 || (taps != 3 && (width.stride == 1 || problem.batch > 1));
+  const int64_t taps = width.kernel, dilation = width.dilation;
+  if (!pairs && (width.stride != 1 || dilation != 1)) return false;
+  if (taps > 5 || (taps == 4 && width.stride == 1)) return dilation == 1 || width.output > 4 * dilation;
+  constexpr int64_t kShort = 16;
+  return pairs && taps == 5 && width.stride == 1 && (dilation == 1 || width.output <= kShort);
 }
 
 void RowsGroup::fetch(const RowRing& ring, const void* tensor, const StageLoad& load, int64_t image, int64_t rows,

@@ -10,6 +10,21 @@
 #include "ops/arguments.h"
 
 namespace dwsep {
+namespace {
+
+// Whether an image of planes is computed sooner as a channels-last copy, which is copied back: where rows are short,
+// and bfloat16 where kernels are wide, as long as caches hold the copies.
+bool copies_pay(const ConvProblem& problem) {
+  constexpr int64_t kTiny = 8, kShort = 14, kFewElements = int64_t{4} << 20;
+  const bool volume = problem.kernel[0] > 1 || problem.input[0] > 1, line = problem.input[1] == 1;
+  if (volume || line || problem.multiplier > 1) return false;
+  if (problem.element_type == ElementType::kFloat32) return problem.output[2] <= kTiny && problem.batch > 1;
+  if (problem.output[2] <= kShort) return true;
+  const int64_t elements = problem.batch * problem.channels * problem.input[1] * problem.input[2];
+  return problem.kernel[2] > 5 && problem.channels >= 32 && elements < kFewElements;
+}
+
+}  // namespace
 
 Tensor depthwise_conv(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias,
                       const std::vector<int64_t>& stride, const std::vector<int64_t>& padding,
@@ -20,7 +35,7 @@ Tensor depthwise_conv(const Tensor& x, const Tensor& weight, const std::optional
   const Activation applied = parse_activation(activation);
 
   const WeightSources sources = {depthwise.const_data_ptr(), data_or_null(dense_bias), nullptr, nullptr};
-  if (!is_channels_last(x)) {
+  if (!is_channels_last(x) && !copies_pay(problem)) {
     const Tensor input = with_a_unit_stride(x, x);
     const std::vector<int64_t> spatial(problem.output + (5 - x.dim()), problem.output + 3);
     const Tensor out = empty_in_layout_of(x, problem.inner_channels, spatial);
