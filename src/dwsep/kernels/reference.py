@@ -103,7 +103,14 @@ def separable_conv(
     ``residual="depthwise"`` adds D before the activation, ``"input"`` adds x after it.
     """
     inner = depthwise_conv(x, depthwise_weight, depthwise_bias, stride, padding, dilation, inner_activation)
-    out = _CONV[x.dim() - 2](inner, pointwise_weight, pointwise_bias)
+    return pointwise_behind(inner, x, pointwise_weight, pointwise_bias, activation, residual)
+
+
+def pointwise_behind(
+    inner: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, activation: str, residual: str
+) -> Tensor:
+    """The rest of :func:`separable_conv` of ``x``, from the depthwise outputs ``inner`` on."""
+    out = _CONV[inner.dim() - 2](inner, weight, bias)
     if residual == "depthwise":
         out = out + inner
     out = FORWARD[activation](out)
