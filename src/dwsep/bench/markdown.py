@@ -21,7 +21,8 @@ _LEGENDS = {
     "layers": f"""\
 {_COMPARED}
 "floor" is the share that dwsep reaches of the speed which the arithmetic at the multiply-add peak, or the memory
-traffic at the copy rate of that working set, allows: the larger of the two times over dwsep's. {_VERIFIED}""",
+traffic at the copy rate of that working set, allows: the larger of the two times over dwsep's. Where the CPU multiplies
+bfloat16, separable layers of it train on dwsep's depthwise kernels and PyTorch's product behind them. {_VERIFIED}""",
     "networks": f"""\
 {_COMPARED}
 dwsep is the network after `dwsep.accelerate_`, at inference with `frozen=True`: all peers but eager PyTorch hold their
