@@ -1,4 +1,4 @@
-// What depthwise convolutions by rows and by slices have in common: of channels-last floats, a group of channel blocks
+// What depthwise convolutions by rows and by slices have in common: of channels-last tensors, a group of channel blocks
 // at a time lies in the cache as planes, and threads share bands of output rows.
 #pragma once
 

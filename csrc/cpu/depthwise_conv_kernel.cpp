@@ -143,9 +143,7 @@ void depthwise_conv_forward(ConvProblem problem, const PackedWeights& weights, A
   // Two rows are computed from one reading of what they share, so that a tile has several, if threads then get any.
   const int64_t rows = problem.batch * problem.output[0] * problem.output[1];
   const int64_t several = std::clamp<int64_t>(rows / thread_count(), 1, 4);
-  const int64_t bytes = problem.batch * problem.input[0] * problem.input[1] * problem.input[2] * problem.channels *
-                        element_bytes(problem.element_type);
-  problem.reads_ahead = bytes > l2_cache_bytes();
+  problem.reads_ahead = input_elements(problem) * element_bytes(problem.element_type) > l2_cache_bytes();
   const Tiling tiling(problem, std::max(l1_cache_bytes() / bytes_of_pixel, several * problem.output[2]), 1, 1,
                       thread_count());
   parallel_for(tiling.count(), 1, [&](int64_t begin, int64_t end) {

@@ -65,7 +65,7 @@ bool RowsPlan::pays(bool backward) const {
   return pixels * problem.channels * static_cast<int64_t>(sizeof(float)) > kLargeBytes;
 }
 
-// Of a forward. The direct kernel has loops of their own for kernel rows of 3 and of 5 taps, also of dilated ones where
+// Of a forward. The direct kernel has loops of its own for kernel rows of 3 and of 5 taps, also of dilated ones where
 // rows are long enough; planes of pairs take half the multiplications, and pay for rows of 5, too.
 bool RowsPlan::half_pays() const {
   const int64_t taps = width.kernel, dilation = width.dilation;

@@ -95,9 +95,7 @@ void depthwise_volumes_forward(VolumePlan& plan, const WeightSources& weights, A
   const ConvProblem& problem = plan.problem;
   plan.pack(weights, scratch(Scratch::kPack, static_cast<std::size_t>(plan.packed_floats())));
   const int64_t pixels = problem.batch * problem.output[0] * problem.output[1] * problem.output[2];
-  const bool stream =
-      problem.element_type == ElementType::kFloat32 &&
-      streams(static_cast<const float*>(y), pixels, problem.channels, problem.channels, kForwardStreamBytes);
+  const bool stream = streams(problem.element_type, y, pixels, problem.channels, problem.channels, kForwardStreamBytes);
   run_parts(plan, ForwardVolumes::floats(plan), [&](int64_t, int64_t first_block, float* memory) {
     return ForwardVolumes(plan, first_block, activation, x, y, stream, memory);
   });

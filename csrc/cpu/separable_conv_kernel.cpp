@@ -94,9 +94,9 @@ void separable_conv_forward(ConvProblem problem, const PackedWeights& weights, S
   // What the tensors do not both leave in a cache: input is asked for, and output is not worth keeping.
   const bool outgrown = elements * element_size > kCachedBytes;
   const bool ask = splits == 1 && (outgrown || x_pixels * problem.channels * element_size > l2_cache_bytes() / 2);
-  options.stream = (outgrown || options.fresh) && problem.element_type == ElementType::kFloat32 &&
-                   streams(static_cast<const float*>(out), pixels_of(problem), problem.out_channels,
-                           problem.out_channels, kForwardStreamBytes);
+  options.stream =
+      (outgrown || options.fresh) && streams(problem.element_type, out, pixels_of(problem), problem.out_channels,
+                                             problem.out_channels, kForwardStreamBytes);
   parallel_for(tiling.count(), 1, [&](int64_t begin, int64_t end) {
     float* panel = scratch(Scratch::kPanel, static_cast<std::size_t>(table.separable_floats(problem, tiling.pixels())));
     for (int64_t i = begin; i < end; ++i) {

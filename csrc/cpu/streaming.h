@@ -27,13 +27,19 @@ inline bool streams(const float* tensor, int64_t pixels, int64_t channels, int64
          reinterpret_cast<std::uintptr_t>(tensor) % (kLineFloats * sizeof(float)) == 0;
 }
 
+// The same of any type: only floats are stored that way.
+inline bool streams(ElementType type, const void* tensor, int64_t pixels, int64_t channels, int64_t pixel_stride,
+                    int64_t least_bytes) {
+  return type == ElementType::kFloat32 &&
+         streams(static_cast<const float*>(tensor), pixels, channels, pixel_stride, least_bytes);
+}
+
 // The same for a tensor which is written from planes: where its channels are not consecutive, rows must begin and end
 // with cache lines, since a line of which parts are stored either way is written twice.
 inline bool streams_from_planes(ElementType type, const void* tensor, const Strides& strides, int64_t pixels,
                                 int64_t channels, int64_t least_bytes) {
   if (tensor == nullptr || type != ElementType::kFloat32) return false;
-  if (strides.channel == 1)
-    return streams(static_cast<const float*>(tensor), pixels, channels, strides.axis[2], least_bytes);
+  if (strides.channel == 1) return streams(type, tensor, pixels, channels, strides.axis[2], least_bytes);
   constexpr int64_t kLineFloats = 16;
   const bool lines = strides.axis[1] % kLineFloats == 0 && strides.channel % kLineFloats == 0 &&
                      reinterpret_cast<std::uintptr_t>(tensor) % (kLineFloats * sizeof(float)) == 0;

@@ -20,8 +20,7 @@ bool copies_pay(const ConvProblem& problem) {
   if (volume || line || problem.multiplier > 1) return false;
   if (problem.element_type == ElementType::kFloat32) return problem.output[2] <= kTiny && problem.batch > 1;
   if (problem.output[2] <= kShort) return true;
-  const int64_t elements = problem.batch * problem.channels * problem.input[1] * problem.input[2];
-  return problem.kernel[2] > 5 && problem.channels >= 32 && elements < kFewElements;
+  return problem.kernel[2] > 5 && problem.channels >= 32 && input_elements(problem) < kFewElements;
 }
 
 }  // namespace

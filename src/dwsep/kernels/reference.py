@@ -97,20 +97,16 @@ def separable_conv(
     inner_activation: str,
     activation: str,
     residual: str,
+    *,
+    depthwise: Callable[..., Tensor] = depthwise_conv,
 ) -> Tensor:
     """Depthwise convolution, then pointwise: with D = inner_activation(depthwise(x)), activation(pointwise(D)).
 
-    ``residual="depthwise"`` adds D before the activation, ``"input"`` adds x after it.
+    ``residual="depthwise"`` adds D before the activation, ``"input"`` adds x after it. ``depthwise`` is what convolves
+    first, called as :func:`depthwise_conv` is.
     """
-    inner = depthwise_conv(x, depthwise_weight, depthwise_bias, stride, padding, dilation, inner_activation)
-    return pointwise_behind(inner, x, pointwise_weight, pointwise_bias, activation, residual)
-
-
-def pointwise_behind(
-    inner: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, activation: str, residual: str
-) -> Tensor:
-    """The rest of :func:`separable_conv` of ``x``, from the depthwise outputs ``inner`` on."""
-    out = _CONV[inner.dim() - 2](inner, weight, bias)
+    inner = depthwise(x, depthwise_weight, depthwise_bias, stride, padding, dilation, inner_activation)
+    out = _CONV[x.dim() - 2](inner, pointwise_weight, pointwise_bias)
     if residual == "depthwise":
         out = out + inner
     out = FORWARD[activation](out)

@@ -7,6 +7,8 @@ gradient of undilated 3x3 kernels in channels last; of all others it takes sever
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,33 +18,25 @@ from dwsep.ops import depthwise_conv
 from dwsep.ops._layout import is_channels_last
 
 
-def _suits_pytorch(x: Tensor, weight: Tensor, stride: Sequence[int], dilation: Sequence[int]) -> bool:
-    plain = x.dim() == 4 and max(weight.shape[2:]) <= 3 and set(stride) == set(dilation) == {1}
-    return plain and weight.shape[0] == x.shape[1] and is_channels_last(x)
+def _depthwise(native: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """``native``, or PyTorch's where that is the faster."""
 
-
-def _composed(depthwise: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    def separable_conv(
+    def convolve(
         x: Tensor,
-        depthwise_weight: Tensor,
-        pointwise_weight: Tensor,
-        depthwise_bias: Tensor | None,
-        pointwise_bias: Tensor | None,
+        weight: Tensor,
+        bias: Tensor | None,
         stride: Sequence[int],
         padding: Sequence[int],
         dilation: Sequence[int],
-        inner_activation: str,
-        activation: str,
-        residual: str,
+        *rest: Any,
     ) -> Tensor:
-        stock = _suits_pytorch(x, depthwise_weight, stride, dilation)
-        apply = reference.depthwise_conv if stock else depthwise
-        inner = apply(x, depthwise_weight, depthwise_bias, stride, padding, dilation, inner_activation)
-        return reference.pointwise_behind(inner, x, pointwise_weight, pointwise_bias, activation, residual)
+        plain = x.dim() == 4 and max(weight.shape[2:]) <= 3 and set(stride) == set(dilation) == {1}
+        stock = plain and weight.shape[0] == x.shape[1] and is_channels_last(x)
+        return (reference.depthwise_conv if stock else native)(x, weight, bias, stride, padding, dilation, *rest)
 
-    return separable_conv
+    return convolve
 
 
-separable_conv = _composed(torch.ops.dwsep.depthwise_conv.default)
+separable_conv = partial(reference.separable_conv, depthwise=_depthwise(torch.ops.dwsep.depthwise_conv.default))
 # As it is called where nothing but autograd sees the call.
-WITH_AUTOGRAD = _composed(depthwise_conv.WITH_AUTOGRAD)
+WITH_AUTOGRAD = partial(reference.separable_conv, depthwise=_depthwise(depthwise_conv.WITH_AUTOGRAD))
