@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -113,11 +112,13 @@ def _triton_reasons(op: str, geometry: ConvGeometry, dtype: torch.dtype, device:
     return reasons
 
 
-@functools.cache
+# Asked for once, at import, since a compiler cannot trace the question.
+_CAPABILITIES = getattr(torch.cpu, "get_capabilities", dict)()
+
+
 def _has_bfloat16_products() -> bool:
     """Whether the CPU multiplies bfloat16 matrices faster than float32 ones, which PyTorch's kernels use."""
-    capabilities = getattr(torch.cpu, "get_capabilities", dict)()
-    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+    return bool(_CAPABILITIES.get("avx512_bf16") or _CAPABILITIES.get("amx_bf16"))
 
 
 def stock_reasons(op: str, dtype: torch.dtype, gradient: bool) -> list[str]:

@@ -44,6 +44,23 @@ def test_compile_fullgraph(norm, order, memory_format):
         torch.testing.assert_close(compiled(x), layer(x), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize(("kernel", "stride"), [(3, 1), (3, 2), (5, 1)])
+def test_compile_fullgraph_in_bfloat16(kernel, stride):
+    torch.compiler.reset()
+    layer = dwsep.nn.DepthwiseSeparableConv2d(8, 6, kernel, stride).bfloat16()
+    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
+    x = torch.randn(2, 8, 9, 9, dtype=torch.bfloat16)
+    parameters = list(layer.parameters())
+    expected, actual = layer(x), compiled(x)
+    assert torch.equal(actual, expected)
+    for a, e in zip(
+        torch.autograd.grad(actual.sum(), parameters), torch.autograd.grad(expected.sum(), parameters), strict=True
+    ):
+        torch.testing.assert_close(a, e)
+    with torch.no_grad():
+        assert torch.equal(compiled(x), layer(x))
+
+
 def test_compile_with_inductor_and_dynamic_batch():
     torch.compiler.reset()
     layer = make("batch").eval()
