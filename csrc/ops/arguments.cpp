@@ -57,7 +57,7 @@ std::optional<Tensor> check_vector(const char* name, const std::optional<Tensor>
                                    int64_t size) {
   if (!value.has_value()) return std::nullopt;
   STD_TORCH_CHECK(value->dim() == 1 && value->size(0) == size, name, " must have shape (", size, ")");
-  const Tensor dense = torch::stable::contiguous(*value);
+  const Tensor dense = to_contiguous(*value);
   check_like(name, dense, x);
   return dense;
 }
@@ -73,7 +73,7 @@ void check_gradient(const Tensor& grad, const Tensor& x, const ConvProblem& prob
 
 Tensor empty_contiguous(const Tensor& like) {
   const std::vector<int64_t> sizes(like.sizes().begin(), like.sizes().end());
-  return torch::stable::empty(sizes, like.scalar_type());
+  return empty_tensor(sizes, like.scalar_type());
 }
 
 ConvProblem make_problem(const Tensor& x, const Tensor& weight, const std::vector<int64_t>& stride,
@@ -177,9 +177,30 @@ bool copies_layout(const Tensor& x) {
 
 int64_t pixels_of(const Tensor& x) { return x.numel() / std::max<int64_t>(1, x.size(0) * x.size(1)); }
 
+// Whether x, of 4 or 5 axes, is what PyTorch calls contiguous in channels last.
+bool is_dense_channels_last(const Tensor& x) {
+  const auto sizes = x.sizes();
+  const auto strides = x.strides();
+  int64_t expected = 1;
+  const auto follows = [&](std::size_t axis) {
+    if (sizes[axis] == 1) return true;
+    const bool fits = strides[axis] == expected;
+    expected *= sizes[axis];
+    return fits;
+  };
+  if (!follows(1)) return false;
+  for (std::size_t axis = sizes.size(); axis-- > 2;) {
+    if (!follows(axis)) return false;
+  }
+  return follows(0);
+}
+
 }  // namespace
 
+Tensor to_contiguous(const Tensor& x) { return x.is_contiguous() ? x : torch::stable::contiguous(x); }
+
 Tensor to_channels_last(const Tensor& x) {
+  if (x.dim() > 3 && is_dense_channels_last(x)) return x;
   const Tensor spatial = x.dim() == 3 ? torch::stable::unsqueeze(x, 2) : x;
   const MemoryFormat last = last_format(spatial.dim());
   if (!copies_layout(x) || is_channels_last(x)) return torch::stable::contiguous(spatial, last);
@@ -214,7 +235,7 @@ Tensor empty_in_layout_of(const Tensor& x, int64_t channels, const std::vector<i
 
 Tensor with_a_unit_stride(const Tensor& x, const Tensor& like) {
   if (x.stride(1) == 1 || x.stride(x.dim() - 1) == 1) return x;
-  if (!is_channels_last(like) || x.dim() == 3) return torch::stable::contiguous(x);
+  if (!is_channels_last(like) || x.dim() == 3) return to_contiguous(x);
   return torch::stable::contiguous(x, last_format(x.dim()));
 }
 

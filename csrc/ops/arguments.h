@@ -42,6 +42,9 @@ Residual parse_residual(const std::string& name);
 ElementType element_type_of(const Tensor& x);
 // Whether the strides of x order its axes as channels last does.
 bool is_channels_last(const Tensor& x);
+// x, its elements consecutive: the same memory as x where they are so already, and then no call of PyTorch's
+// dispatcher.
+Tensor to_contiguous(const Tensor& x);
 // x in channels last, dense, with 4 or 5 axes: the same memory as x where it is so already.
 Tensor to_channels_last(const Tensor& x);
 // An uninitialised channels-last tensor with `channels` channels and the problem's output size.

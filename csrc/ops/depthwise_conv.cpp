@@ -8,6 +8,7 @@
 #include "cpu/depthwise_lines.h"
 #include "cpu/repeated_channels.h"
 #include "ops/arguments.h"
+#include "ops/output_memory.h"
 
 namespace dwsep {
 namespace {
@@ -28,7 +29,7 @@ bool copies_pay(const ConvProblem& problem) {
 Tensor depthwise_conv(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias,
                       const std::vector<int64_t>& stride, const std::vector<int64_t>& padding,
                       const std::vector<int64_t>& dilation, const std::string& activation) {
-  const Tensor depthwise = torch::stable::contiguous(weight);
+  const Tensor depthwise = to_contiguous(weight);
   const ConvProblem problem = make_problem(x, depthwise, stride, padding, dilation);
   const std::optional<Tensor> dense_bias = check_vector("depthwise bias", bias, x, problem.inner_channels);
   const Activation applied = parse_activation(activation);
@@ -53,7 +54,7 @@ std::tuple<Tensor, Tensor, Tensor> depthwise_conv_backward(
     const Tensor& grad, const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias,
     const std::vector<int64_t>& stride, const std::vector<int64_t>& padding, const std::vector<int64_t>& dilation,
     const std::string& activation, const std::vector<bool>& output_mask) {
-  const Tensor depthwise = torch::stable::contiguous(weight);
+  const Tensor depthwise = to_contiguous(weight);
   const ConvProblem problem = make_problem(x, depthwise, stride, padding, dilation);
   const std::optional<Tensor> dense_bias = check_vector("depthwise bias", bias, x, problem.inner_channels);
   check_gradient(grad, x, problem, problem.inner_channels);
@@ -62,7 +63,7 @@ std::tuple<Tensor, Tensor, Tensor> depthwise_conv_backward(
 
   const std::vector<int64_t> spatial(x.sizes().begin() + 2, x.sizes().end());
   // Outputs of an operator must not share memory, an empty one neither.
-  const auto none = [&] { return torch::stable::empty({0}, x.scalar_type()); };
+  const auto none = [&] { return empty_tensor({0}, x.scalar_type()); };
   const Tensor x_gradient = output_mask[0] ? empty_in_layout_of(x, x.size(1), spatial) : none();
   const Tensor weight_gradient = output_mask[1] ? empty_contiguous(depthwise) : none();
   const bool wants_bias = output_mask[2] && bias.has_value();

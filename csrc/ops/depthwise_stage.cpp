@@ -27,7 +27,7 @@ StageResult depthwise_stage(const Tensor& x, const std::optional<Tensor>& scale,
                             const std::vector<int64_t>& stride, const std::vector<int64_t>& padding,
                             const std::vector<int64_t>& dilation) {
   const StageInput input(x, scale, shift, activation);
-  const Tensor dense = torch::stable::contiguous(weight);
+  const Tensor dense = to_contiguous(weight);
   const ConvProblem problem = make_stage_problem(x, dense, stride, padding, dilation);
   const std::optional<Tensor> dense_bias = check_vector("depthwise bias", bias, x, problem.channels);
   const Tensor y = empty_stage_output(problem.batch, problem.channels, output_spatial(problem, x));
@@ -48,7 +48,7 @@ StageGradientResult depthwise_stage_backward(const Tensor& grad, const Tensor& y
                                              const std::vector<int64_t>& dilation,
                                              const std::vector<bool>& output_mask) {
   const StageInput input(x, scale, shift, activation);
-  const Tensor dense = torch::stable::contiguous(weight);
+  const Tensor dense = to_contiguous(weight);
   const ConvProblem problem = make_stage_problem(x, dense, stride, padding, dilation);
   const int64_t channels = problem.channels;
   const StageGradientTensors made(x, scale.has_value(), dense, has_bias, output_mask);

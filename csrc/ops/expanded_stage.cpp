@@ -26,7 +26,7 @@ ExpandedStageGradients expanded_stage_backward(
     const std::vector<int64_t>& padding, const std::vector<int64_t>& dilation, bool wants_x) {
   const StageInput narrow(x, scale, shift, "none");
   const StageInput wide(expanded, expanded_scale, expanded_shift, activation);
-  const Tensor dense = torch::stable::contiguous(weight), depthwise = torch::stable::contiguous(depthwise_weight);
+  const Tensor dense = to_contiguous(weight), depthwise = to_contiguous(depthwise_weight);
   const int64_t channels = wide.channels(), inner = narrow.channels();
   STD_TORCH_CHECK(
       x.dim() == 4 && expanded.dim() == 4 && x.size(0) == expanded.size(0) && spatial_of(x) == spatial_of(expanded),

@@ -38,7 +38,7 @@ class MixedStage {
                     "stride and dilation must have 2 entries a weight, padding 4, or none at all");
     spatial_ = spatial_of(x);
     for (std::size_t i = 0; i < weights.size(); ++i) {
-      const Tensor dense = torch::stable::contiguous(weights[i]);
+      const Tensor dense = to_contiguous(weights[i]);
       STD_TORCH_CHECK(dense.dim() == 4 && dense.numel() >= 1, "weights must have 4 dimensions and entries");
       check_like("weights", dense, x);
       Part part = {dense, inputs_, outputs_, depthwise_ ? dense.size(0) : dense.size(1), dense.size(0), {}};

@@ -12,4 +12,9 @@ namespace dwsep {
 torch::stable::Tensor empty_output(const std::vector<int64_t>& sizes, torch::headeronly::ScalarType dtype,
                                    torch::headeronly::MemoryFormat format);
 
+// Uninitialised, on the CPU, of PyTorch's own memory.
+torch::stable::Tensor empty_tensor(
+    const std::vector<int64_t>& sizes, torch::headeronly::ScalarType dtype,
+    torch::headeronly::MemoryFormat format = torch::headeronly::MemoryFormat::Contiguous);
+
 }  // namespace dwsep

@@ -15,7 +15,7 @@ Tensor pack_pointwise_weights(const Tensor& weight, const std::optional<Tensor>&
   STD_TORCH_CHECK(weight.dim() >= 2 && weight.size(0) >= 1 && weight.size(1) >= 1 &&
                       weight.numel() == weight.size(0) * weight.size(1),
                   "pointwise weight must have shape (K, C, 1, ...)");
-  const Tensor dense = torch::stable::contiguous(weight);
+  const Tensor dense = to_contiguous(weight);
   const int64_t outputs = weight.size(0), channels = weight.size(1);
   const std::optional<Tensor> dense_bias = check_vector("pointwise bias", bias, weight, outputs);
   const Tensor packed = empty_float({packed_pointwise_size(channels, outputs)});

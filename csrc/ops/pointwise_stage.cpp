@@ -11,7 +11,7 @@ namespace {
 Tensor check_weight(const Tensor& weight, const Tensor& x) {
   STD_TORCH_CHECK(weight.dim() == x.dim() && weight.size(0) >= 1 && weight.numel() == weight.size(0) * x.size(1),
                   "pointwise weight must have shape (K, ", x.size(1), ", 1, ...)");
-  const Tensor dense = torch::stable::contiguous(weight);
+  const Tensor dense = to_contiguous(weight);
   check_like("pointwise weight", dense, x);
   return dense;
 }

@@ -8,6 +8,7 @@
 #include "cpu/separable_backward_kernel.h"
 #include "cpu/separable_conv_kernel.h"
 #include "ops/arguments.h"
+#include "ops/output_memory.h"
 
 namespace dwsep {
 namespace {
@@ -60,8 +61,8 @@ struct Arguments {
             const std::vector<int64_t>& stride, const std::vector<int64_t>& padding,
             const std::vector<int64_t>& dilation, const std::string& inner_activation, const std::string& activation,
             const std::string& residual)
-      : depthwise(torch::stable::contiguous(depthwise_weight)),
-        pointwise(torch::stable::contiguous(pointwise_weight)),
+      : depthwise(to_contiguous(depthwise_weight)),
+        pointwise(to_contiguous(pointwise_weight)),
         problem(make_problem(x, depthwise, stride, padding, dilation)) {
     check_pointwise(pointwise, x, problem.inner_channels);
     problem.out_channels = pointwise.size(0);
@@ -139,7 +140,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> separable_conv_backward(
   }
 
   // Outputs of an operator must not share memory, an empty one neither.
-  const auto none = [&] { return torch::stable::empty({0}, x.scalar_type()); };
+  const auto none = [&] { return empty_tensor({0}, x.scalar_type()); };
   Tensor x_gradient = none();
   if (output_mask[0]) {
     ConvProblem shape = problem;
@@ -174,8 +175,8 @@ Tensor pack_separable_weights(const Tensor& depthwise_weight, const Tensor& poin
                               const std::optional<Tensor>& depthwise_bias, const std::optional<Tensor>& pointwise_bias,
                               int64_t depth_multiplier, bool bfloat16) {
   using torch::headeronly::ScalarType;
-  const Tensor depthwise = torch::stable::contiguous(depthwise_weight);
-  const Tensor pointwise = torch::stable::contiguous(pointwise_weight);
+  const Tensor depthwise = to_contiguous(depthwise_weight);
+  const Tensor pointwise = to_contiguous(pointwise_weight);
   STD_TORCH_CHECK(depthwise.scalar_type() == ScalarType::Float || depthwise.scalar_type() == ScalarType::BFloat16,
                   "weights must be float32 or bfloat16");
   check_like("depthwise weight", depthwise, depthwise);
@@ -192,7 +193,7 @@ Tensor pack_separable_weights(const Tensor& depthwise_weight, const Tensor& poin
   const WeightSources sources = {depthwise.const_data_ptr(), data_or_null(inner_bias), pointwise.const_data_ptr(),
                                  data_or_null(outer_bias)};
   const int64_t size = packed_size(problem, kernels());
-  const Tensor packed = torch::stable::empty({size}, ScalarType::Float);
+  const Tensor packed = empty_tensor({size}, ScalarType::Float);
   pack_weights(problem, kernels(), sources, static_cast<float*>(packed.mutable_data_ptr()),
                takes_pairs(kernels(), bfloat16));
   return packed;
@@ -203,11 +204,11 @@ Tensor pack_depthwise_weights(const Tensor& weight, const std::optional<Tensor>&
   STD_TORCH_CHECK(weight.is_cpu() && weight.scalar_type() == ScalarType::Float, "weight must be float32 on the CPU");
   STD_TORCH_CHECK(weight.dim() >= 3 && weight.size(1) == 1 && weight.numel() >= 1,
                   "depthwise weight must have shape (C * M, 1, *kernel)");
-  const Tensor dense = torch::stable::contiguous(weight);
+  const Tensor dense = to_contiguous(weight);
   const int64_t channels = weight.size(0);
   const std::optional<Tensor> dense_bias = check_vector("depthwise bias", bias, dense, channels);
   const ConvProblem problem = weights_problem(channels, 1, dense.numel() / channels, 0);
-  const Tensor packed = torch::stable::empty({packed_size(problem, kernels())}, ScalarType::Float);
+  const Tensor packed = empty_tensor({packed_size(problem, kernels())}, ScalarType::Float);
   pack_weights(problem, kernels(), {dense.const_data_ptr(), data_or_null(dense_bias), nullptr, nullptr},
                static_cast<float*>(packed.mutable_data_ptr()));
   return packed;

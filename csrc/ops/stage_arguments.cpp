@@ -61,7 +61,7 @@ void check_correction(const std::optional<Tensor>& correction, const Tensor& x, 
 Tensor check_per_image(const char* name, const Tensor& value, const Tensor& x) {
   STD_TORCH_CHECK(value.dim() == 2 && value.size(0) == x.size(0) && value.size(1) == x.size(1), name,
                   " must have shape (", x.size(0), ", ", x.size(1), ")");
-  const Tensor dense = torch::stable::contiguous(value);
+  const Tensor dense = to_contiguous(value);
   check_like(name, dense, x);
   return dense;
 }
@@ -97,8 +97,8 @@ Tensor empty_stage_output(int64_t batch, int64_t channels, const std::vector<int
   return spatial.size() == 1 ? torch::stable::squeeze(out, 2) : out;
 }
 
-Tensor empty_sums(int64_t channels) { return torch::stable::empty({2, channels}, ScalarType::Double); }
+Tensor empty_sums(int64_t channels) { return empty_tensor({2, channels}, ScalarType::Double); }
 
-Tensor empty_float(const std::vector<int64_t>& sizes) { return torch::stable::empty(sizes, ScalarType::Float); }
+Tensor empty_float(const std::vector<int64_t>& sizes) { return empty_tensor(sizes, ScalarType::Float); }
 
 }  // namespace dwsep

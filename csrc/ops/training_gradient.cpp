@@ -41,10 +41,10 @@ void Gradient::add(const Tensor& more, bool more_own) {
   // Sums are taken over memory: both must lie alike.
   const Tensor like = more.dim() == 4
                           ? check_output_like("grad", more, {tensor->sizes().begin(), tensor->sizes().end()})
-                          : torch::stable::contiguous(more);
+                          : to_contiguous(more);
   if (!own) {
     const bool last = tensor->dim() == 4;
-    const Tensor dense = last ? to_channels_last(*tensor) : torch::stable::contiguous(*tensor);
+    const Tensor dense = last ? to_channels_last(*tensor) : to_contiguous(*tensor);
     tensor = torch::stable::clone(dense);
     own = true;
   }

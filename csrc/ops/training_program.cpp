@@ -67,7 +67,7 @@ void add_statistics(const Step& step, const std::optional<Tensor>& sums, int64_t
 // f(x) for every element of a small tensor.
 template <class F>
 Tensor each(const Tensor& x, const F& f) {
-  const Tensor dense = torch::stable::contiguous(x);
+  const Tensor dense = to_contiguous(x);
   const Tensor out = empty_contiguous(dense);
   const float* values = floats(dense);
   float* results = mutable_floats(out);

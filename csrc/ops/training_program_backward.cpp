@@ -55,7 +55,7 @@ class Backward {
   void give(int64_t value, const Tensor& grad) {
     STD_TORCH_CHECK(value >= 0 && value < static_cast<int64_t>(raw_.size()), "outputs name a value that is none");
     if (grad.numel() == 0) return;
-    const Tensor last = grad.dim() == 4 ? to_channels_last(grad) : torch::stable::contiguous(grad);
+    const Tensor last = grad.dim() == 4 ? to_channels_last(grad) : to_contiguous(grad);
     raw_[static_cast<std::size_t>(value)].add(last, false);
   }
 
@@ -315,9 +315,9 @@ class Backward {
   }
 
   void run_gate(const Step& step, const Value& source, const Tensor& grad) {
-    const Tensor x = torch::stable::contiguous(training::raw_of(source));
-    const Tensor y = torch::stable::contiguous(training::raw_of(values_[step.target]));
-    const Tensor g = torch::stable::contiguous(grad);
+    const Tensor x = to_contiguous(training::raw_of(source));
+    const Tensor y = to_contiguous(training::raw_of(values_[step.target]));
+    const Tensor g = to_contiguous(grad);
     const Tensor out = empty_contiguous(x);
     const float *at = floats(x), *value = floats(y), *by = floats(g);
     float* target = mutable_floats(out);
