@@ -29,7 +29,7 @@ from dwsep.training.losses import Loss
 from dwsep.training.metrics import EvaluationResult
 from dwsep.training.optimisation import learning_rate_at, make_optimizer
 from dwsep.training.progress import TrainingProgress
-from dwsep.training.seeding import seed_everything
+from dwsep.training.seeding import seed_everything, seed_step
 
 CHECKPOINT_FILE = "checkpoint.safetensors"
 MODEL_FILE = "model.safetensors"
@@ -179,7 +179,7 @@ class Run:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         # What dropout draws depends on the step alone, so that a run goes on with the numbers it would have had.
-        torch.manual_seed(mix(self.config.seed, step, self.processes.rank))
+        seed_step(mix(self.config.seed, step, self.processes.rank), self.device)
         parts = self.config.accumulate
         total = 0.0
         for index, (x, y) in enumerate(zip(inputs.chunk(parts), targets.chunk(parts), strict=True)):

@@ -28,6 +28,30 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
 
 
+def seed_step(seed: int, device: torch.device) -> None:
+    """Seed the generator of PyTorch that a step on ``device`` draws from.
+
+    ``torch.manual_seed`` seeds those of all devices, and takes 0.2 ms to remember where it was called from for a CUDA
+    that is never used: on a CPU that is more than a percent of a small network's step.
+
+    Args:
+        seed: In [0, 2**64).
+        device: Where the step runs.
+
+    Example:
+        >>> seed_step(0, torch.device("cpu"))
+        >>> first = torch.rand(1)
+        >>> torch.manual_seed(0) is torch.default_generator
+        True
+        >>> bool(first == torch.rand(1))
+        True
+    """
+    if device.type == "cpu":
+        torch.default_generator.manual_seed(seed)
+    else:
+        torch.manual_seed(seed)
+
+
 def capture_rng() -> tuple[dict[str, Tensor], str]:
     """Take the state of the three global generators.
 

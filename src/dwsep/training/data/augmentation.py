@@ -77,5 +77,5 @@ def _torchvision() -> tuple[Any, Any]:
 def _seeded(transform: Any, seed: int, *inputs: Tensor) -> Any:
     """What a transform makes of its inputs with torch's generator seeded, which is put back."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)
         return transform(*inputs)
