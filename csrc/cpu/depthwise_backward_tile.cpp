@@ -4,6 +4,7 @@
 #include <array>
 
 #include "cpu/elements.h"
+#include "cpu/moments.h"
 #include "cpu/parallel.h"
 
 namespace dwsep {
@@ -295,22 +296,23 @@ void BackwardTile::add_bias_gradient() {
 }
 
 void write_weight_gradients(const ConvProblem& problem, int64_t lanes, const DepthwiseBackwardTensors& tensors,
-                            const float* sums, int64_t parts) {
+                            float* sums, int64_t parts) {
   const int64_t multiplier = problem.multiplier, taps = problem.kernel[0] * problem.kernel[1] * problem.kernel[2];
-  const int64_t block_size = multiplier * (taps + 1) * lanes,
-                part_size = ceil_div(problem.channels, lanes) * block_size;
-  const int64_t grain = std::max<int64_t>(1, 16384 / ((taps + 1) * parts));
-  parallel_for(problem.inner_channels, grain, [&](int64_t begin, int64_t end) {
-    for (int64_t inner = begin; inner < end; ++inner) {
-      const int64_t channel = inner / multiplier, m = inner % multiplier;
-      const float* source = sums + channel / lanes * block_size + m * (taps + 1) * lanes + channel % lanes;
-      for (int64_t tap = 0; tap <= taps; ++tap) {
-        float sum = source[tap * lanes];
-        for (int64_t part = 1; part < parts; ++part) sum += source[part * part_size + tap * lanes];
-        const bool is_bias = tap == taps;
-        void* target = is_bias ? tensors.bias_gradient : tensors.weight_gradient;
-        const int64_t index = is_bias ? inner : inner * taps + tap;
-        if (target != nullptr) store_element(target, problem.element_type, index, sum);
+  const int64_t blocks = ceil_div(problem.channels, lanes), block_size = multiplier * (taps + 1) * lanes;
+  constexpr int64_t kGrain = 32768;
+  parallel_for(blocks, std::max<int64_t>(1, kGrain / (block_size * parts)), [&](int64_t begin, int64_t end) {
+    for (int64_t block = begin; block < end; ++block) {
+      float* totals = sums + block * block_size;
+      add_parts(totals, parts, blocks * block_size, block_size);
+      const int64_t channel = block * lanes, valid = std::min(lanes, problem.channels - channel);
+      for (int64_t i = 0; i < valid * multiplier; ++i) {
+        const int64_t lane = i / multiplier, m = i % multiplier, inner = channel * multiplier + i;
+        const float* source = totals + m * (taps + 1) * lanes + lane;
+        for (int64_t tap = 0; tensors.weight_gradient != nullptr && tap < taps; ++tap) {
+          store_element(tensors.weight_gradient, problem.element_type, inner * taps + tap, source[tap * lanes]);
+        }
+        if (tensors.bias_gradient == nullptr) continue;
+        store_element(tensors.bias_gradient, problem.element_type, inner, source[taps * lanes]);
       }
     }
   });

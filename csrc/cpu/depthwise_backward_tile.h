@@ -64,6 +64,6 @@ class BackwardTile : PlaneTile {
 // Sums `parts` sums of all blocks, [block][m][tap, then bias][lane] each, in their order and writes the parameters'
 // gradients.
 void write_weight_gradients(const ConvProblem& problem, int64_t lanes, const DepthwiseBackwardTensors& tensors,
-                            const float* sums, int64_t parts);
+                            float* sums, int64_t parts);
 
 }  // namespace dwsep

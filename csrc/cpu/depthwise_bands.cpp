@@ -170,6 +170,10 @@ void BandGroup::correlate(int64_t block, const PlaneRows& gradients, Range rows,
       part.out_row_stride = height.stride * width.input * pixel;
       part.out_pixel_stride = width.stride * pixel;
       part.channels = job.channels;
+      part.blocks = job.blocks;
+      part.plane_stride = gradients.block_stride;
+      part.weight_stride = bands_.taps() * lanes;
+      part.out_block_stride = job.out_block_stride;
       part.stream = job.stream;
       part.prefetch = job.prefetch;
       bands_.table.plane_conv(part);

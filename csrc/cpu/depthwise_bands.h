@@ -45,6 +45,7 @@ struct BandPlan {
   int64_t lanes, blocks;
   int64_t group = 0;  // channel blocks together; 0 where this is not for the problem
   int64_t bands = 1;
+  int64_t most_parts = 16;
   bool pairs;                      // planes and weights hold two bfloat16 in the place of a float, see PlaneConv
   int64_t row_weights;             // vectors of a kernel row's weights: one a tap, or one for two
   const float* weights = nullptr;  // [block][kernel row][row_weights][lane]
@@ -59,7 +60,7 @@ struct BandPlan {
   int64_t groups() const { return ceil_div(blocks, group); }
   // A band of an image is an item; a part is some items, with sums of its own.
   int64_t items() const { return problem.batch * bands; }
-  int64_t parts() const { return std::clamp<int64_t>(items(), 1, 16); }
+  int64_t parts() const { return std::clamp<int64_t>(items(), 1, most_parts); }
   Range items_of(int64_t part) const { return {items() * part / parts(), items() * (part + 1) / parts()}; }
   Range band(int64_t item) const {
     return {height.output * (item % bands) / bands, height.output * (item % bands + 1) / bands};
@@ -117,8 +118,9 @@ class BandGroup {
   // Output rows `rows` of a block, which begin at `out`, `pixel` elements from a pixel to the next.
   PlaneConv forward(int64_t block, const PlaneRows& inputs, Range rows, Activation activation, void* out,
                     int64_t pixel) const;
-  // Computes the gradients of input rows `rows` of a block from those of the outputs. `job` says what is to be done
-  // with them: out, out_pixel_stride, channels, stream; and what to ask for meanwhile.
+  // Computes the gradients of input rows `rows` of blocks from `block` on from those of the outputs. `job` says of how
+  // many, and what is to be done with them: out and its strides from a pixel and from a block to the next, channels,
+  // stream; and what to ask for meanwhile.
   void correlate(int64_t block, const PlaneRows& gradients, Range rows, PlaneConv job) const;
 };
 

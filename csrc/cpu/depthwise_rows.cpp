@@ -10,7 +10,7 @@ namespace dwsep {
 void RowRing::place(float* memory, int64_t group, int64_t width, int64_t rows) {
   memory_ = memory;
   offsets_.resize(static_cast<std::size_t>(rows));
-  for (int64_t row = 0; row < rows; ++row) offsets_[static_cast<std::size_t>(row)] = offset(row);
+  for (int64_t row = 0; row < rows; ++row) offsets_[static_cast<std::size_t>(row)] = row % slots_ * row_floats();
   for (float* slot = memory; slot < memory + group * block_floats(); slot += row_floats()) {
     std::fill_n(slot, -columns_.begin * lanes_, 0.0f);
     std::fill(slot + (width - columns_.begin) * lanes_, slot + row_floats(), 0.0f);
@@ -48,6 +48,13 @@ RowsPlan::RowsPlan(const KernelTable& kernels, const ConvProblem& of, bool backw
   // Few rows in all: threads share channels.
   constexpr int64_t kLeastUnits = 8;
   if (!backward) group = std::min(group, std::max<int64_t>(1, blocks * items() / kLeastUnits));
+  const int64_t pixels = of.batch * of.output[1] * of.output[2];
+  if (!backward || pixels * of.channels * static_cast<int64_t>(sizeof(float)) > kLargeBytes) return;
+  // Small images: each part has sums of its own for every tap, so that few pixels must not be cut into many parts.
+  constexpr int64_t kPartPixels = 128, kUnits = 16, kWideFloats = 128;
+  most_parts = std::clamp<int64_t>(pixels / kPartPixels, 1, most_parts);
+  group = std::min(group, std::max(kWideFloats / lanes, blocks * parts() / kUnits));
+  group = ceil_div(blocks, ceil_div(blocks, group));
 }
 
 bool RowsPlan::pays(bool backward) const {

@@ -25,7 +25,7 @@ class RowRing {
   void place(float* memory, int64_t group, int64_t width, int64_t rows);
   // What column 0 of any block is relative to.
   float* block(int64_t block) const { return memory_ + block * block_floats() - columns_.begin * lanes_; }
-  float* row(int64_t row, int64_t of_block) const { return block(of_block) + offset(row); }
+  float* row(int64_t row, int64_t of_block) const { return block(of_block) + offsets_[static_cast<std::size_t>(row)]; }
   // Floats from a block to each of the tensor's rows.
   const int64_t* offsets() const { return offsets_.data(); }
   const Range& columns() const { return columns_; }
@@ -36,8 +36,6 @@ class RowRing {
   int64_t lanes_ = 0;
   float* memory_ = nullptr;
   std::vector<int64_t> offsets_;
-
-  int64_t offset(int64_t row) const { return row % slots_ * row_floats(); }
 };
 
 // How a problem is cut for this.

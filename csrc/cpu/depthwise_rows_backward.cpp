@@ -1,5 +1,6 @@
 #include <algorithm>
 
+#include "cpu/cache_size.h"
 #include "cpu/depthwise_backward_tile.h"
 #include "cpu/depthwise_rows.h"
 #include "cpu/layout.h"
@@ -96,6 +97,7 @@ class BackwardRows : RowsGroup {
   float* of_taker_;
   int64_t image_ = 0, next_input_ = 0, next_result_ = 0;
   std::vector<const float*> pointers_;
+  std::vector<int64_t> steps_;
   Prefetch next_ = {};  // for the taker
 
   bool wants_x() const { return tensors_.x_gradient != nullptr || taker_ != nullptr; }
@@ -110,9 +112,16 @@ class BackwardRows : RowsGroup {
   // Input rows whose gradients are computed at once.
   static int64_t result_rows(const RowsPlan& plan) { return plan.together * plan.height.stride; }
   static int64_t result_pixels(const RowsPlan& plan) { return result_rows(plan) * plan.width.input; }
-  // A block's, or all of them for somebody who takes them.
+  // Blocks whose gradients are computed before they go on: as many as stay in the first cache beside what they are made
+  // of; one for somebody who takes them all, and wants each as soon as it is there.
+  static int64_t result_blocks(const RowsPlan& plan, const GradientRows* taker) {
+    const int64_t near = l1_cache_bytes() / 4 / static_cast<int64_t>(sizeof(float));
+    if (taker != nullptr) return 1;
+    return std::clamp<int64_t>(near / (result_pixels(plan) * plan.lanes), 1, plan.group);
+  }
+  // Those blocks', or all of them for somebody who takes them.
   static int64_t result_floats(const RowsPlan& plan, const GradientRows* taker) {
-    return (taker != nullptr ? plan.group : 1) * result_pixels(plan) * plan.lanes;
+    return (taker != nullptr ? plan.group : result_blocks(plan, taker)) * result_pixels(plan) * plan.lanes;
   }
   // A pixel of all images.
   int64_t pixel_of(int64_t image, int64_t row) const { return (image * plan_.height.input + row) * plan_.width.input; }
@@ -173,20 +182,27 @@ class BackwardRows : RowsGroup {
   void add_weight_gradient(int64_t begin, int64_t end) {
     const ConvAxis &height = plan_.height, &width = plan_.width;
     const int64_t lanes = plan_.lanes, left = width.position(0, 0) * lanes;
-    for (int64_t block = 0; block < group_; ++block) {
-      pointers_.clear();
-      for (int64_t row = begin; row < end; ++row) {
-        pointers_.push_back(gradients_.row(row, block));
-        for (int64_t h = 0; h < height.kernel; ++h) {
-          const int64_t from = height.position(row, h);
-          const bool inside = from >= 0 && from < height.input;
-          const float* input = inside ? inputs_.row(from, block) : zeros_ - plan_.inputs.columns().begin * lanes;
-          pointers_.push_back(input + left);
-        }
+    // Of the first block, and from a block to the next.
+    pointers_.clear();
+    steps_.clear();
+    const auto add = [&](const float* pointer, int64_t step) {
+      pointers_.push_back(pointer);
+      steps_.push_back(step);
+    };
+    for (int64_t row = begin; row < end; ++row) {
+      add(gradients_.row(row, 0), gradients_.block_floats());
+      for (int64_t h = 0; h < height.kernel; ++h) {
+        const int64_t from = height.position(row, h);
+        const bool inside = from >= 0 && from < height.input;
+        const float* input = inside ? inputs_.row(from, 0) : zeros_ - plan_.inputs.columns().begin * lanes;
+        add(input + left, inside ? inputs_.block_floats() : 0);
       }
+    }
+    for (int64_t block = 0; block < group_; ++block) {
       plan_.table.weight_gradient_rows(
           {pointers_.data(), end - begin, width.output, width.stride * lanes, width.dilation * lanes, height.kernel,
            width.kernel, sums_ + (block_ + block) * sums_of_block(), width.kernel * lanes, share(2 * group_)});
+      for (std::size_t i = 0; i < pointers_.size(); ++i) pointers_[i] += steps_[i];
     }
   }
 
@@ -205,47 +221,55 @@ class BackwardRows : RowsGroup {
     const int64_t offset = at(image_, plan_.height.input, columns, begin);
     const bool plain = stage_.scale == nullptr && stage_.activation == Activation::kNone;
     const bool affine = stage_.scale != nullptr;
-    for (int64_t block = 0; block < group_; ++block) {
-      const int64_t first = channel() + block * lanes;
+    if (plain && taker_ == nullptr) {
+      float* target = static_cast<float*>(tensors_.x_gradient) + offset;
+      correlate({0, group_}, begin, end, target, plan_.pixel_stride, lanes, valid(group_ - 1), stream_);
+      return;
+    }
+    const int64_t together = result_blocks(plan_, taker_);
+    for (int64_t block = 0; block < group_; block += together) {
+      const int64_t stop = std::min(group_, block + together), first = channel() + block * lanes;
       float* planes = taker_ != nullptr ? result_ + block * pixels * lanes : result_;
-      float* target = planes;
-      if (taker_ == nullptr) target = static_cast<float*>(tensors_.x_gradient) + offset + block * lanes;
-      const int64_t target_stride = taker_ != nullptr ? lanes : plan_.pixel_stride;
-      if (plain) {
-        correlate(block, begin, end, target, target_stride, taker_ != nullptr ? lanes : valid(block), stream_);
-        continue;
-      }
-      correlate(block, begin, end, planes, lanes, lanes, false);
+      correlate({block, stop}, begin, end, planes, lanes, pixels * lanes, lanes, false);
+      if (plain) continue;
       StageGradientRow job = {planes,
                               lanes,
-                              0,
+                              pixels * lanes,
                               x() + offset + block * lanes,
                               affine ? stage_.scale + first : nullptr,
                               affine ? stage_.shift + first : nullptr,
                               stage_.activation,
                               plan_.pixel_stride,
                               pixels,
-                              valid(block),
-                              target,
+                              (stop - block - 1) * lanes + valid(stop - 1),
+                              planes,
                               stream_,
                               affine ? affine_sums_ + first : nullptr,
                               plan_.padded()};
-      job.out_stride = target_stride;
+      job.out_stride = lanes;
+      if (taker_ == nullptr) {
+        job.out = static_cast<float*>(tensors_.x_gradient) + offset + block * lanes;
+        job.out_stride = plan_.pixel_stride;
+      }
       plan_.table.stage_gradient_row(job);
     }
     if (taker_ != nullptr) taker_->take(part_, pixel_of(image_, begin), pixels, result_, of_taker_, next_);
   }
 
-  // The same for a block of channels, before the stage, `pixel` floats from a pixel to the next.
-  void correlate(int64_t block, int64_t begin, int64_t end, float* out, int64_t pixel, int64_t valid, bool stream) {
+  // The same for some channel blocks, before the stage, `pixel` floats from a pixel to the next, `plane` from a block
+  // to the next, and with the last one's channels.
+  void correlate(Range blocks, int64_t begin, int64_t end, float* out, int64_t pixel, int64_t plane, int64_t valid,
+                 bool stream) {
     PlaneConv job = {};
     job.out = out;
     job.out_pixel_stride = pixel;
+    job.blocks = blocks.size();
+    job.out_block_stride = plane;
     job.channels = valid;
     job.stream = stream;
-    job.prefetch = share(2 * group_);
+    job.prefetch = share(ceil_div(2 * group_, blocks.size()));
     BandGroup::correlate(
-        block, {gradients_.block(0), gradients_.block_floats(), 0, 0, plan_.height.output, gradients_.offsets()},
+        blocks.begin, {gradients_.block(0), gradients_.block_floats(), 0, 0, plan_.height.output, gradients_.offsets()},
         {begin, end}, job);
   }
 };

@@ -77,14 +77,17 @@ class ForwardRows : RowsGroup {
     const ConvAxis &height = plan_.height, &width = plan_.width;
     const PlaneRows rows = {inputs_.block(0), inputs_.block_floats(), 0, 0, height.input, inputs_.offsets()};
     void* out = advanced(y_, at(image, height.output, width.output, begin) * size_);
-    for (int64_t block = 0; block < group_; ++block) {
-      PlaneConv job = forward(block, rows, {begin, end}, activation_, out, plan_.pixel_stride);
-      job.moments = sums_ != nullptr ? sums_ + channel() + block * plan_.lanes : nullptr;
-      job.moments_stride = plan_.padded();
-      job.stream = stream_;
-      job.prefetch = share(group_);
-      plan_.table.plane_conv(job);
-    }
+    PlaneConv job = forward(0, rows, {begin, end}, activation_, out, plan_.pixel_stride);
+    job.blocks = group_;
+    job.plane_stride = inputs_.block_floats();
+    job.weight_stride = plan_.block_weights() * plan_.lanes;
+    job.out_block_stride = plan_.lanes;
+    job.channels = valid(group_ - 1);
+    job.moments = sums_ != nullptr ? sums_ + channel() : nullptr;
+    job.moments_stride = plan_.padded();
+    job.stream = stream_;
+    job.prefetch = share(1);
+    plan_.table.plane_conv(job);
   }
 };
 

@@ -263,7 +263,7 @@ struct PlaneSlice {
   int64_t weight;
 };
 
-// Rows of the depthwise convolution of one block of channels whose input lies in a plane: out = activation(bias + ...).
+// Rows of the depthwise convolution of channel blocks whose inputs lie in planes: out = activation(bias + ...).
 struct PlaneConv {
   const float* plane;  // what output column 0 reads of input row 0 with its first tap; beyond the image lie zeros
   int64_t row_stride;  // floats
@@ -278,8 +278,8 @@ struct PlaneConv {
   void* out;  // elements of `out_type`, as are its strides
   int64_t out_row_stride;
   int64_t out_pixel_stride;
-  int64_t channels;  // lanes that are stored
-  float* sums;       // [lane], of each row's outputs; null for none
+  int64_t channels;  // lanes that are stored, of the last block
+  float* sums;       // [lane], of each row's outputs; null for none, as where there are several blocks
   int64_t sums_stride;
   // Where input rows do not follow one another: floats from `plane` to each.
   const int64_t* row_offsets = nullptr;
@@ -293,6 +293,9 @@ struct PlaneConv {
   // The plane is of pairs, a pixel and the one under the kernel row's next tap, and so are the weights, two taps each,
   // an odd row's last with a zero: a row then has ceil(kernel[1] / 2) of them.
   bool pairs = false;
+  int64_t blocks = 1;                           // each one's bias and moments follow those of the one before
+  int64_t plane_stride = 0, weight_stride = 0;  // floats from a block to the next
+  int64_t out_block_stride = 0;                 // and elements of `out`
 };
 
 // One K block of a 1x1 convolution, for rows of pixels, into planes [vector of the block][row][column][lane].
