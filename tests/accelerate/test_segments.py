@@ -11,7 +11,7 @@ from torch import nn
 import dwsep
 from dwsep.accelerate import _segments
 from dwsep.ops.training_program import COLUMNS, Kind
-from tests.accelerate.toys import check_step, conv_norm, randomise
+from tests.accelerate.toys import Block, check_step, conv_norm, randomise
 
 pytestmark = pytest.mark.skipif(
     not dwsep.ops.native_status().loaded, reason=f"native library: {dwsep.ops.native_status().reason}"
@@ -63,6 +63,16 @@ def test_a_dense_convolution_of_few_channels_is_a_stage(lowered, channels, convo
     dwsep.accelerate_(randomise(net))
     check_step(net, torch.randn(2, 3, 20, 24))
     assert {seen.count(Kind.CONV) for seen in lowered} == {convolutions}
+
+
+@pytest.mark.parametrize("strides", [2, 5], ids=["pixels", "a pixel"])
+def test_gates_of_images_of_any_size(lowered, strides):
+    # What 32 pixels have become behind five strides of 2: the gate is as large as what it gates.
+    torch.manual_seed(0)
+    net = nn.Sequential(*(Block(8 if i else 3, 8, stride=2, activation=nn.Hardswish, gate=True) for i in range(strides)))
+    dwsep.accelerate_(randomise(net))
+    check_step(net, torch.randn(8, 3, 32, 32))
+    assert [kinds.count(Kind.GATED) for kinds in lowered] == [strides]
 
 
 def _pool(size: int = 1) -> nn.Module:

@@ -167,10 +167,12 @@ class Lowered:
         return tuple(geometry.output_size(spatial))
 
     def _product(self, step: Product, pooled: set[int]) -> None:
-        for value, gate in ((step.left, step.right), (step.right, step.left)):
+        # Of two that are a pixel each, what was pooled is gated: the means of a pixel made the other.
+        both = sorted(((step.left, step.right), (step.right, step.left)), key=lambda pair: pair[0] not in pooled)
+        for value, gate in both:
             source, operand = self._source(value), self._source(gate)
             shape, by = self.shapes[source], self.shapes[operand]
-            if len(shape) == 4 and by == (*shape[:2], 1, 1) and by != shape:
+            if len(shape) == 4 and by == (*shape[:2], 1, 1):
                 operand = self._tensor(gate)
                 option = int(value in pooled and value in self._pending)
                 target = self._row(Kind.GATED, source, shape, operand=operand, option=option)
