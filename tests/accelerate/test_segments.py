@@ -69,7 +69,9 @@ def test_a_dense_convolution_of_few_channels_is_a_stage(lowered, channels, convo
 def test_gates_of_images_of_any_size(lowered, strides):
     # What 32 pixels have become behind five strides of 2: the gate is as large as what it gates.
     torch.manual_seed(0)
-    net = nn.Sequential(*(Block(8 if i else 3, 8, stride=2, activation=nn.Hardswish, gate=True) for i in range(strides)))
+    net = nn.Sequential(
+        *(Block(8 if i else 3, 8, stride=2, activation=nn.Hardswish, gate=True) for i in range(strides))
+    )
     dwsep.accelerate_(randomise(net))
     check_step(net, torch.randn(8, 3, 32, 32))
     assert [kinds.count(Kind.GATED) for kinds in lowered] == [strides]
