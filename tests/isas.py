@@ -6,6 +6,8 @@ import dwsep
 from tests import forks
 
 SUPPORTED = dwsep.ops.native_status().supported_isas
+# Those that multiply operands rounded to bfloat16 where a network's are.
+BFLOAT16 = ("avx512_bf16", "amx", "amx_fp32")
 
 
 # Uninitialised memory is NaN there too, as tests/conftest.py has it in the tests' own process.

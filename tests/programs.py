@@ -11,6 +11,7 @@ from torch import Tensor
 
 import dwsep
 from dwsep.ops.inference_program import ACTIVATIONS, Home, Kind
+from tests import isas
 from tests.problems import last
 
 ops = torch.ops.dwsep
@@ -49,7 +50,7 @@ class Step:
 
     def _rounded(self, operand: Tensor) -> Tensor:
         """What a pointwise product takes, where it takes bfloat16."""
-        rounds = self.bfloat16 and dwsep.ops.native_status().isa in ("avx512_bf16", "amx")
+        rounds = self.bfloat16 and dwsep.ops.native_status().isa in isas.BFLOAT16
         return operand.bfloat16().double() if rounds else operand
 
     def expected(self) -> Tensor:

@@ -11,6 +11,9 @@ namespace dwsep {
 enum class Activation : int32_t { kNone, kRelu, kRelu6, kSilu, kHardswish, kGelu, kSigmoid, kHardsigmoid };
 enum class Residual : int32_t { kNone, kInput, kDepthwise };
 enum class ElementType : int32_t { kFloat32, kBFloat16 };
+// What a pointwise product multiplies: floats; pairs of inner channels rounded to bfloat16, two blocks' in the place of
+// one's; or floats in pieces, as an instruction set wants them (OperandKernels).
+enum class Operands : int32_t { kFloats, kPairs, kPieces };
 
 // A run of output columns for which the same taps along W fall inside the input: [tap_begin, tap_end).
 struct ColumnSegment {

@@ -50,7 +50,7 @@ void dense_conv_forward(const DenseConv& conv) {
                               0,
                               packed.blocks,
                               {},
-                              conv.pairs});
+                              conv.pairs ? Operands::kPairs : Operands::kFloats});
       }
     }
   });

@@ -6,6 +6,7 @@
 #include "cpu/layout.h"
 #include "cpu/moments.h"
 #include "cpu/packing.h"
+#include "cpu/panel_operands.h"
 #include "cpu/parallel.h"
 #include "cpu/scratch.h"
 #include "cpu/streaming.h"
@@ -54,15 +55,17 @@ int64_t DenseInputGradient::find_classes() {
     for (std::size_t i = 0; i < of_width.size(); ++i) {
       const AxisResidue& w = of_width[i];
       const int64_t inner = h.taps * w.taps * outputs_, inner_blocks = ceil_div(inner, lanes_);
+      const Operands operands = float_operands(table_, inner, channels_);
       classes_.push_back({h,
                           w,
                           counts[i],
                           {h.taps, h.dilation * row_floats(), w.taps, w.dilation, outputs_},
                           inner,
                           inner_blocks,
-                          weights_floats_});
+                          weights_floats_,
+                          operands});
       most_inner_blocks_ = std::max(most_inner_blocks_, inner_blocks);
-      weights_floats_ += column_blocks_ * table_.tile_columns * inner_blocks * lanes_;
+      weights_floats_ += column_blocks_ * weight_block_floats(table_, operands, inner);
     }
   }
   return ceil_div(height.input, height.stride);
@@ -93,7 +96,7 @@ void DenseInputGradient::pack(float* memory) const {
         }
       }
     });
-    pack_pointwise_blocks(table_, plain, of.inner, channels_, memory + of.weights_at);
+    pack_pointwise_blocks(table_, plain, of.inner, channels_, memory + of.weights_at, of.operands);
   }
 }
 
@@ -153,6 +156,10 @@ void DenseInputGradient::run_tile(const Class& of, int64_t image, Range rows, in
     });
   }
   PanelProduct job = {panel, of.inner_blocks, pixels, weights_ + of.weights_at, product, of.inner, 0, {}};
+  if (of.operands == Operands::kPieces && of.inner > 0) {
+    job.panel = panel_operand(table_, panel, of.inner, pixels);
+    job.pieces = true;
+  }
   for (int64_t block = 0; block < column_blocks_; ++block) {
     const int64_t channel = block * table_.tile_columns;
     job.columns = std::min(table_.tile_columns, channels_ - channel);

@@ -26,6 +26,7 @@ class DenseInputGradient {
     int64_t inner;         // operands: taps * K
     int64_t inner_blocks;  // vectors of operands
     int64_t weights_at;    // of its packed weights
+    Operands operands;     // of the products with them
   };
 
   const KernelTable& table_;

@@ -7,6 +7,7 @@
 #include "cpu/layout.h"
 #include "cpu/moments.h"
 #include "cpu/packing.h"
+#include "cpu/panel_operands.h"
 #include "cpu/parallel.h"
 #include "cpu/patches.h"
 #include "cpu/row_units.h"
@@ -100,7 +101,8 @@ void add_weight_gradient(const OutputRows& rows, const DenseStageGradients& grad
       }
       rows.patches.gather(table, input_rows, first, pixels, input);
       table.outer_product({gradient, outputs, input, rows.inner_blocks, pixels, weight_sums, k_padded * lanes, false,
-                           share_of(next, index, count)});
+                           share_of(next, index, count),
+                           outer_product_memory(table, outputs, rows.inner_blocks, pixels)});
     });
   }
 }
@@ -148,17 +150,18 @@ void dense_stage_forward(const DenseStage& stage, const float* bias, float* y, d
   const RowUnits& units = rows.units;
   const int64_t inner = stage.problem.inner_channels, outputs = stage.problem.out_channels;
   const int64_t lanes = table.lanes, k_padded = ceil_div(outputs, table.tile_columns) * table.tile_columns;
-  const int64_t weight_floats = k_padded * rows.inner_blocks * lanes;
+  const Operands operands = float_operands(table, inner, outputs);
+  const int64_t weight_floats = k_padded / table.tile_columns * weight_block_floats(table, operands, inner);
   // As in the pointwise stage.
-  const int64_t budget =
-      weight_floats * kFloatBytes > l2_cache_bytes() / 2 ? l2_cache_bytes() / 4 : l1_cache_bytes() / 2;
-  const int64_t tile = std::clamp<int64_t>(budget / (rows.inner_blocks * lanes * kFloatBytes), 2 * table.tile_pixels,
-                                           14 * table.tile_pixels);
+  const bool pieces = operands == Operands::kPieces;
+  const bool in_l2 = pieces || weight_floats * kFloatBytes > l2_cache_bytes() / 2;
+  const int64_t budget = in_l2 ? l2_cache_bytes() / 4 : l1_cache_bytes() / 2;
+  const int64_t tile = panel_pixels(table, operands, budget / (rows.inner_blocks * lanes * kFloatBytes));
   Layout layout;
   const int64_t weights_at = layout.add(weight_floats), bias_at = layout.add(k_padded);
   const int64_t sums_at = layout.add_doubles(units.parts * 2 * k_padded);
   float* memory = scratch(Scratch::kPack, static_cast<std::size_t>(layout.size()));
-  pack_pointwise_blocks(table, stage.weight, inner, outputs, memory + weights_at);
+  pack_pointwise_blocks(table, stage.weight, inner, outputs, memory + weights_at, operands);
   float* packed_bias = memory + bias_at;
   std::fill_n(packed_bias, k_padded, 0.0f);
   if (bias != nullptr) std::copy_n(bias, outputs, packed_bias);
@@ -176,9 +179,10 @@ void dense_stage_forward(const DenseStage& stage, const float* bias, float* y, d
         const Prefetch next = {{unit + 1 < units.count() ? rows.under(unit + 1) : MemoryRange{nullptr, 0}}};
         rows.for_tiles(unit, tile, [&](int64_t first, int64_t last, int64_t index, int64_t count) {
           rows.patches.gather(table, input_rows, first, last - first, panel);
-          table.pointwise_stage_tile({panel, inner, last - first, outputs, memory + weights_at, packed_bias,
+          table.pointwise_stage_tile({pieces ? panel_operand(table, panel, inner, last - first) : panel, inner,
+                                      last - first, outputs, memory + weights_at, packed_bias,
                                       y + (rows.first_pixel(unit) + first) * outputs, outputs, own, k_padded, stream,
-                                      share_of(next, index, count)});
+                                      share_of(next, index, count), pieces});
         });
       }
     }

@@ -5,6 +5,7 @@
 #include "cpu/cache_size.h"
 #include "cpu/depthwise_conv_kernel.h"
 #include "cpu/isa.h"
+#include "cpu/packing.h"
 #include "cpu/parallel.h"
 #include "cpu/plane_tiling.h"
 #include "cpu/pointwise_conv_kernel.h"
@@ -90,7 +91,7 @@ class Expansion {
     if (widens) {
       table.expand_planes({panel + kept * columns * lanes, rows * columns * lanes, conv.channels, rows - kept, columns,
                            p.channels, widen.weights, widen.bias, block, conv.expansion_activation, target, shape.pitch,
-                           rows * shape.pitch, conv.pairs});
+                           rows * shape.pitch, conv.pairs ? Operands::kPairs : Operands::kFloats});
       return;
     }
     const float* x = conv.x + (image * p.input[1] + have.begin + kept) * columns * p.channels + first;
@@ -140,6 +141,17 @@ class Expansion {
     const PackedWeights& weights = conv.weights;
     const auto* addend = static_cast<const float*>(conv.options.addend);
     const int64_t at = first * p.out_channels;
+    // As the separable kernel takes these weights.
+    const bool pieces = !conv.options.pairs && table.operands.prepared(ElementType::kFloat32);
+    Operands operands = conv.options.pairs ? Operands::kPairs : Operands::kFloats;
+    if (pieces) {
+      operands = Operands::kPieces;
+      float* operand =
+          scratch(Scratch::kOperands,
+                  static_cast<std::size_t>(panel_operand_floats(table, operands, p.inner_channels, pixels)));
+      table.operands.pack_panel(panel, block_stride, lane_blocks(), pixels, operand);
+      panel = operand;
+    }
     table.pointwise_tile({panel,
                           block_stride,
                           p.inner_channels,
@@ -153,7 +165,7 @@ class Expansion {
                           0,
                           ceil_div(p.out_channels, table.tile_columns),
                           {},
-                          conv.options.pairs});
+                          operands});
   }
 };
 

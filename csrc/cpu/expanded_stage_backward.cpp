@@ -8,6 +8,7 @@
 #include "cpu/layout.h"
 #include "cpu/moments.h"
 #include "cpu/packing.h"
+#include "cpu/panel_operands.h"
 #include "cpu/parallel.h"
 #include "cpu/pointwise_stage_load.h"
 #include "cpu/row_units.h"
@@ -27,6 +28,7 @@ ExpandedStageBackward::ExpandedStageBackward(const PointwiseStage& expand, float
       lanes_(table_.lanes),
       blocks_(ceil_div(expand.channels, lanes_)),
       out_blocks_(ceil_div(expand.out_channels, lanes_)),
+      operands_(float_operands(table_, expand.out_channels, expand.channels)),
       centred_(expand) {}
 
 int64_t ExpandedStageBackward::column_blocks() const { return ceil_div(expand_.channels, table_.tile_columns); }
@@ -49,7 +51,8 @@ bool ExpandedStageBackward::pays(const RowsPlan& plan, int64_t channels) {
 void ExpandedStageBackward::place() {
   Layout layout;
   const int64_t columns = column_blocks() * table_.tile_columns;
-  const int64_t transposed_at = layout.add(columns * out_blocks_ * lanes_);
+  const int64_t transposed_at =
+      layout.add(column_blocks() * weight_block_floats(table_, operands_, expand_.out_channels));
   const int64_t zeros_at = layout.add(columns);
   const int64_t centre_at = layout.add(padded()), scale_at = layout.add(padded()), shift_at = layout.add(padded());
   const int64_t products_at = layout.add(parts_ * products_floats());
@@ -93,7 +96,7 @@ void ExpandedStageBackward::run(RowsPlan& plan, const WeightSources& weights, co
   parts_ = plan.parts();
   place();
   if (x_gradient_ != nullptr) {
-    pack_pointwise_transposed(table_, expand_.weight, expand_.channels, expand_.out_channels, transposed_);
+    pack_pointwise_transposed(table_, expand_.weight, expand_.channels, expand_.out_channels, transposed_, operands_);
   }
   depthwise_rows_backward(plan, weights, stage, tensors, this);
 }
@@ -102,12 +105,15 @@ void ExpandedStageBackward::take(int64_t part, int64_t first, int64_t pixels, co
                                  const Prefetch& next) const {
   load_inputs(table_, centred_, first, pixels, memory);
   if (x_gradient_ != nullptr) {
-    table_.pointwise_tile({panel, 0, expand_.out_channels, pixels, expand_.channels, transposed_, zeros_,
-                           Activation::kNone, nullptr, x_gradient_ + first * expand_.channels, 0, column_blocks(),
-                           share_of(next, 0, 2)});
+    const bool pieces = operands_ == Operands::kPieces;
+    table_.pointwise_tile({pieces ? panel_operand(table_, panel, expand_.out_channels, pixels) : panel, 0,
+                           expand_.out_channels, pixels, expand_.channels, transposed_, zeros_, Activation::kNone,
+                           nullptr, x_gradient_ + first * expand_.channels, 0, column_blocks(), share_of(next, 0, 2),
+                           operands_});
   }
   table_.outer_product({memory, expand_.channels, panel, out_blocks_, pixels, products_ + part * products_floats(),
-                        padded() * lanes_, false, share_of(next, x_gradient_ != nullptr ? 1 : 0, 2)});
+                        padded() * lanes_, false, share_of(next, x_gradient_ != nullptr ? 1 : 0, 2),
+                        outer_product_memory(table_, expand_.channels, out_blocks_, pixels)});
   table_.outer_product({memory,
                         expand_.channels,
                         memory,
@@ -116,7 +122,8 @@ void ExpandedStageBackward::take(int64_t part, int64_t first, int64_t pixels, co
                         squares_ + part * squares_floats(),
                         padded() * lanes_,
                         false,
-                        {}});
+                        {},
+                        outer_product_memory(table_, expand_.channels, blocks_, pixels)});
   for (int64_t block = 0; block < blocks_; ++block) {
     constexpr int64_t kMostLanes = 16;
     alignas(64) float sums[kMostLanes] = {};
@@ -214,13 +221,16 @@ void ExpandedStageBackward::add_correction(const StageBackward& stage, const flo
   });
   const int64_t columns = column_blocks() * table_.tile_columns;
   // Tiles of pixels whose panel stays in L1, in parts that have sums of their own.
-  const int64_t tile = std::max<int64_t>(2 * table_.tile_pixels, 8192 / padded());
+  const Operands operands = float_operands(table_, n, n);
+  const int64_t fit = std::max<int64_t>(2 * table_.tile_pixels, 8192 / padded());
+  const int64_t tile = operands == Operands::kPieces ? panel_pixels(table_, operands, 4 * fit) : fit;
   const int64_t tiles = ceil_div(expand_.pixels, tile), parts = std::min<int64_t>(16, tiles);
   Layout layout;
-  const int64_t weights_at = layout.add(columns * padded()), bias_at = layout.add(columns);
+  const int64_t weights_at = layout.add(column_blocks() * weight_block_floats(table_, operands, n));
+  const int64_t bias_at = layout.add(columns);
   const int64_t affine_at = layout.add_doubles(parts * 2 * padded());
   float* memory = scratch(Scratch::kPack, static_cast<std::size_t>(layout.size()));
-  pack_pointwise_blocks(table_, matrix.data(), n, n, memory + weights_at);
+  pack_pointwise_blocks(table_, matrix.data(), n, n, memory + weights_at, operands);
   float* bias = memory + bias_at;
   std::fill_n(bias, columns, 0.0f);
   for (int64_t i = 0; i < n; ++i) bias[i] = static_cast<float>(constants[static_cast<std::size_t>(i)]);
@@ -233,7 +243,7 @@ void ExpandedStageBackward::add_correction(const StageBackward& stage, const flo
         const int64_t first = i * tile, count = std::min(tile, expand_.pixels - first);
         float* gradient = x_gradient_ + first * n;
         load_inputs(table_, centred_, first, count, panel);
-        table_.pointwise_tile({panel,
+        table_.pointwise_tile({operands == Operands::kPieces ? panel_operand(table_, panel, n, count) : panel,
                                0,
                                n,
                                count,
@@ -245,7 +255,8 @@ void ExpandedStageBackward::add_correction(const StageBackward& stage, const flo
                                gradient,
                                0,
                                column_blocks(),
-                               {}});
+                               {},
+                               operands});
         if (expand_.scale == nullptr) continue;
         table_.stage_gradient_row({gradient, n, lanes_, expand_.x + first * expand_.x_stride, expand_.scale,
                                    expand_.shift, Activation::kNone, n, count, n, gradient, false,

@@ -36,6 +36,7 @@ class ExpandedStageBackward : GradientRows {
   const PointwiseStage& expand_;
   float* x_gradient_;
   int64_t lanes_, blocks_, out_blocks_;  // vectors of the inputs, of the outputs
+  Operands operands_;                    // of the product with the weights
   int64_t parts_ = 0;
   PointwiseStage centred_;       // the same with other numbers for scale and shift
   float* centre_ = nullptr;      // (padded): what was taken off the inputs

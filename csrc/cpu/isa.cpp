@@ -17,6 +17,7 @@ namespace {
 struct Entry {
   const KernelTable* table;
   bool supported;
+  bool on_request = false;  // never chosen as the best
 };
 
 #if defined(DWSEP_HAS_AVX2) || defined(DWSEP_HAS_AVX512)
@@ -64,6 +65,8 @@ const std::vector<Entry>& entries() {
     all.push_back({&avx512_bf16::table, cpu_has_avx512_bf16()});
 #endif
 #ifdef DWSEP_HAS_AMX
+    // Where a core's other thread is busy, tiles take two to four times as long, and floats as vectors are the faster.
+    all.push_back({&amx::table_of_pieces, cpu_has_amx(), true});
     all.push_back({&amx::table, cpu_has_amx()});
 #endif
 #ifdef DWSEP_HAS_NEON
@@ -77,7 +80,7 @@ const std::vector<Entry>& entries() {
 const KernelTable* best() {
   const KernelTable* found = nullptr;
   for (const Entry& entry : entries()) {
-    if (entry.supported) found = entry.table;
+    if (entry.supported && !entry.on_request) found = entry.table;
   }
   return found;
 }

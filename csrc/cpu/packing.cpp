@@ -218,17 +218,50 @@ void pack_weights(const ConvProblem& problem, const KernelTable& kernels, const 
   }
 }
 
+int64_t weight_block_floats(const KernelTable& kernels, Operands operands, int64_t inner) {
+  const int64_t padded = padded_to(kernels.lanes, inner), columns = kernels.tile_columns;
+  if (operands != Operands::kPieces) return padded * columns;
+  return kernels.operands.floats(ElementType::kFloat32, columns, padded);
+}
+
+int64_t panel_operand_floats(const KernelTable& kernels, Operands operands, int64_t inner, int64_t pixels) {
+  if (operands != Operands::kPieces) return 0;
+  return kernels.operands.floats(ElementType::kFloat32, pixels, padded_to(kernels.lanes, inner));
+}
+
+namespace {
+
+// fill(block, target) for every block of columns, whose floats then become its operand.
+template <class F>
+void pack_blocks(const KernelTable& kernels, int64_t blocks, int64_t padded, float* packed, Operands operands,
+                 const F& fill) {
+  const int64_t plain_floats = padded * kernels.tile_columns;
+  const int64_t block_floats = weight_block_floats(kernels, operands, padded);
+  parallel_for(blocks, std::max<int64_t>(1, 16384 / std::max<int64_t>(1, plain_floats)),
+               [&](int64_t begin, int64_t end) {
+                 for (int64_t block = begin; block < end; ++block) {
+                   float* target = packed + block * block_floats;
+                   if (operands != Operands::kPieces) {
+                     fill(block, target);
+                     continue;
+                   }
+                   float* plain = scratch(Scratch::kBlock, static_cast<std::size_t>(plain_floats));
+                   fill(block, plain);
+                   kernels.operands.pack_weights(ElementType::kFloat32, plain, padded, target);
+                 }
+               });
+}
+
+}  // namespace
+
 void pack_pointwise_blocks(const KernelTable& kernels, const float* weight, int64_t inner, int64_t out_channels,
-                           float* packed) {
-  const int64_t columns = kernels.tile_columns, blocks = (out_channels + columns - 1) / columns;
-  const int64_t block_floats = (inner + kernels.lanes - 1) / kernels.lanes * kernels.lanes * columns;
-  parallel_for(blocks, std::max<int64_t>(1, 16384 / block_floats), [&](int64_t begin, int64_t end) {
-    for (int64_t block = begin; block < end; ++block) {
-      const int64_t first = block * columns;
-      kernels.pack_columns(weight + first * inner, std::min(columns, out_channels - first), inner,
-                           packed + block * block_floats);
-    }
-  });
+                           float* packed, Operands operands) {
+  const int64_t columns = kernels.tile_columns;
+  pack_blocks(kernels, ceil_div(out_channels, columns), padded_to(kernels.lanes, inner), packed, operands,
+              [&](int64_t block, float* target) {
+                const int64_t first = block * columns;
+                kernels.pack_columns(weight + first * inner, std::min(columns, out_channels - first), inner, target);
+              });
 }
 
 void pair_pointwise_blocks(const KernelTable& kernels, int64_t inner, int64_t out_channels, float* packed) {
@@ -241,20 +274,15 @@ void pair_pointwise_blocks(const KernelTable& kernels, int64_t inner, int64_t ou
 }
 
 void pack_pointwise_transposed(const KernelTable& kernels, const float* weight, int64_t inner, int64_t out_channels,
-                               float* packed) {
-  const int64_t columns = kernels.tile_columns, blocks = (inner + columns - 1) / columns;
-  const int64_t padded = (out_channels + kernels.lanes - 1) / kernels.lanes * kernels.lanes;
-  const int64_t block_floats = padded * columns;
-  parallel_for(blocks, std::max<int64_t>(1, 16384 / block_floats), [&](int64_t begin, int64_t end) {
-    for (int64_t block = begin; block < end; ++block) {
-      const int64_t first = block * columns, valid = std::min(columns, inner - first);
-      float* target = packed + block * block_floats;
-      for (int64_t k = 0; k < out_channels; ++k, target += columns) {
-        std::copy_n(weight + k * inner + first, valid, target);
-        std::fill_n(target + valid, columns - valid, 0.0f);
-      }
-      std::fill_n(target, (padded - out_channels) * columns, 0.0f);
+                               float* packed, Operands operands) {
+  const int64_t columns = kernels.tile_columns, padded = padded_to(kernels.lanes, out_channels);
+  pack_blocks(kernels, ceil_div(inner, columns), padded, packed, operands, [&](int64_t block, float* target) {
+    const int64_t first = block * columns, valid = std::min(columns, inner - first);
+    for (int64_t k = 0; k < out_channels; ++k, target += columns) {
+      std::copy_n(weight + k * inner + first, valid, target);
+      std::fill_n(target + valid, columns - valid, 0.0f);
     }
+    std::fill_n(target, (padded - out_channels) * columns, 0.0f);
   });
 }
 

@@ -42,9 +42,21 @@ inline bool takes_pairs(const KernelTable& kernels, bool bfloat16) {
 void pack_weights(const ConvProblem& problem, const KernelTable& kernels, const WeightSources& sources, float* memory,
                   bool pairs = false);
 
-// A pointwise weight (out_channels, inner) alone, float32: [K block][inner, padded to whole vectors][column].
+// What floats of so many inner channels are multiplied as with so many outputs.
+inline Operands float_operands(const KernelTable& kernels, int64_t inner, int64_t outputs) {
+  return kernels.operands.pays(inner, outputs) ? Operands::kPieces : Operands::kFloats;
+}
+
+// Floats of one block of such a weight's columns.
+int64_t weight_block_floats(const KernelTable& kernels, Operands operands, int64_t inner);
+
+// And of an operand made of a panel of so many pixels; 0 where there is none, the panel being one itself.
+int64_t panel_operand_floats(const KernelTable& kernels, Operands operands, int64_t inner, int64_t pixels);
+
+// A pointwise weight (out_channels, inner) alone, float32: [K block][inner, padded to whole vectors][column], or its
+// pieces.
 void pack_pointwise_blocks(const KernelTable& kernels, const float* weight, int64_t inner, int64_t out_channels,
-                           float* packed);
+                           float* packed, Operands operands = Operands::kFloats);
 
 // Makes pairs of such packed weights where they are, one block behind the other from the beginning.
 void pair_pointwise_blocks(const KernelTable& kernels, int64_t inner, int64_t out_channels, float* packed);
@@ -55,9 +67,9 @@ inline void pair_panel_in_place(const KernelTable& kernels, int64_t inner, int64
 }
 
 // A pointwise weight the other way round, from outputs to inputs: [column block of inputs][output, padded to whole
-// vectors][column].
+// vectors][column], or the pieces of that.
 void pack_pointwise_transposed(const KernelTable& kernels, const float* weight, int64_t inner, int64_t out_channels,
-                               float* packed);
+                               float* packed, Operands operands = Operands::kFloats);
 
 // Packs into this thread's scratch memory: valid until its next packing.
 PackedWeights pack_weights(const ConvProblem& problem, const KernelTable& kernels, const WeightSources& sources);

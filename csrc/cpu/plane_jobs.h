@@ -133,6 +133,7 @@ struct PanelProduct {
   int64_t inner;    // channels in the inner blocks
   int64_t columns;  // of the target which are wanted, a block's at most
   Prefetch prefetch;
+  bool pieces = false;  // panel and weights are operands of pieces
 };
 
 // The products of two panels' pixels, summed over the pixels.
@@ -146,6 +147,7 @@ struct PanelOuterProduct {
   int64_t sums_stride;  // floats from a vector's sums to the next's
   bool first;           // whether there is nothing yet to add to
   Prefetch prefetch;
+  float* memory = nullptr;  // for operands of pieces, as outer_floats says
 };
 
 // A row of pixels of a channels-last float tensor on its way into planes: through its norm and activation, or, a
@@ -255,6 +257,7 @@ struct PointwiseStageTile {
   int64_t sums_stride;
   bool stream;  // store past the caches: `out` and the channels are whole cache lines
   Prefetch prefetch;
+  bool pieces = false;  // panel and weights are operands of pieces
 };
 
 // A slice of a kernel with three axes: floats from the plane to what it reads, and from the weights to its own.
@@ -313,7 +316,7 @@ struct PlaneExpansion {
   float* planes;  // the first pixel
   int64_t row_stride;
   int64_t plane_stride;
-  bool pairs = false;  // panel and weights are what PairKernels make of them
+  Operands operands = Operands::kFloats;  // what panel and weights are
 };
 
 // The same for inference, K blocks [block_begin, block_end): activation, then residual.
@@ -331,7 +334,7 @@ struct PointwiseTile {
   int64_t block_begin;
   int64_t block_end;
   Prefetch prefetch;
-  bool pairs = false;  // panel and weights are what PairKernels make of them
+  Operands operands = Operands::kFloats;  // what panel and weights are
 };
 
 // A handful of pixels of a pointwise stage, or of its way back: what each of the kernels reads and writes.
@@ -392,12 +395,19 @@ struct PairKernels {
 };
 
 // Operands of products which an instruction set wants in a form of its own; for what is multiplied as it lies,
-// `prepared` says false and the others are null.
+// `prepared` and `pays` say false and the others are null.
 struct OperandKernels {
   bool (*prepared)(ElementType);
   int64_t (*floats)(ElementType, int64_t rows, int64_t inner);
   // One block of plain weights [inner][column].
   void (*pack_weights)(ElementType, const float* plain, int64_t inner, float* operand);
+  // Whether pieces of floats pay where so many inner channels are multiplied with so many columns. It must not depend
+  // on the pixels: they may be cut by the number of threads.
+  bool (*pays)(int64_t inner, int64_t columns);
+  // The rows of a panel [inner block][pixel][lane] of floats.
+  void (*pack_panel)(const float* panel, int64_t block_stride, int64_t blocks, int64_t pixels, float* operand);
+  // The same two of the products of two panels' pixels: floats of memory, 0 where they are multiplied as they lie.
+  int64_t (*outer_floats)(int64_t rows, int64_t vectors, int64_t pixels);
 };
 
 }  // namespace dwsep

@@ -101,7 +101,7 @@ void pointwise_conv_forward(const PointwiseConv& conv) {
                             blocks * split / splits,
                             blocks * (split + 1) / splits,
                             {{{conv.x + next * conv.channels, next_pixels * conv.channels * kFloatBytes}}},
-                            conv.pairs});
+                            conv.pairs ? Operands::kPairs : Operands::kFloats});
     }
   });
 }

@@ -8,6 +8,7 @@
 #include "cpu/layout.h"
 #include "cpu/moments.h"
 #include "cpu/packing.h"
+#include "cpu/panel_operands.h"
 #include "cpu/parallel.h"
 #include "cpu/plane_tiling.h"
 #include "cpu/pointwise_stage_load.h"
@@ -65,10 +66,11 @@ class Backward {
         k_blocks_(ceil_div(stage.out_channels, lanes_)),
         inner_blocks_(ceil_div(stage.channels, lanes_)),
         column_blocks_(ceil_div(stage.channels, table_.tile_columns)),
-        vectors_(table_.tile_columns / lanes_) {
+        vectors_(table_.tile_columns / lanes_),
+        operands_(float_operands(table_, stage.out_channels, stage.channels)) {
     const int64_t bytes_of_pixel = (k_blocks_ + inner_blocks_) * lanes_ * kFloatBytes;
     const int64_t fit = l2_cache_bytes() / 2 / bytes_of_pixel;
-    pixels_.tile = std::clamp<int64_t>(fit, 2 * table_.tile_pixels, 14 * table_.tile_pixels);
+    pixels_.tile = panel_pixels(table_, operands_, fit);
     pixels_.count = stage.pixels;
     pixels_.parts = 2;
     while (pixels_.parts < 8 && pixels_.parts * 256 < stage.pixels) pixels_.parts *= 2;
@@ -85,6 +87,7 @@ class Backward {
   int64_t inner_blocks_;   // of the inputs
   int64_t column_blocks_;  // of the inputs, a micro-kernel's columns each
   int64_t vectors_;        // of a column block
+  Operands operands_;      // of the product with the weights
   Pixels pixels_{};
   const float* transposed_ = nullptr;
   float* weight_sums_ = nullptr;   // [part][input vector][k][lane]
@@ -142,6 +145,10 @@ void Backward::run_tile(int64_t part, int64_t first, int64_t end, int64_t next_e
     const bool stream =
         streams(gradients_.x_gradient, stage_.pixels, stage_.channels, stage_.x_stride, kTrainingStreamBytes);
     PanelProduct job = {gradient, k_blocks_, pixels, transposed_, product, outputs, 0, {}};
+    if (operands_ == Operands::kPieces) {
+      job.panel = panel_operand(table_, gradient, outputs, pixels);
+      job.pieces = true;
+    }
     for (int64_t block = 0; block < column_blocks_; ++block) {
       const int64_t channel = block * table_.tile_columns;
       job.columns = std::min(table_.tile_columns, stage_.channels - channel);
@@ -163,7 +170,8 @@ void Backward::run_tile(int64_t part, int64_t first, int64_t end, int64_t next_e
   if (gradients_.weight_gradient != nullptr) {
     table_.outer_product({gradient, outputs, input, inner_blocks_, pixels, weight_sums_ + part * weight_floats(),
                           k_padded() * lanes_, is_first,
-                          next_rows(end + (next_end - end) * multiplied / shares, next_end)});
+                          next_rows(end + (next_end - end) * multiplied / shares, next_end),
+                          outer_product_memory(table_, outputs, inner_blocks_, pixels)});
   }
 }
 
@@ -215,7 +223,8 @@ void Backward::write_gate_gradient() const {
 
 void Backward::run() {
   Layout layout;
-  const int64_t transposed_at = layout.add(column_blocks_ * table_.tile_columns * k_padded());
+  const int64_t transposed_at =
+      layout.add(column_blocks_ * weight_block_floats(table_, operands_, stage_.out_channels));
   const int64_t weights_at = layout.add(pixels_.parts * weight_floats());
   const int64_t bias_at = layout.add(pixels_.parts * k_padded());
   const int64_t affine_at = layout.add_doubles(pixels_.parts * 2 * inner_padded());
@@ -229,7 +238,8 @@ void Backward::run() {
   bias_sums_ = memory + bias_at;
   affine_sums_ = reinterpret_cast<double*>(memory + affine_at);
   if (gradients_.x_gradient != nullptr) {
-    pack_pointwise_transposed(table_, stage_.weight, stage_.channels, stage_.out_channels, memory + transposed_at);
+    pack_pointwise_transposed(table_, stage_.weight, stage_.channels, stage_.out_channels, memory + transposed_at,
+                              operands_);
   }
   const int64_t panel = pixels_.tile * lanes_ * (k_blocks_ + inner_blocks_ + vectors_);
   parallel_parts(pixels_.parts, [&](int64_t part_begin, int64_t part_end) {
@@ -269,13 +279,14 @@ void pointwise_stage_forward(const PointwiseStage& stage, const float* bias, flo
   const int64_t lanes = table.lanes, inner_blocks = ceil_div(stage.channels, lanes);
   const int64_t blocks = ceil_div(stage.out_channels, table.tile_columns), k_padded = blocks * table.tile_columns;
   const int64_t bytes_of_pixel = inner_blocks * lanes * kFloatBytes;
-  const int64_t weight_floats = k_padded * inner_blocks * lanes;
+  const Operands operands = float_operands(table, stage.channels, stage.out_channels);
+  const int64_t weight_floats = blocks * weight_block_floats(table, operands, stage.channels);
   // As in the separable forward: a panel in L1 while the weights stream from L2, a larger one where they outgrow it.
-  const int64_t budget =
-      weight_floats * kFloatBytes > l2_cache_bytes() / 2 ? l2_cache_bytes() / 4 : l1_cache_bytes() / 2;
+  const bool large = weight_floats * kFloatBytes > l2_cache_bytes() / 2;
+  const int64_t budget = large || operands == Operands::kPieces ? l2_cache_bytes() / 4 : l1_cache_bytes() / 2;
   Pixels pixels = {};
   pixels.count = stage.pixels;
-  pixels.tile = std::clamp(budget / bytes_of_pixel, 2 * table.tile_pixels, 14 * table.tile_pixels);
+  pixels.tile = panel_pixels(table, operands, budget / bytes_of_pixel);
   pixels.parts = std::clamp<int64_t>(stage.pixels / (2 * table.tile_pixels), 1, 16);
 
   Layout layout;
@@ -283,7 +294,7 @@ void pointwise_stage_forward(const PointwiseStage& stage, const float* bias, flo
   const int64_t bias_at = layout.add(k_padded);
   const int64_t sums_at = layout.add_doubles(pixels.parts * 2 * k_padded);
   float* memory = scratch(Scratch::kPack, static_cast<std::size_t>(layout.size()));
-  pack_pointwise_blocks(table, stage.weight, stage.channels, stage.out_channels, memory + weights_at);
+  pack_pointwise_blocks(table, stage.weight, stage.channels, stage.out_channels, memory + weights_at, operands);
   float* packed_bias = memory + bias_at;
   std::fill_n(packed_bias, k_padded, 0.0f);
   if (bias != nullptr) std::copy_n(bias, stage.out_channels, packed_bias);
@@ -298,7 +309,8 @@ void pointwise_stage_forward(const PointwiseStage& stage, const float* bias, flo
       pixels.for_tiles(part, [&](int64_t first, int64_t next, int64_t next_end) {
         const int64_t count = next - first;
         load_inputs(table, stage, first, count, panel);
-        table.pointwise_stage_tile({panel,
+        const bool pieces = operands == Operands::kPieces;
+        table.pointwise_stage_tile({pieces ? panel_operand(table, panel, stage.channels, count) : panel,
                                     stage.channels,
                                     count,
                                     stage.out_channels,
@@ -309,7 +321,8 @@ void pointwise_stage_forward(const PointwiseStage& stage, const float* bias, flo
                                     own,
                                     k_padded,
                                     stream,
-                                    {{input_rows(stage, next, next_end)}}});
+                                    {{input_rows(stage, next, next_end)}},
+                                    pieces});
       });
     }
     table.finish_streams();

@@ -42,10 +42,13 @@ float* scratch(Scratch use, std::size_t count) {
   Buffer& buffer = buffers[static_cast<std::size_t>(use)];
   if (buffer.capacity < count) {
     constexpr std::size_t kAlignment = 64;
+    // Tiles have 16 rows of 64 bytes, two of them are read at a time, and of a panel's last ones one pixel may be all
+    // that there is.
+    constexpr std::size_t kBehind = 2 * 16 * 64;
     const std::size_t bytes = (count * sizeof(float) + kAlignment - 1) / kAlignment * kAlignment;
     buffer.data.reset();
     buffer.capacity = 0;
-    buffer.data.reset(static_cast<float*>(std::aligned_alloc(kAlignment, bytes)));
+    buffer.data.reset(static_cast<float*>(std::aligned_alloc(kAlignment, bytes + kBehind)));
     if (buffer.data == nullptr) throw std::bad_alloc();
     buffer.capacity = bytes / sizeof(float);
   }

@@ -5,7 +5,7 @@
 
 namespace dwsep {
 
-enum class Scratch { kPanel, kPack, kPlanes, kPlainWeights, kRows, kCount };
+enum class Scratch { kPanel, kPack, kPlanes, kPlainWeights, kBlock, kOperands, kRows, kCount };
 
 // At least `count` floats, 64-byte aligned, contents undefined; valid until the thread's next call for the same use.
 float* scratch(Scratch use, std::size_t count);

@@ -8,6 +8,7 @@
 #include "cpu/elements.h"
 #include "cpu/isa.h"
 #include "cpu/packing.h"
+#include "cpu/panel_operands.h"
 #include "cpu/parallel.h"
 #include "cpu/streaming.h"
 
@@ -25,6 +26,7 @@ SeparableBackwardPlan::SeparableBackwardPlan(const ConvProblem& of, Activation b
   inner_blocks = planes.blocks * problem.multiplier;
   column_blocks = ceil_div(inner_blocks * lanes, planes.table.tile_columns);
   vectors = planes.table.tile_columns / lanes;
+  operands = float_operands(planes.table, problem.out_channels, inner_blocks * lanes);
   depthwise_tensors = {nullptr,
                        {},
                        tensors.x,
@@ -35,7 +37,7 @@ SeparableBackwardPlan::SeparableBackwardPlan(const ConvProblem& of, Activation b
                        tensors.depthwise_bias_gradient};
   const int64_t bytes_of_pixel = (k_blocks + inner_blocks) * lanes * static_cast<int64_t>(sizeof(float));
   const int64_t fit = l2_cache_bytes() / 2 / bytes_of_pixel;
-  tile_pixels = std::clamp<int64_t>(fit, 2 * planes.table.tile_pixels, 14 * planes.table.tile_pixels);
+  tile_pixels = panel_pixels(planes.table, operands, fit);
   const int64_t x_pixels = problem.batch * problem.input[0] * problem.input[1] * problem.input[2];
   stream = problem.multiplier == 1 &&
            streams_from_planes(problem.element_type, tensors.x_gradient, depthwise_tensors.x_gradient_strides, x_pixels,
@@ -58,7 +60,7 @@ void SeparableBackwardPlan::pack(const WeightSources& weights, bool add_depthwis
   if (!wants_below()) return;
   if (problem.element_type == ElementType::kFloat32 && problem.multiplier == 1 && !add_depthwise) {
     pack_pointwise_transposed(planes.table, static_cast<const float*>(weights.pointwise), problem.inner_channels,
-                              problem.out_channels, memory);
+                              problem.out_channels, memory, operands);
   } else if (problem.element_type == ElementType::kFloat32) {
     pack_transposed(static_cast<const float*>(weights.pointwise), add_depthwise, memory);
   } else {
@@ -72,7 +74,9 @@ void SeparableBackwardPlan::pack_transposed(const T* pointwise, bool add_depthwi
   const int64_t grain = std::max<int64_t>(1, 32768 / (k_padded() * columns));
   parallel_for(column_blocks, grain, [&](int64_t begin, int64_t end) {
     for (int64_t block = begin; block < end; ++block) {
-      float* target = memory + block * k_padded() * columns;
+      const bool pieces = operands == Operands::kPieces;
+      float* packed = memory + block * transposed_block_floats();
+      float* target = pieces ? scratch(Scratch::kBlock, static_cast<std::size_t>(k_padded() * columns)) : packed;
       std::fill_n(target, k_padded() * columns, 0.0f);
       int64_t run = 0;
       for (int64_t column = 0; column < columns; column += run) {
@@ -88,6 +92,7 @@ void SeparableBackwardPlan::pack_transposed(const T* pointwise, bool add_depthwi
           if (add_depthwise && k >= channel && k < channel + run) out[k - channel] += 1.0f;
         }
       }
+      if (pieces) planes.table.operands.pack_weights(ElementType::kFloat32, target, k_padded(), packed);
     }
   });
 }

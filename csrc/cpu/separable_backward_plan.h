@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "cpu/depthwise_backward_kernel.h"
+#include "cpu/packing.h"
 #include "cpu/plane_plan.h"
 #include "cpu/separable_backward_kernel.h"
 
@@ -20,6 +21,7 @@ struct SeparableBackwardPlan {
   int64_t inner_blocks;   // of the depthwise output's, in the order [m][input block][lane]
   int64_t column_blocks;  // of the same, a micro-kernel's columns each
   int64_t vectors;        // of a column block
+  Operands operands;      // of the product with the pointwise weight
   int64_t tile_pixels;    // at most
   int64_t images_together;
   bool stream;                           // store the gradient of x past the caches
@@ -50,9 +52,8 @@ struct SeparableBackwardPlan {
   int64_t product_floats(int64_t pixels) const { return pixels * planes.lanes * vectors; }
   int64_t tile_floats() const { return panel_floats(tile_pixels) + product_floats(tile_pixels); }
 
-  int64_t packed_floats() const {
-    return 2 * planes.weight_floats() + column_blocks * k_padded() * planes.table.tile_columns;
-  }
+  int64_t transposed_block_floats() const { return weight_block_floats(planes.table, operands, k_padded()); }
+  int64_t packed_floats() const { return 2 * planes.weight_floats() + column_blocks * transposed_block_floats(); }
   // Packs all weights into `memory`, packed_floats() long, which must outlive the plan.
   void pack(const WeightSources& weights, bool add_depthwise, float* memory);
 

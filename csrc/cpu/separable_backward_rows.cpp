@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "cpu/panel_operands.h"
 #include "cpu/plane_tile.h"
 #include "cpu/tile_ahead.h"
 #include "cpu/tiling.h"
@@ -62,6 +63,10 @@ RowPanels SeparableBackwardRows::fill_tile(const Tile& tile, int64_t first_image
                         plan_.problem.out_channels,
                         plan_.planes.table.tile_columns,
                         {}};
+    if (plan_.operands == Operands::kPieces) {
+      job.panel = panel_operand(plan_.planes.table, gradient, plan_.problem.out_channels, pixels);
+      job.pieces = true;
+    }
     for (int64_t block = 0; block < plan_.column_blocks; ++block) {
       job.prefetch = next_pixels(tile, block, block + 1, shares());
       plan_.planes.table.multiply_panel(job, block);
@@ -87,8 +92,10 @@ void SeparableBackwardRows::add_products(const RowPanels& panels, int64_t begin,
                                          const Prefetch& prefetch) const {
   if (plan_.tensors.pointwise_gradient == nullptr) return;
   const int64_t lanes = plan_.planes.lanes, stride = plan_.k_padded() * lanes;
-  plan_.planes.table.outer_product({panels.gradient, plan_.k_padded(), panels.depthwise + begin * panels.pixels * lanes,
-                                    end - begin, panels.pixels, sums + begin * stride, stride, first, prefetch});
+  plan_.planes.table.outer_product(
+      {panels.gradient, plan_.k_padded(), panels.depthwise + begin * panels.pixels * lanes, end - begin, panels.pixels,
+       sums + begin * stride, stride, first, prefetch,
+       outer_product_memory(plan_.planes.table, plan_.k_padded(), end - begin, panels.pixels)});
 }
 
 void SeparableBackwardRows::add_bias(const RowPanels& panels, float* sums) const {

@@ -193,7 +193,7 @@ def test_bfloat16_accumulates_in_float32_and_rounds_once():
         # One rounding of a sum which float32 has within a few of its own units; where the CPU multiplies bfloat16,
         # the depthwise output is rounded as well, as it is between two layers.
         bound = 2.0**-8 * exact.abs() * 1.01 + 1e-5
-        if dwsep.ops.native_status().isa in ("amx", "avx512_bf16"):
+        if dwsep.ops.native_status().isa in isas.BFLOAT16:
             x, depthwise, pointwise, depthwise_bias, _ = problems.double(tensors)
             inner = reference.depthwise_conv(x, depthwise, depthwise_bias, *problem.geometry, "none")
             bound += 2.0**-9 * torch.einsum("nc...,kc->nk...", inner.abs(), pointwise.flatten(1).abs()) * 1.01

@@ -27,7 +27,8 @@ extern const KernelTable table;
 #ifdef DWSEP_HAS_AMX
 namespace amx {
 extern const KernelTable table;
-}
+extern const KernelTable table_of_pieces;
+}  // namespace amx
 #endif
 #ifdef DWSEP_HAS_NEON
 namespace neon {

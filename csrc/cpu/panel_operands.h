@@ -1,0 +1,34 @@
+// How panels become operands of pieces, where an instruction set multiplies those instead of floats.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+
+#include "cpu/packing.h"
+#include "cpu/scratch.h"
+
+namespace dwsep {
+
+// Pixels of a panel, given how many would fit where it should be: a few micro-kernels' at least and at most.
+inline int64_t panel_pixels(const KernelTable& table, Operands operands, int64_t fit) {
+  if (operands != Operands::kPieces) return std::clamp(fit, 2 * table.tile_pixels, 14 * table.tile_pixels);
+  constexpr int64_t kGroup = 32, kGroups = 8;
+  return std::clamp<int64_t>(fit / kGroup, 1, kGroups) * kGroup;
+}
+
+// The operand made of a panel [block][pixel][lane] of `inner` channels, in this thread's memory: valid until its next.
+inline const float* panel_operand(const KernelTable& table, const float* panel, int64_t inner, int64_t pixels) {
+  const int64_t floats = panel_operand_floats(table, Operands::kPieces, inner, pixels);
+  float* operand = scratch(Scratch::kOperands, static_cast<std::size_t>(floats));
+  const int64_t blocks = (inner + table.lanes - 1) / table.lanes;
+  table.operands.pack_panel(panel, pixels * table.lanes, blocks, pixels, operand);
+  return operand;
+}
+
+// Memory for the operands of an outer product, the same; null where it needs none.
+inline float* outer_product_memory(const KernelTable& table, int64_t rows, int64_t vectors, int64_t pixels) {
+  const int64_t floats = table.operands.outer_floats(rows, vectors, pixels);
+  return floats == 0 ? nullptr : scratch(Scratch::kOperands, static_cast<std::size_t>(floats));
+}
+
+}  // namespace dwsep
