@@ -80,7 +80,7 @@ def test_float32_runs_on_the_native_kernels(gradient, channels_last):
     [
         (False, "avx512", "cpu", "cpu"),
         (True, "avx512", "reference", "cpu"),
-        (True, "amx", "reference", "cpu"),
+        (True, "amx", "cpu", "cpu"),
         (True, "avx512_bf16", "cpu", "cpu"),
     ],
 )

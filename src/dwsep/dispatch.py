@@ -112,6 +112,9 @@ def _triton_reasons(op: str, geometry: ConvGeometry, dtype: torch.dtype, device:
     return reasons
 
 
+# Instruction sets whose kernels multiply bfloat16.
+_BFLOAT16_ISAS = ("avx512_bf16", "amx", "amx_fp32")
+
 # Asked for once, at import, since a compiler cannot trace the question.
 _CAPABILITIES = getattr(torch.cpu, "get_capabilities", dict)()
 
@@ -123,7 +126,7 @@ def _has_bfloat16_products() -> bool:
 
 def stock_reasons(op: str, dtype: torch.dtype, gradient: bool) -> list[str]:
     """Why PyTorch's own kernels are the faster choice for a problem that the native ones could run; measured."""
-    if not _multiplies_bfloat16(op, dtype) or gradient or native_status().isa == "avx512_bf16":
+    if not _multiplies_bfloat16(op, dtype) or gradient or native_status().isa in _BFLOAT16_ISAS:
         return []
     return ["this CPU has bfloat16 products, and PyTorch's use of them is the faster"]
 

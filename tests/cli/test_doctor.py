@@ -137,6 +137,30 @@ def test_check_selftest_survives_a_process_that_dies(monkeypatch):
     assert check == Check("native kernels, other", "failed", "exit code -4: Illegal instruction")
 
 
+@pytest.mark.parametrize(
+    ("vectors", "tiles", "status", "text"),
+    [
+        (2.0, 1.0, "warning", "2.00 ms by vectors and 1.00 ms by tiles: set DWSEP_ISA=amx_fp32"),
+        (1.0, 1.1, "ok", "vectors are used"),
+    ],
+)
+def test_check_tiles_tells_where_they_gain(monkeypatch, vectors, tiles, status, text):
+    times = {"amx": vectors, "amx_fp32": tiles}
+
+    def run(command, **options):
+        assert command[1:] == ["-m", "dwsep.cli._selftest", "time"]
+        return subprocess.CompletedProcess(command, 0, json.dumps(times[options["env"]["DWSEP_ISA"]]), "")
+
+    monkeypatch.setattr(subprocess, "run", run)
+    check = _doctor_checks._check_tiles()
+    assert check.status == status
+    assert text in check.detail
+
+
+def test_the_layer_that_doctor_times_takes_time():
+    assert 0 < _selftest.measure_layer() < 10_000
+
+
 def test_check_native_fails_where_the_library_is_there_but_cannot_be_loaded(monkeypatch):
     broken = replace(NATIVE, loaded=False, path="libdwsep.so", reason="libdwsep.so cannot be loaded: wrong ELF class")
     monkeypatch.setattr(dwsep.ops, "native_status", lambda: broken)
