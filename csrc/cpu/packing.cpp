@@ -102,6 +102,8 @@ void pack(const ConvProblem& problem, const KernelTable& kernels, const WeightSo
             layout.blocks * columns);
   const bool prepared = !pairs && kernels.operands.prepared(problem.element_type);
   if (std::is_same_v<T, float> && !prepared) {
+    // Pieces would take more.
+    clear_end(pointwise, layout.blocks * padded * columns, layout.blocks * layout.block_floats);
     pack_pointwise_blocks(kernels, static_cast<const float*>(sources.pointwise), inner, problem.out_channels,
                           pointwise);
     if (pairs) pair_pointwise_blocks(kernels, inner, problem.out_channels, pointwise);
