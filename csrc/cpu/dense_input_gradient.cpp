@@ -157,7 +157,7 @@ void DenseInputGradient::run_tile(const Class& of, int64_t image, Range rows, in
   }
   PanelProduct job = {panel, of.inner_blocks, pixels, weights_ + of.weights_at, product, of.inner, 0, {}};
   if (of.operands == Operands::kPieces && of.inner > 0) {
-    job.panel = panel_operand(table_, panel, of.inner, pixels);
+    job.panel = panel_operand(table_, of.operands, panel, of.inner, pixels);
     job.pieces = true;
   }
   for (int64_t block = 0; block < column_blocks_; ++block) {

@@ -179,8 +179,8 @@ void dense_stage_forward(const DenseStage& stage, const float* bias, float* y, d
         const Prefetch next = {{unit + 1 < units.count() ? rows.under(unit + 1) : MemoryRange{nullptr, 0}}};
         rows.for_tiles(unit, tile, [&](int64_t first, int64_t last, int64_t index, int64_t count) {
           rows.patches.gather(table, input_rows, first, last - first, panel);
-          table.pointwise_stage_tile({pieces ? panel_operand(table, panel, inner, last - first) : panel, inner,
-                                      last - first, outputs, memory + weights_at, packed_bias,
+          table.pointwise_stage_tile({panel_operand(table, operands, panel, inner, last - first), inner, last - first,
+                                      outputs, memory + weights_at, packed_bias,
                                       y + (rows.first_pixel(unit) + first) * outputs, outputs, own, k_padded, stream,
                                       share_of(next, index, count), pieces});
         });

@@ -5,7 +5,7 @@
 #include "cpu/cache_size.h"
 #include "cpu/depthwise_conv_kernel.h"
 #include "cpu/isa.h"
-#include "cpu/packing.h"
+#include "cpu/panel_operands.h"
 #include "cpu/parallel.h"
 #include "cpu/plane_tiling.h"
 #include "cpu/pointwise_conv_kernel.h"
@@ -142,17 +142,10 @@ class Expansion {
     const auto* addend = static_cast<const float*>(conv.options.addend);
     const int64_t at = first * p.out_channels;
     // As the separable kernel takes these weights.
-    const bool pieces = !conv.options.pairs && table.operands.prepared(ElementType::kFloat32);
-    Operands operands = conv.options.pairs ? Operands::kPairs : Operands::kFloats;
-    if (pieces) {
-      operands = Operands::kPieces;
-      float* operand =
-          scratch(Scratch::kOperands,
-                  static_cast<std::size_t>(panel_operand_floats(table, operands, p.inner_channels, pixels)));
-      table.operands.pack_panel(panel, block_stride, lane_blocks(), pixels, operand);
-      panel = operand;
-    }
-    table.pointwise_tile({panel,
+    const bool pieces = table.operands.prepared(ElementType::kFloat32);
+    const Operands plain = pieces ? Operands::kPieces : Operands::kFloats;
+    const Operands operands = conv.options.pairs ? Operands::kPairs : plain;
+    table.pointwise_tile({panel_operand(table, operands, panel, p.inner_channels, pixels, block_stride),
                           block_stride,
                           p.inner_channels,
                           pixels,

@@ -105,8 +105,7 @@ void ExpandedStageBackward::take(int64_t part, int64_t first, int64_t pixels, co
                                  const Prefetch& next) const {
   load_inputs(table_, centred_, first, pixels, memory);
   if (x_gradient_ != nullptr) {
-    const bool pieces = operands_ == Operands::kPieces;
-    table_.pointwise_tile({pieces ? panel_operand(table_, panel, expand_.out_channels, pixels) : panel, 0,
+    table_.pointwise_tile({panel_operand(table_, operands_, panel, expand_.out_channels, pixels), 0,
                            expand_.out_channels, pixels, expand_.channels, transposed_, zeros_, Activation::kNone,
                            nullptr, x_gradient_ + first * expand_.channels, 0, column_blocks(), share_of(next, 0, 2),
                            operands_});
@@ -243,7 +242,7 @@ void ExpandedStageBackward::add_correction(const StageBackward& stage, const flo
         const int64_t first = i * tile, count = std::min(tile, expand_.pixels - first);
         float* gradient = x_gradient_ + first * n;
         load_inputs(table_, centred_, first, count, panel);
-        table_.pointwise_tile({operands == Operands::kPieces ? panel_operand(table_, panel, n, count) : panel,
+        table_.pointwise_tile({panel_operand(table_, operands, panel, n, count),
                                0,
                                n,
                                count,

@@ -16,12 +16,15 @@ inline int64_t panel_pixels(const KernelTable& table, Operands operands, int64_t
   return std::clamp<int64_t>(fit / kGroup, 1, kGroups) * kGroup;
 }
 
-// The operand made of a panel [block][pixel][lane] of `inner` channels, in this thread's memory: valid until its next.
-inline const float* panel_operand(const KernelTable& table, const float* panel, int64_t inner, int64_t pixels) {
-  const int64_t floats = panel_operand_floats(table, Operands::kPieces, inner, pixels);
+// What a product takes of a panel [block][pixel][lane] of `inner` channels: the panel, or its pieces in this thread's
+// memory, valid until its next. `block_stride` is 0 where blocks of `pixels` follow one another.
+inline const float* panel_operand(const KernelTable& table, Operands operands, const float* panel, int64_t inner,
+                                  int64_t pixels, int64_t block_stride = 0) {
+  if (operands != Operands::kPieces) return panel;
+  const int64_t floats = panel_operand_floats(table, operands, inner, pixels);
   float* operand = scratch(Scratch::kOperands, static_cast<std::size_t>(floats));
-  const int64_t blocks = (inner + table.lanes - 1) / table.lanes;
-  table.operands.pack_panel(panel, pixels * table.lanes, blocks, pixels, operand);
+  if (block_stride == 0) block_stride = pixels * table.lanes;
+  table.operands.pack_panel(panel, block_stride, (inner + table.lanes - 1) / table.lanes, pixels, operand);
   return operand;
 }
 

@@ -145,10 +145,8 @@ void Backward::run_tile(int64_t part, int64_t first, int64_t end, int64_t next_e
     const bool stream =
         streams(gradients_.x_gradient, stage_.pixels, stage_.channels, stage_.x_stride, kTrainingStreamBytes);
     PanelProduct job = {gradient, k_blocks_, pixels, transposed_, product, outputs, 0, {}};
-    if (operands_ == Operands::kPieces) {
-      job.panel = panel_operand(table_, gradient, outputs, pixels);
-      job.pieces = true;
-    }
+    job.panel = panel_operand(table_, operands_, gradient, outputs, pixels);
+    job.pieces = operands_ == Operands::kPieces;
     for (int64_t block = 0; block < column_blocks_; ++block) {
       const int64_t channel = block * table_.tile_columns;
       job.columns = std::min(table_.tile_columns, stage_.channels - channel);
@@ -310,7 +308,7 @@ void pointwise_stage_forward(const PointwiseStage& stage, const float* bias, flo
         const int64_t count = next - first;
         load_inputs(table, stage, first, count, panel);
         const bool pieces = operands == Operands::kPieces;
-        table.pointwise_stage_tile({pieces ? panel_operand(table, panel, stage.channels, count) : panel,
+        table.pointwise_stage_tile({panel_operand(table, operands, panel, stage.channels, count),
                                     stage.channels,
                                     count,
                                     stage.out_channels,

@@ -63,10 +63,8 @@ RowPanels SeparableBackwardRows::fill_tile(const Tile& tile, int64_t first_image
                         plan_.problem.out_channels,
                         plan_.planes.table.tile_columns,
                         {}};
-    if (plan_.operands == Operands::kPieces) {
-      job.panel = panel_operand(plan_.planes.table, gradient, plan_.problem.out_channels, pixels);
-      job.pieces = true;
-    }
+    job.panel = panel_operand(plan_.planes.table, plan_.operands, gradient, plan_.problem.out_channels, pixels);
+    job.pieces = plan_.operands == Operands::kPieces;
     for (int64_t block = 0; block < plan_.column_blocks; ++block) {
       job.prefetch = next_pixels(tile, block, block + 1, shares());
       plan_.planes.table.multiply_panel(job, block);
