@@ -9,16 +9,49 @@
 #include "cpu/plane_tiling.h"
 #include "cpu/pointwise_conv_kernel.h"
 #include "cpu/scratch.h"
+#include "cpu/workspace.h"
 
 namespace dwsep {
+namespace {
+
+// Whether a pixel's patch is a pixel of the input, so that only some of these are left to be multiplied.
+bool takes_single_pixels(const ConvProblem& p) {
+  return p.kernel[1] == 1 && p.kernel[2] == 1 && p.pad_low[1] == 0 && p.pad_low[2] == 0 &&
+         (p.output[1] - 1) * p.stride[1] < p.input[1] && (p.output[2] - 1) * p.stride[2] < p.input[2];
+}
+
+// The pixels which a strided 1x1 convolution takes, one behind the other.
+void copy_taken_pixels(const ConvProblem& p, const float* x, float* out) {
+  const int64_t rows = p.batch * p.output[1], columns = p.output[2];
+  parallel_for(rows, std::max<int64_t>(1, 4096 / (columns * p.channels)), [&](int64_t begin, int64_t end) {
+    float* target = out + begin * columns * p.channels;
+    for (int64_t row = begin; row < end; ++row) {
+      const int64_t image = row / p.output[1], y = row % p.output[1] * p.stride[1];
+      const float* source = x + (image * p.input[1] + y) * p.input[2] * p.channels;
+      for (int64_t column = 0; column < columns; ++column, source += p.stride[2] * p.channels) {
+        target = std::copy_n(source, p.channels, target);
+      }
+    }
+  });
+}
+
+}  // namespace
+
 void dense_conv_forward(const DenseConv& conv) {
   const KernelTable& table = kernels();
   const ConvProblem& p = conv.problem;
+  if (takes_single_pixels(p)) {
+    const int64_t pixels = p.batch * p.output[1] * p.output[2];
+    const Workspace taken(static_cast<std::size_t>(pixels * p.channels));
+    copy_taken_pixels(p, conv.x, taken.data());
+    return pointwise_conv_forward({pixels, p.channels, p.out_channels, taken.data(), conv.packed, conv.activation,
+                                   conv.residual, conv.out, nullptr, 0, conv.pairs});
+  }
   const Patches patches(p, conv.x);
   const PackedPointwise packed(table, p.inner_channels, p.out_channels, conv.packed);
   const int64_t columns = p.output[2], tile = std::min(columns, packed.pixels_in_l1(table));
   const int64_t tiles = ceil_div(columns, tile);
-  parallel_for(p.batch * p.output[1], 1, [&](int64_t begin, int64_t end) {
+  parallel_runs(p.batch * p.output[1], [&](int64_t begin, int64_t end) {
     float* panel = scratch(Scratch::kPanel, static_cast<std::size_t>(tile * packed.inner));
     float* rows = scratch(Scratch::kPlanes, static_cast<std::size_t>(patches.rows_floats(table.lanes)));
     for (int64_t row = begin; row < end; ++row) {

@@ -64,7 +64,7 @@ void run(PlanePlan& plan, const WeightSources& weights, Activation activation, c
   const int64_t elements = 2 * pixels * problem.channels + outputs * problem.inner_channels;
   const bool ask =
       elements * plan.element_size > kCachedBytes && plan.taps > kManyTaps && plan.axes[kDepth].kernel == 1;
-  parallel_for(groups * parts, 1, [&](int64_t begin, int64_t end) {
+  parallel_runs(groups * parts, [&](int64_t begin, int64_t end) {
     float* panel = scratch(Scratch::kPanel, static_cast<std::size_t>(BackwardTile::floats(plan)));
     for (int64_t unit = begin; unit < end; ++unit) {
       const int64_t group = unit % groups, part = unit / groups;

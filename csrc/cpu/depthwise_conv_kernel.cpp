@@ -98,7 +98,7 @@ void depthwise_conv_forward_on_planes(const ConvProblem& problem, const WeightSo
   const int64_t pixels = problem.batch * problem.output[0] * problem.output[1] * problem.output[2];
   const bool stream =
       streams_from_planes(problem.element_type, out, out_strides, pixels, problem.inner_channels, kForwardStreamBytes);
-  parallel_for(groups * problem.batch * tiles, 1, [&](int64_t begin, int64_t end) {
+  parallel_runs(groups * problem.batch * tiles, [&](int64_t begin, int64_t end) {
     ForwardTile tile(plan, scratch(Scratch::kPanel, static_cast<std::size_t>(ForwardTile::floats(plan))));
     for (int64_t unit = begin; unit < end; ++unit) {
       tile.run(place(unit), activation, x, x_strides, out, out_strides, stream);
@@ -146,7 +146,7 @@ void depthwise_conv_forward(ConvProblem problem, const PackedWeights& weights, A
   problem.reads_ahead = input_elements(problem) * element_bytes(problem.element_type) > l2_cache_bytes();
   const Tiling tiling(problem, std::max(l1_cache_bytes() / bytes_of_pixel, several * problem.output[2]), 1, 1,
                       thread_count());
-  parallel_for(tiling.count(), 1, [&](int64_t begin, int64_t end) {
+  parallel_runs(tiling.count(), [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       table.depthwise_tile(problem, weights, activation, wide.data(), out, tiling[i]);
     }

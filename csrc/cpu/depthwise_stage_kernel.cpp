@@ -74,7 +74,7 @@ void depthwise_stage_forward(const ConvProblem& problem, const WeightSources& we
   plan.pack(weights, memory + packed_at);
   auto* part_sums = reinterpret_cast<double*>(memory + sums_at);
   std::fill_n(part_sums, parts * 2 * padded, 0.0);
-  parallel_for(groups * parts, 1, [&](int64_t begin, int64_t end) {
+  parallel_runs(groups * parts, [&](int64_t begin, int64_t end) {
     StageTile tile(plan, load, scratch(Scratch::kPanel, static_cast<std::size_t>(StageTile::floats(plan))));
     for (int64_t unit = begin; unit < end; ++unit) {
       const int64_t group = unit % groups, part = unit / groups;

@@ -240,10 +240,12 @@ class Bands {
 
 void by_rows(const Expansion& e) {
   const int64_t height = e.p.output[1], rows = e.p.batch * height, threads = thread_count();
-  parallel_for(threads, 1, [&](int64_t begin, int64_t end) {
+  // Where there are images enough, each is a part.
+  const int64_t parts = e.p.batch >= 2 * threads ? std::min<int64_t>(e.p.batch, 16 * threads) : threads;
+  parallel_parts(parts, [&](int64_t begin, int64_t end) {
     Bands bands(e);
-    const int64_t last = rows * end / threads;
-    for (int64_t row = rows * begin / threads; row < last;) {
+    const int64_t last = rows * end / parts;
+    for (int64_t row = rows * begin / parts; row < last;) {
       const int64_t image = row / height, first = row % height, count = std::min(height - first, last - row);
       bands.run(image, first, first + count);
       row += count;

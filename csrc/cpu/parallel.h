@@ -57,4 +57,13 @@ void parallel_parts(int64_t count, const F& f) {
   });
 }
 
+// f(begin, end) over [0, count) in a few consecutive parts a thread, handed out as parallel_parts does. Results must
+// not depend on which thread computes what, nor on the parts.
+template <class F>
+void parallel_runs(int64_t count, const F& f) {
+  constexpr int64_t kPerThread = 16, kMost = 128;
+  const int64_t parts = std::min({count, kPerThread * thread_count(), kMost});
+  parallel_parts(parts, [&](int64_t begin, int64_t end) { f(count * begin / parts, count * end / parts); });
+}
+
 }  // namespace dwsep

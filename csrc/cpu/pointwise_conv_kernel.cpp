@@ -75,7 +75,7 @@ void pointwise_conv_forward(const PointwiseConv& conv) {
   // Few tiles: the output's channels are split, too.
   const int64_t splits = tiles >= 2 * threads || threads == 1 ? 1 : std::min(blocks, ceil_div(2 * threads, tiles));
   const std::vector<float> zeros(conv.gate == nullptr ? 0 : static_cast<std::size_t>(conv.channels));
-  parallel_for(tiles * splits, 1, [&](int64_t begin, int64_t end) {
+  parallel_runs(tiles * splits, [&](int64_t begin, int64_t end) {
     float* panel = scratch(Scratch::kPanel, static_cast<std::size_t>(tile * packed.inner));
     int64_t filled = -1;
     for (int64_t unit = begin; unit < end; ++unit) {

@@ -42,7 +42,7 @@ void SeparableBackward::run_by_image(int64_t parts, float* sums, float* depthwis
   const int64_t planes_at = layout.add(plan_.wants_below() ? plan_.images_together * plan_.planes_of_image() : 0);
   const int64_t panels_at = layout.add(plan_.tile_floats());
   const int64_t tile_at = layout.add(BackwardTile::floats_without_gradient(plan_.planes));
-  parallel_for(parts, 1, [&](int64_t begin, int64_t end) {
+  parallel_parts(parts, [&](int64_t begin, int64_t end) {
     float* memory = scratch(Scratch::kPanel, static_cast<std::size_t>(layout.size()));
     float* planes = memory + planes_at;
     for (int64_t i = 0; plan_.wants_below() && i < plan_.images_together; ++i)
@@ -110,7 +110,7 @@ void SeparableBackward::run_rows_then_products(int64_t parts, const RowsOf& rows
   const int64_t floats = plan_.panel_floats(pixels);
   float* panels = scratch(Scratch::kRows, static_cast<std::size_t>(parts * floats));
   std::vector<RowPanels> filled(static_cast<std::size_t>(parts));
-  parallel_for(parts, 1, [&](int64_t begin, int64_t end) {
+  parallel_parts(parts, [&](int64_t begin, int64_t end) {
     float* product = scratch(Scratch::kPanel, static_cast<std::size_t>(plan_.product_floats(pixels)));
     for (int64_t part = begin; part < end; ++part) {
       const Range rows = rows_of(part);
@@ -119,7 +119,7 @@ void SeparableBackward::run_rows_then_products(int64_t parts, const RowsOf& rows
     }
   });
   constexpr int64_t kTogether = 3;  // the vectors that the outer product takes at a time
-  parallel_for(ceil_div(plan_.inner_blocks, kTogether), 1, [&](int64_t begin, int64_t end) {
+  parallel_runs(ceil_div(plan_.inner_blocks, kTogether), [&](int64_t begin, int64_t end) {
     const int64_t stop = std::min(end * kTogether, plan_.inner_blocks);
     for (std::size_t part = 0; part < filled.size(); ++part)
       rows_.add_products(filled[part], begin * kTogether, stop, sums, part == 0, {});
@@ -139,7 +139,7 @@ void SeparableBackward::run_by_phase(int64_t parts, int64_t tile_parts, float* s
   if (keeps_panels(parts)) {
     run_rows_then_products(parts, rows_of, planes_of, sums);
   } else {
-    parallel_for(parts, 1, [&](int64_t begin, int64_t end) {
+    parallel_parts(parts, [&](int64_t begin, int64_t end) {
       float* panels = scratch(Scratch::kPanel, static_cast<std::size_t>(plan_.tile_floats()));
       for (int64_t part = begin; part < end; ++part) {
         const Range rows = rows_of(part);
@@ -151,7 +151,7 @@ void SeparableBackward::run_by_phase(int64_t parts, int64_t tile_parts, float* s
   for (int64_t image = 0; image < plan_.problem.batch; ++image)
     rows_.clear_margins(planes + image * plan_.planes_of_image());
   const int64_t depthwise_part = plan_.planes.blocks * sums_of_block(plan_.planes), tiles = plan_.planes.tile_count();
-  parallel_for(plan_.planes.groups() * tile_parts, 1, [&](int64_t begin, int64_t end) {
+  parallel_runs(plan_.planes.groups() * tile_parts, [&](int64_t begin, int64_t end) {
     const std::size_t floats = static_cast<std::size_t>(BackwardTile::floats_without_gradient(plan_.planes));
     float* memory = scratch(Scratch::kPanel, floats);
     for (int64_t unit = begin; unit < end; ++unit) {

@@ -97,7 +97,7 @@ void separable_conv_forward(ConvProblem problem, const PackedWeights& weights, S
   options.stream =
       (outgrown || options.fresh) && streams(problem.element_type, out, pixels_of(problem), problem.out_channels,
                                              problem.out_channels, kForwardStreamBytes);
-  parallel_for(tiling.count(), 1, [&](int64_t begin, int64_t end) {
+  parallel_runs(tiling.count(), [&](int64_t begin, int64_t end) {
     float* panel = scratch(Scratch::kPanel, static_cast<std::size_t>(table.separable_floats(problem, tiling.pixels())));
     for (int64_t i = begin; i < end; ++i) {
       Prefetch ahead = {};

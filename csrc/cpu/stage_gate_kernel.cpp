@@ -61,12 +61,13 @@ void stage_image_sums(const PendingImages& input, const float* gradient, double 
                               input.activation, pixels, input.channels, sums + part * parts.padded, parts.tile});
   });
   for (int64_t image = 0; image < input.images; ++image) {
+    double* total = sums + image * parts.per_image * parts.padded;
+    for (int64_t part = 1; part < parts.per_image; ++part) {
+      const double* sum = total + part * parts.padded;
+      for (int64_t channel = 0; channel < input.channels; ++channel) total[channel] += sum[channel];
+    }
     for (int64_t channel = 0; channel < input.channels; ++channel) {
-      double sum = 0.0;
-      for (int64_t part = 0; part < parts.per_image; ++part) {
-        sum += sums[(image * parts.per_image + part) * parts.padded + channel];
-      }
-      out[image * input.channels + channel] = static_cast<float>(factor * sum);
+      out[image * input.channels + channel] = static_cast<float>(factor * total[channel]);
     }
   }
 }

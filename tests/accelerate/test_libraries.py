@@ -10,6 +10,7 @@ import torch
 
 import dwsep
 from dwsep.accelerate import _training
+from dwsep.accelerate.stepwise import Inference, taken_apart
 from dwsep.bench.network_problem import saved_bytes
 from tests.accelerate.toys import check_step, distance, program_runs, randomise, smooth
 
@@ -83,6 +84,24 @@ def test_saves_at_most_half_of_eager_for_backward(name, monkeypatch):
     x = torch.randn(4, 3, 128, 128).contiguous(memory_format=torch.channels_last)
     # MobileNetV3 keeps 3 of 5 tensors in a block whose gate comes after a ReLU: 0.502 of eager's at 224 pixels.
     assert saved_bytes(net, x) <= (0.51 if name == "mobilenetv3_large_100" else 0.5) * saved_bytes(plain, x)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_head_and_strided_shortcuts_run_natively(dtype, monkeypatch):
+    net = randomise(create("xception41")).eval().to(dtype)
+    x = torch.randn(1, 3, 64, 64, dtype=dtype)
+    with torch.no_grad():
+        expected = net(x).float()
+        dwsep.accelerate_(net)
+        net(x)
+        apart = taken_apart(net, training=False)
+        assert isinstance(apart, Inference)
+        assert all(step.native for step in apart.steps(x))
+        # Step by step as well: each finds what it takes.
+        monkeypatch.setattr(torch.nn.Linear, "forward", None)
+        monkeypatch.setattr(torch.nn.Conv2d, "forward", None)
+        made = apart.run_steps(x, lambda _, run: run()).float()
+    assert distance(made, expected) < (1e-5 if dtype is torch.float32 else 0.05)
 
 
 def test_convnext_runs_its_convolutions_on_native_kernels():

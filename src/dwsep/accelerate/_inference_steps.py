@@ -137,7 +137,9 @@ class Dense(Step):
         padding = self.geometry.padding
         symmetric = padding is not None and all(low == high for low, high in padding)
         self.padding = [low for low, _ in padding] if symmetric and padding is not None else None
-        if native and conv.groups == 1 and weight.numel() <= _MOST_DENSE_WEIGHTS:
+        # What takes single pixels reads no patches, and runs as the pointwise steps do.
+        single = weight.shape[2:] == (1, 1) and self.padding == [0, 0]
+        if native and conv.groups == 1 and (single or weight.numel() <= _MOST_DENSE_WEIGHTS):
             self.bfloat16 = bfloat16 and conv.in_channels >= _FEW_CHANNELS
             patches = _rounded(weight, self.bfloat16).permute(0, 2, 3, 1).reshape(weight.shape[0], -1, 1, 1)
             self.packed = torch.ops.dwsep.pack_pointwise_weights(patches, self.bias, self.bfloat16)

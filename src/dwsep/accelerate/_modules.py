@@ -224,10 +224,18 @@ def is_linear(module: nn.Module) -> bool:
 
 def is_transparent(module: nn.Module) -> bool:
     """Whether a module only hands its input from one of its parts to the next."""
-    heads = foreign_name(module) == ("timm.layers.adaptive_avgmax_pool", "SelectAdaptivePool2d")
-    return type(module) is nn.Sequential or heads
+    return type(module) is nn.Sequential or _is_global_pool(module)
+
+
+def _is_global_pool(module: nn.Module) -> bool:
+    return foreign_name(module) == ("timm.layers.adaptive_avgmax_pool", "SelectAdaptivePool2d")
 
 
 def has_work(module: nn.Module) -> bool:
-    """Whether a module holds anything that chains are made of, so that looking inside is worth it."""
-    return any(isinstance(inner, (_BatchNorm, nn.Conv2d)) or _layers.is_depthwise(inner) for inner in module.modules())
+    """Whether a module holds anything that chains are made of, or pools and classifies, so that looking inside is worth
+    it.
+    """
+    inside = list(module.modules())
+    chains = any(isinstance(inner, (_BatchNorm, nn.Conv2d)) or _layers.is_depthwise(inner) for inner in inside)
+    pools = any(type(inner) is nn.AdaptiveAvgPool2d or _is_global_pool(inner) for inner in inside)
+    return chains or (pools and any(map(is_linear, inside)))

@@ -185,8 +185,10 @@ class _Recorder(Lowering):
         if len(segment.steps) < 2 or self.weights is None:
             return  # its steps were run alone
         for (native, output), group in zip(segment.steps, groups, strict=True):
-            single = _Segment([(native, output)], group, segment.aliases)
-            wanted = [output, *(alias for alias, root in segment.aliases.items() if root == output)]
+            # What another step made is taken by the name it has here: under its first one it may be gone.
+            aliases = {alias: root for alias, root in segment.aliases.items() if root == output}
+            single = _Segment([(native, output)], group, aliases)
+            wanted = [output, *aliases]
             run = NativeSegment(single, self.shapes, self.weights, wanted, self.bfloat16)
             run.release = tuple(dict.fromkeys(value for planned in group for value in planned.release))
             run.step = native  # type: ignore[attr-defined]
