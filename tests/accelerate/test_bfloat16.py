@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 import dwsep
+from dwsep.accelerate import _training
 from tests.accelerate.toys import Net, distance, program_runs, randomise
 
 pytestmark = pytest.mark.skipif(
@@ -261,13 +262,62 @@ def test_autocast_sees_weights_that_change(x):
     _check_under_autocast(net, plain, x)
 
 
-def test_training_under_autocast_runs_as_before(x):
-    net = randomise(Net()).train()
-    plain = copy.deepcopy(net)
+def _step(model: nn.Module, x: torch.Tensor, autocast: bool = True) -> torch.Tensor:
+    """A training step's output, with the gradients behind it."""
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        y = model(x)
+    y.double().square().mean().backward()
+    return y
+
+
+def _gradients(model: nn.Module) -> torch.Tensor:
+    return torch.cat([parameter.grad.double().flatten() for parameter in model.parameters()])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("gate", [False, True])
+def test_training_under_autocast_is_closer_to_float64_than_eager(gate, dtype, x, monkeypatch):
+    monkeypatch.setattr(_training, "ON_REFERENCES", True)
+    net = randomise(Net(gate=gate)).train()
+    plain, exact = copy.deepcopy(net), copy.deepcopy(net).double()
     dwsep.accelerate_(net)
-    for model in (net, plain):
-        with torch.autocast("cpu", torch.bfloat16):
-            y = model(x.float())
-        y.float().sum().backward()
-    for ours, theirs in zip(net.parameters(), plain.parameters(), strict=True):
-        assert torch.equal(ours.grad, theirs.grad)
+    ran = []
+    run = _training.run
+    monkeypatch.setattr(_training, "run", lambda *a: (ran.append(torch.is_autocast_enabled("cpu")), run(*a))[1])
+    x = x.to(dtype)
+    inputs = [x.clone().requires_grad_() for _ in range(2)]
+    ours, theirs = (_step(model, each) for model, each in zip((net, plain), inputs, strict=True))
+    wanted = _step(exact, x.double(), autocast=False)
+    assert ran == [False]  # float32 throughout
+    assert ours.dtype is theirs.dtype
+    assert ours.stride() == theirs.stride()
+    assert inputs[0].grad is not None
+    assert inputs[0].grad.dtype is dtype
+    assert distance(ours.double(), wanted) <= distance(theirs.double(), wanted) + 4e-3
+    away = distance(_gradients(plain), _gradients(exact))
+    assert distance(_gradients(net), _gradients(exact)) <= away + 1e-2 * (dtype is torch.bfloat16)
+    for name, value in exact.named_buffers():
+        assert distance(net.get_buffer(name).double(), value.double()) < 1e-2
+
+
+@pytest.mark.parametrize("what", ["softmax at the end", "weights of bfloat16"])
+def test_training_under_autocast_runs_the_parts_whose_dtypes_are_known(what, x, monkeypatch):
+    class Ends(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = Net()
+
+        def forward(self, x):
+            return torch.softmax(self.net(x), 1)
+
+    monkeypatch.setattr(_training, "ON_REFERENCES", True)
+    net = randomise(Ends() if what == "softmax at the end" else Net()).train()
+    if what == "weights of bfloat16":
+        net.head.bfloat16()
+    plain, exact = copy.deepcopy(net), copy.deepcopy(net).double()
+    dwsep.accelerate_(net)
+    ours, theirs = _step(net, x.float()), _step(plain, x.float())
+    wanted = _step(exact, x.double(), autocast=False)
+    assert ours.dtype is theirs.dtype
+    assert distance(ours.double(), wanted) < distance(theirs.double(), wanted)
+    assert distance(_gradients(net), _gradients(exact)) < distance(_gradients(plain), _gradients(exact))

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
+from torch.utils import _pytree as pytree
 from torch.utils.hooks import RemovableHandle
 
 from dwsep import _functorch, functional
@@ -95,7 +96,7 @@ class Reading:
         first = [stage.convs for stage in self.program.stages() if stage.convs and stage.input == 0]
         self.channels = {sum(conv.in_channels for conv in convs) for convs in first}
         self.gains = gains(self.program)
-        self.autocasts = bool(_inference.dtypes_under_autocast(self.program))
+        self.autocast_dtypes = _inference.dtypes_under_autocast(self.program)
         self.plan: _inference.Plan | None = None
         self.autocast_plan: _inference.Plan | None = None
         self._training: _segments.Plan | None = None
@@ -108,6 +109,10 @@ class Reading:
         """Whether a norm takes the statistics of the batch and updates the running ones."""
         return any(map(_TRAINING, self.norms))
 
+    def trains_under_autocast(self, x: Tensor) -> bool:
+        """Whether it is known what dtypes autocast would give, and float32 can be computed with in its place."""
+        return x.dtype in self.autocast_dtypes and all(p.dtype is torch.float32 for p in self.parameters)
+
     def training(self) -> _segments.Plan:
         """The plan to train with."""
         if self._training is None:
@@ -116,7 +121,7 @@ class Reading:
 
     def inference(self, autocast: bool = False) -> _inference.Plan | None:
         """The plan to run, under autocast or not, made anew where it is stale; ``None`` where there can be none."""
-        if autocast and not self.autocasts:
+        if autocast and not self.autocast_dtypes:
             return None
         plan = self.autocast_plan if autocast else self.plan
         if plan is None or not plan.is_current():
@@ -183,9 +188,9 @@ class AcceleratedForward(_InstanceForward):
             reading = self.reading()
             if reading is not None and reading.channels <= {x.shape[1]}:
                 if reading.wants_gradient(x) or reading.is_training():
-                    floats = x.dtype is torch.float32 and not autocast
-                    if floats and _training.is_available() and _training.admits(reading.program):
-                        return _training.run(reading.program, reading.training(), x, self.watch)
+                    taken = reading.trains_under_autocast(x) if autocast else x.dtype is torch.float32
+                    if taken and _training.is_available() and _training.admits(reading.program):
+                        return self._train(reading, x, autocast)
                 else:
                     plan = reading.inference(autocast)
                     if plan is not None and plan.takes(x):
@@ -196,6 +201,16 @@ class AcceleratedForward(_InstanceForward):
                             self.kept = reading.channels, plan
                         return plan.run(x, watch=self.watch)
         return type(self.module).forward(self.module, *args, **kwargs)
+
+    def _train(self, reading: Reading, x: Tensor, autocast: bool) -> Any:
+        """A training step's output; under autocast computed in float32, and of the dtypes that it would have."""
+        if not autocast:
+            return _training.run(reading.program, reading.training(), x, self.watch)
+        with torch.autocast("cpu", enabled=False):
+            result = _training.run(reading.program, reading.training(), x.float(), self.watch)
+        leaves, spec = pytree.tree_flatten(result)
+        dtypes = reading.autocast_dtypes[x.dtype]
+        return pytree.tree_unflatten([leaf.to(dtype) for leaf, dtype in zip(leaves, dtypes, strict=True)], spec)
 
     def _may_keep(self, x: Tensor) -> bool:
         if self.kept is not None and self.kept[1].dtype is not x.dtype:

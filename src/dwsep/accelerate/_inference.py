@@ -30,7 +30,7 @@ from dwsep.ops._layout import is_channels_last
 # Runs a step, given its number and what runs it.
 Watch = Callable[[int, Callable[[], Any]], Any]
 # Modules whose result has the dtype of what they take, under autocast as well.
-_KEEPING = (nn.Dropout, nn.Identity, nn.Flatten, nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.ReLU, nn.ReLU6)
+_KEEPING = (nn.Identity, nn.Flatten, nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.ReLU, nn.ReLU6)
 # Methods whose result's dtype is not that of what they take.
 _CASTS = ("to", "type", "type_as", "float", "double", "half", "bfloat16")
 # Input shapes for which native programs are kept.
@@ -212,10 +212,14 @@ def _dtypes_for(program: Program, x: torch.dtype) -> list[torch.dtype] | None:
             known[step.output] = joined(step.left, step.right)
         elif step.linear is not None:
             known[step.output] = torch.bfloat16
-        elif step.pools is not None or step.flattens or step.gate is not None or isinstance(step.target, _KEEPING):
+        elif step.pools is not None or step.flattens or step.gate is not None or _keeps_dtype(step.target):
             known[step.output] = joined(*inputs_of(step))
     found = [known.get(int(value)) if isinstance(value, Value) else None for value in program.outputs]
     return None if None in found else [dtype for dtype in found if dtype is not None]
+
+
+def _keeps_dtype(target: Any) -> bool:
+    return isinstance(target, _KEEPING) or _modules.drops(target)
 
 
 def _planned(program: Program, native: bool, bfloat16: bool) -> tuple[list[Planned], int]:

@@ -172,6 +172,11 @@ def passes_through(module: nn.Module) -> bool:
     return foreign_name(module) in _FOREIGN_DROPS and not module.training
 
 
+def drops(target: Any) -> bool:
+    """Whether a module sets some of its input to zero at random, and scales the rest."""
+    return isinstance(target, nn.Module) and (type(target) in _DROPS or foreign_name(target) in _FOREIGN_DROPS)
+
+
 def looks(target: Any) -> bool:
     """Whether a module, function or method computes means of its input, and nothing else with it."""
     if isinstance(target, nn.Module):
