@@ -49,7 +49,10 @@ void dense_conv_forward(const DenseConv& conv) {
   }
   const Patches patches(p, conv.x);
   const PackedPointwise packed(table, p.inner_channels, p.out_channels, conv.packed);
-  const int64_t columns = p.output[2], tile = std::min(columns, packed.pixels_in_l1(table));
+  // Tiles take many pixels together, and read them from L2 as well.
+  const bool on_tiles = conv.pairs && table.operands.prepared(ElementType::kBFloat16);
+  const int64_t fit = on_tiles ? packed.pixels_in_l2(table) : packed.pixels_in_l1(table);
+  const int64_t columns = p.output[2], tile = std::min(columns, fit);
   const int64_t tiles = ceil_div(columns, tile);
   parallel_runs(p.batch * p.output[1], [&](int64_t begin, int64_t end) {
     float* panel = scratch(Scratch::kPanel, static_cast<std::size_t>(tile * packed.inner));

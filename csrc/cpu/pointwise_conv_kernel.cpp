@@ -46,6 +46,10 @@ int64_t PackedPointwise::pixels_in_l1(const KernelTable& table) const {
   return std::max(l1_cache_bytes() / 2 / (inner * kFloatBytes), 2 * table.tile_pixels);
 }
 
+int64_t PackedPointwise::pixels_in_l2(const KernelTable& table) const {
+  return std::max(l2_cache_bytes() / 4 / (inner * kFloatBytes), 2 * table.tile_pixels);
+}
+
 int64_t packed_pointwise_size(const KernelTable& table, int64_t channels, int64_t out_channels) {
   return ceil_div(out_channels, table.tile_columns) * table.tile_columns * (padded_inner(table, channels) + 1);
 }
@@ -69,8 +73,7 @@ void pointwise_conv_forward(const PointwiseConv& conv) {
   const bool large = (packed.bias - packed.weights) * kFloatBytes > l2_cache_bytes() / 2;
   const int64_t least = 2 * table.tile_pixels;
   const int64_t fair = std::max(least, ceil_div(conv.pixels, 2 * threads));
-  const int64_t in_l2 = std::max(l2_cache_bytes() / 4 / (packed.inner * kFloatBytes), least);
-  const int64_t tile = std::min(large ? in_l2 : packed.pixels_in_l1(table), fair);
+  const int64_t tile = std::min(large ? packed.pixels_in_l2(table) : packed.pixels_in_l1(table), fair);
   const int64_t tiles = ceil_div(conv.pixels, tile);
   // Few tiles: the output's channels are split, too.
   const int64_t splits = tiles >= 2 * threads || threads == 1 ? 1 : std::min(blocks, ceil_div(2 * threads, tiles));

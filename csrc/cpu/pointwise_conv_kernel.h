@@ -18,6 +18,8 @@ struct PackedPointwise {
   PackedPointwise(const KernelTable& table, int64_t channels, int64_t out_channels, const float* packed);
   // Pixels of a panel that fills half of L1, but no fewer than two micro-kernels take.
   int64_t pixels_in_l1(const KernelTable& table) const;
+  // The same of a quarter of L2.
+  int64_t pixels_in_l2(const KernelTable& table) const;
 };
 
 // Floats of packed weights: K blocks [inner, padded][column], then the bias.
