@@ -321,3 +321,16 @@ def test_training_under_autocast_runs_the_parts_whose_dtypes_are_known(what, x, 
     assert ours.dtype is theirs.dtype
     assert distance(ours.double(), wanted) < distance(theirs.double(), wanted)
     assert distance(_gradients(net), _gradients(exact)) < distance(_gradients(plain), _gradients(exact))
+
+
+def test_training_under_autocast_without_batch_norms_runs_as_before():
+    net = nn.Sequential(
+        nn.Conv2d(8, 8, 3, padding=1, groups=8), nn.Conv2d(8, 16, 1), nn.GELU(), nn.Conv2d(16, 8, 1)
+    ).train()
+    plain = copy.deepcopy(net)
+    assert dwsep.accelerate_(net).fused
+    x = torch.randn(2, 8, 9, 7)
+    for model in (net, plain):
+        _step(model, x)
+    for ours, theirs in zip(net.parameters(), plain.parameters(), strict=True):
+        assert torch.equal(ours.grad, theirs.grad)

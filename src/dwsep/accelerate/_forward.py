@@ -110,8 +110,11 @@ class Reading:
         return any(map(_TRAINING, self.norms))
 
     def trains_under_autocast(self, x: Tensor) -> bool:
-        """Whether it is known what dtypes autocast would give, and float32 can be computed with in its place."""
-        return x.dtype in self.autocast_dtypes and all(p.dtype is torch.float32 for p in self.parameters)
+        """Whether it is known what dtypes autocast would give, float32 can be computed with in its place, and there are
+        batch norms, without which products of bfloat16 are worth more than what is fused.
+        """
+        known = bool(self.norms) and x.dtype in self.autocast_dtypes
+        return known and all(p.dtype is torch.float32 for p in self.parameters)
 
     def training(self) -> _segments.Plan:
         """The plan to train with."""
