@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -334,3 +335,19 @@ def test_training_under_autocast_without_batch_norms_runs_as_before():
         _step(model, x)
     for ours, theirs in zip(net.parameters(), plain.parameters(), strict=True):
         assert torch.equal(ours.grad, theirs.grad)
+
+
+@pytest.mark.parametrize("tiles", [False, True])
+def test_training_under_autocast_leaves_wide_products_to_tiles(tiles, monkeypatch):
+    status = dwsep.ops.native_status()
+    isas = tuple({*status.supported_isas, "amx"} if tiles else {*status.supported_isas} - {"amx"})
+    monkeypatch.setattr(dwsep.ops, "native_status", lambda: replace(status, supported_isas=isas))
+    monkeypatch.setattr(_training, "ON_REFERENCES", True)
+    ran = []
+    run = _training.run
+    monkeypatch.setattr(_training, "run", lambda *a: (ran.append(True), run(*a))[1])
+    conv = nn.Conv2d(800, 800, 3, padding=1, groups=800)
+    net = nn.Sequential(conv, nn.BatchNorm2d(800), nn.ReLU(), nn.Conv2d(800, 800, 1), nn.BatchNorm2d(800)).train()
+    dwsep.accelerate_(net)
+    _step(net, torch.randn(2, 800, 3, 3))
+    assert ran == ([] if tiles else [True])
