@@ -241,8 +241,8 @@ class Bands {
 void by_rows(const Expansion& e) {
   const int64_t height = e.p.output[1], rows = e.p.batch * height, threads = thread_count();
   // Where there are images enough, each is a part.
-  const int64_t parts = e.p.batch >= 2 * threads ? std::min<int64_t>(e.p.batch, 16 * threads) : threads;
-  parallel_parts(parts, [&](int64_t begin, int64_t end) {
+  const int64_t parts = e.p.batch >= 2 * threads ? e.p.batch : threads;
+  parallel_runs(parts, [&](int64_t begin, int64_t end) {
     Bands bands(e);
     const int64_t last = rows * end / parts;
     for (int64_t row = rows * begin / parts; row < last;) {

@@ -35,15 +35,17 @@ inline int64_t thread_count() {
 #endif
 }
 
+// Parts which threads may take from each other.
+constexpr int64_t kMostTakenParts = 128;
+
 // f(i, i + 1) for each of [0, count), in any order: a thread goes through its share in order, then takes from the ends
 // of what the others have not begun. Threads are interrupted, and cores are not all alike: with shares that are fixed,
 // all wait for the slowest. Results must not depend on which thread computes what.
 template <class F>
 void parallel_parts(int64_t count, const F& f) {
-  constexpr int64_t kMost = 128;
   const int64_t threads = std::min(thread_count(), count);
-  if (threads <= 1 || count > kMost || count == threads) return parallel_for(count, 1, f);
-  std::array<std::atomic<bool>, kMost> taken;
+  if (threads <= 1 || count > kMostTakenParts || count == threads) return parallel_for(count, 1, f);
+  std::array<std::atomic<bool>, kMostTakenParts> taken;
   for (int64_t i = 0; i < count; ++i) taken[static_cast<std::size_t>(i)].store(false, std::memory_order_relaxed);
   const auto run = [&](int64_t i) {
     if (!taken[static_cast<std::size_t>(i)].exchange(true, std::memory_order_relaxed)) f(i, i + 1);
@@ -57,12 +59,15 @@ void parallel_parts(int64_t count, const F& f) {
   });
 }
 
-// f(begin, end) over [0, count) in a few consecutive parts a thread, handed out as parallel_parts does. Results must
-// not depend on which thread computes what, nor on the parts.
+// f(begin, end) over [0, count) in a few consecutive parts a thread, handed out as parallel_parts does; one a
+// thread where there are too many threads for more. Results must not depend on which thread computes what, nor on the
+// parts.
 template <class F>
 void parallel_runs(int64_t count, const F& f) {
-  constexpr int64_t kPerThread = 16, kMost = 128;
-  const int64_t parts = std::min({count, kPerThread * thread_count(), kMost});
+  constexpr int64_t kPerThread = 16;
+  const int64_t threads = thread_count(), each = std::min(kPerThread, kMostTakenParts / threads);
+  if (each < 2) return parallel_for(count, 1, f);
+  const int64_t parts = std::min(count, each * threads);
   parallel_parts(parts, [&](int64_t begin, int64_t end) { f(count * begin / parts, count * end / parts); });
 }
 

@@ -23,6 +23,17 @@ def _x():
     return torch.randn(2, 3, 20, 24).bfloat16()
 
 
+class Ends(nn.Module):
+    """A network with something behind it whose dtype under autocast nobody tells."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = Net()
+
+    def forward(self, x):
+        return torch.softmax(self.net(x), 1)
+
+
 def _net(**options) -> nn.Module:
     return randomise(Net(**options)).eval().bfloat16()
 
@@ -233,14 +244,6 @@ def test_autocast_of_a_sum_with_the_input_gives_what_eager_gives():
 
 
 def test_autocast_of_what_is_not_known_to_keep_its_dtype_runs_as_before(x):
-    class Ends(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.net = Net()
-
-        def forward(self, x):
-            return torch.softmax(self.net(x), 1)
-
     net = randomise(Ends()).eval()
     plain = copy.deepcopy(net)
     dwsep.accelerate_(net)
@@ -271,6 +274,13 @@ def _step(model: nn.Module, x: torch.Tensor, autocast: bool = True) -> torch.Ten
     return y
 
 
+def _runs(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """Grows by whether autocast is on with every training step that runs on stages."""
+    ran, run = [], _training.run
+    monkeypatch.setattr(_training, "run", lambda *a: (ran.append(torch.is_autocast_enabled("cpu")), run(*a))[1])
+    return ran
+
+
 def _gradients(model: nn.Module) -> torch.Tensor:
     return torch.cat([parameter.grad.double().flatten() for parameter in model.parameters()])
 
@@ -282,9 +292,7 @@ def test_training_under_autocast_is_closer_to_float64_than_eager(gate, dtype, x,
     net = randomise(Net(gate=gate)).train()
     plain, exact = copy.deepcopy(net), copy.deepcopy(net).double()
     dwsep.accelerate_(net)
-    ran = []
-    run = _training.run
-    monkeypatch.setattr(_training, "run", lambda *a: (ran.append(torch.is_autocast_enabled("cpu")), run(*a))[1])
+    ran = _runs(monkeypatch)
     x = x.to(dtype)
     inputs = [x.clone().requires_grad_() for _ in range(2)]
     ours, theirs = (_step(model, each) for model, each in zip((net, plain), inputs, strict=True))
@@ -303,14 +311,6 @@ def test_training_under_autocast_is_closer_to_float64_than_eager(gate, dtype, x,
 
 @pytest.mark.parametrize("what", ["softmax at the end", "weights of bfloat16"])
 def test_training_under_autocast_runs_the_parts_whose_dtypes_are_known(what, x, monkeypatch):
-    class Ends(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.net = Net()
-
-        def forward(self, x):
-            return torch.softmax(self.net(x), 1)
-
     monkeypatch.setattr(_training, "ON_REFERENCES", True)
     net = randomise(Ends() if what == "softmax at the end" else Net()).train()
     if what == "weights of bfloat16":
@@ -343,11 +343,9 @@ def test_training_under_autocast_leaves_wide_products_to_tiles(tiles, monkeypatc
     isas = tuple({*status.supported_isas, "amx"} if tiles else {*status.supported_isas} - {"amx"})
     monkeypatch.setattr(dwsep.ops, "native_status", lambda: replace(status, supported_isas=isas))
     monkeypatch.setattr(_training, "ON_REFERENCES", True)
-    ran = []
-    run = _training.run
-    monkeypatch.setattr(_training, "run", lambda *a: (ran.append(True), run(*a))[1])
+    ran = _runs(monkeypatch)
     conv = nn.Conv2d(800, 800, 3, padding=1, groups=800)
     net = nn.Sequential(conv, nn.BatchNorm2d(800), nn.ReLU(), nn.Conv2d(800, 800, 1), nn.BatchNorm2d(800)).train()
     dwsep.accelerate_(net)
     _step(net, torch.randn(2, 800, 3, 3))
-    assert ran == ([] if tiles else [True])
+    assert ran == ([] if tiles else [False])

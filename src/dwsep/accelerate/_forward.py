@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
-from torch.utils import _pytree as pytree
 from torch.utils.hooks import RemovableHandle
 
 from dwsep import _functorch, functional, ops
@@ -107,7 +106,7 @@ class Reading:
         self.channels = {sum(conv.in_channels for conv in convs) for convs in first}
         self.gains = gains(self.program)
         self.autocast_dtypes = _inference.dtypes_under_autocast(self.program)
-        self.is_wide = _mean_width(self.program) > _WIDE
+        self.left_to_tiles = _mean_width(self.program) > _WIDE and "amx" in ops.native_status().supported_isas
         self.plan: _inference.Plan | None = None
         self.autocast_plan: _inference.Plan | None = None
         self._training: _segments.Plan | None = None
@@ -126,7 +125,7 @@ class Reading:
         It does not where products of bfloat16 are worth more than what is fused: without batch norms, and, on CPUs
         which multiply tiles, where wide products are nearly all of a network.
         """
-        if not self.norms or (self.is_wide and "amx" in ops.native_status().supported_isas):
+        if not self.norms or self.left_to_tiles:
             return False
         return x.dtype in self.autocast_dtypes and all(p.dtype is torch.float32 for p in self.parameters)
 
@@ -224,10 +223,8 @@ class AcceleratedForward(_InstanceForward):
         if not autocast:
             return _training.run(reading.program, reading.training(), x, self.watch)
         with torch.autocast("cpu", enabled=False):
-            result = _training.run(reading.program, reading.training(), x.float(), self.watch)
-        leaves, spec = pytree.tree_flatten(result)
-        dtypes = reading.autocast_dtypes[x.dtype]
-        return pytree.tree_unflatten([leaf.to(dtype) for leaf, dtype in zip(leaves, dtypes, strict=True)], spec)
+            dtypes = reading.autocast_dtypes[x.dtype]
+            return _training.run(reading.program, reading.training(), x.float(), self.watch, dtypes)
 
     def _may_keep(self, x: Tensor) -> bool:
         if self.kept is not None and self.kept[1].dtype is not x.dtype:

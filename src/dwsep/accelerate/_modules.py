@@ -241,6 +241,7 @@ def has_work(module: nn.Module) -> bool:
     it.
     """
     inside = list(module.modules())
-    chains = any(isinstance(inner, (_BatchNorm, nn.Conv2d)) or _layers.is_depthwise(inner) for inner in inside)
+    if any(isinstance(inner, (_BatchNorm, nn.Conv2d)) or _layers.is_depthwise(inner) for inner in inside):
+        return True
     pools = any(type(inner) is nn.AdaptiveAvgPool2d or _is_global_pool(inner) for inner in inside)
-    return chains or (pools and any(map(is_linear, inside)))
+    return pools and any(map(is_linear, inside))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -44,7 +44,13 @@ def admits(program: Program) -> bool:
     return True
 
 
-def run(program: Program, plan: Plan, x: Tensor, watch: Watch | None = None) -> Any:
+def run(
+    program: Program,
+    plan: Plan,
+    x: Tensor,
+    watch: Watch | None = None,
+    dtypes: Sequence[torch.dtype] | None = None,
+) -> Any:
     """The output of a program for an input (N, C, H, W), differentiable; running statistics follow.
 
     Args:
@@ -52,6 +58,7 @@ def run(program: Program, plan: Plan, x: Tensor, watch: Watch | None = None) -> 
         plan: its steps, alone or in segments.
         x: the input.
         watch: called in place of each item of the plan, with its number and what runs it and returns what it made.
+        dtypes: of the results, tensors all of them; what they are made in where there are none.
     """
     values: list[Any] = [None] * plan.values
     keeps = is_channels_last(x) or any(is_channels_last(conv.weight) for s in program.stages() for conv in s.convs)
@@ -69,6 +76,8 @@ def run(program: Program, plan: Plan, x: Tensor, watch: Watch | None = None) -> 
     results = substitute(program.outputs, values)
     if not keeps:
         results = [r.contiguous() if isinstance(r, Tensor) and r.dim() == 4 else r for r in results]
+    if dtypes is not None:
+        results = [r.to(dtype) for r, dtype in zip(results, dtypes, strict=True)]
     spec = program.output_spec
     return results[0] if spec.is_leaf() else pytree.tree_unflatten(results, spec)
 
