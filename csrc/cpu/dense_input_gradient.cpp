@@ -55,7 +55,7 @@ int64_t DenseInputGradient::find_classes() {
     for (std::size_t i = 0; i < of_width.size(); ++i) {
       const AxisResidue& w = of_width[i];
       const int64_t inner = h.taps * w.taps * outputs_, inner_blocks = ceil_div(inner, lanes_);
-      const Operands operands = float_operands(table_, inner, channels_);
+      const Operands operands = float_operands(table_, inner, channels_, stage_.rounds);
       classes_.push_back({h,
                           w,
                           counts[i],
@@ -156,9 +156,9 @@ void DenseInputGradient::run_tile(const Class& of, int64_t image, Range rows, in
     });
   }
   PanelProduct job = {panel, of.inner_blocks, pixels, weights_ + of.weights_at, product, of.inner, 0, {}};
-  if (of.operands == Operands::kPieces && of.inner > 0) {
-    job.panel = panel_operand(table_, of.operands, panel, of.inner, pixels);
-    job.pieces = true;
+  if (of.inner > 0) {
+    job.panel = last_panel_operand(table_, of.operands, panel, of.inner, pixels);
+    job.operands = of.operands;
   }
   for (int64_t block = 0; block < column_blocks_; ++block) {
     const int64_t channel = block * table_.tile_columns;

@@ -102,7 +102,8 @@ void add_weight_gradient(const OutputRows& rows, const DenseStageGradients& grad
       rows.patches.gather(table, input_rows, first, pixels, input);
       table.outer_product({gradient, outputs, input, rows.inner_blocks, pixels, weight_sums, k_padded * lanes, false,
                            share_of(next, index, count),
-                           outer_product_memory(table, outputs, rows.inner_blocks, pixels)});
+                           outer_product_memory(table, outputs, rows.inner_blocks, pixels, rows.stage.rounds),
+                           rows.stage.rounds});
     });
   }
 }
@@ -150,11 +151,10 @@ void dense_stage_forward(const DenseStage& stage, const float* bias, float* y, d
   const RowUnits& units = rows.units;
   const int64_t inner = stage.problem.inner_channels, outputs = stage.problem.out_channels;
   const int64_t lanes = table.lanes, k_padded = ceil_div(outputs, table.tile_columns) * table.tile_columns;
-  const Operands operands = float_operands(table, inner, outputs);
+  const Operands operands = float_operands(table, inner, outputs, stage.rounds);
   const int64_t weight_floats = k_padded / table.tile_columns * weight_block_floats(table, operands, inner);
   // As in the pointwise stage.
-  const bool pieces = operands == Operands::kPieces;
-  const bool in_l2 = pieces || weight_floats * kFloatBytes > l2_cache_bytes() / 2;
+  const bool in_l2 = operands == Operands::kPieces || weight_floats * kFloatBytes > l2_cache_bytes() / 2;
   const int64_t budget = in_l2 ? l2_cache_bytes() / 4 : l1_cache_bytes() / 2;
   const int64_t tile = panel_pixels(table, operands, budget / (rows.inner_blocks * lanes * kFloatBytes));
   Layout layout;
@@ -179,10 +179,10 @@ void dense_stage_forward(const DenseStage& stage, const float* bias, float* y, d
         const Prefetch next = {{unit + 1 < units.count() ? rows.under(unit + 1) : MemoryRange{nullptr, 0}}};
         rows.for_tiles(unit, tile, [&](int64_t first, int64_t last, int64_t index, int64_t count) {
           rows.patches.gather(table, input_rows, first, last - first, panel);
-          table.pointwise_stage_tile({panel_operand(table, operands, panel, inner, last - first), inner, last - first,
-                                      outputs, memory + weights_at, packed_bias,
+          table.pointwise_stage_tile({last_panel_operand(table, operands, panel, inner, last - first), inner,
+                                      last - first, outputs, memory + weights_at, packed_bias,
                                       y + (rows.first_pixel(unit) + first) * outputs, outputs, own, k_padded, stream,
-                                      share_of(next, index, count), pieces});
+                                      share_of(next, index, count), operands});
         });
       }
     }

@@ -12,6 +12,7 @@ struct DenseStage {
   const float* x;
   StageLoad load;
   const float* weight;  // (K, kernel height, kernel width, C)
+  bool rounds = false;  // whether products may take operands rounded to bfloat16
 };
 
 // `sums` (2, K): of y and of its squares.

@@ -145,20 +145,23 @@ class Expansion {
     const bool pieces = table.operands.prepared(ElementType::kFloat32);
     const Operands plain = pieces ? Operands::kPieces : Operands::kFloats;
     const Operands operands = conv.options.pairs ? Operands::kPairs : plain;
-    table.pointwise_tile({panel_operand(table, operands, panel, p.inner_channels, pixels, block_stride),
-                          block_stride,
-                          p.inner_channels,
-                          pixels,
-                          p.out_channels,
-                          weights.pointwise,
-                          weights.pointwise_bias,
-                          conv.options.activation,
-                          conv.options.residual == Residual::kInput ? addend + at : nullptr,
-                          conv.out + at,
-                          0,
-                          ceil_div(p.out_channels, table.tile_columns),
-                          {},
-                          operands});
+    // Pairs have taken the panel's place already.
+    const bool prepares = operands == Operands::kPieces;
+    table.pointwise_tile(
+        {prepares ? panel_operand(table, operands, panel, p.inner_channels, pixels, block_stride) : panel,
+         block_stride,
+         p.inner_channels,
+         pixels,
+         p.out_channels,
+         weights.pointwise,
+         weights.pointwise_bias,
+         conv.options.activation,
+         conv.options.residual == Residual::kInput ? addend + at : nullptr,
+         conv.out + at,
+         0,
+         ceil_div(p.out_channels, table.tile_columns),
+         {},
+         operands});
   }
 };
 

@@ -28,7 +28,7 @@ ExpandedStageBackward::ExpandedStageBackward(const PointwiseStage& expand, float
       lanes_(table_.lanes),
       blocks_(ceil_div(expand.channels, lanes_)),
       out_blocks_(ceil_div(expand.out_channels, lanes_)),
-      operands_(float_operands(table_, expand.out_channels, expand.channels)),
+      operands_(float_operands(table_, expand.out_channels, expand.channels, expand.rounds)),
       centred_(expand) {}
 
 int64_t ExpandedStageBackward::column_blocks() const { return ceil_div(expand_.channels, table_.tile_columns); }
@@ -112,7 +112,8 @@ void ExpandedStageBackward::take(int64_t part, int64_t first, int64_t pixels, co
   }
   table_.outer_product({memory, expand_.channels, panel, out_blocks_, pixels, products_ + part * products_floats(),
                         padded() * lanes_, false, share_of(next, x_gradient_ != nullptr ? 1 : 0, 2),
-                        outer_product_memory(table_, expand_.channels, out_blocks_, pixels)});
+                        outer_product_memory(table_, expand_.channels, out_blocks_, pixels, expand_.rounds),
+                        expand_.rounds});
   table_.outer_product({memory,
                         expand_.channels,
                         memory,

@@ -220,14 +220,32 @@ void pack_weights(const ConvProblem& problem, const KernelTable& kernels, const 
   }
 }
 
+Operands float_operands(const KernelTable& kernels, int64_t inner, int64_t outputs, bool rounds) {
+  // A panel of pairs is made in a pass over it, and a few outputs don't make up for that.
+  constexpr int64_t kLeast = 16;
+  if (takes_pairs(kernels, rounds) && inner >= kLeast && outputs >= kLeast) return Operands::kPairs;
+  return kernels.operands.pays(inner, outputs) ? Operands::kPieces : Operands::kFloats;
+}
+
+void pack_block_operand(const KernelTable& kernels, Operands operands, const float* plain, int64_t inner,
+                        float* target) {
+  if (operands == Operands::kPairs) {
+    kernels.pairs.columns(plain, inner, target);
+  } else {
+    kernels.operands.pack_weights(ElementType::kFloat32, plain, inner, target);
+  }
+}
+
 int64_t weight_block_floats(const KernelTable& kernels, Operands operands, int64_t inner) {
   const int64_t padded = padded_to(kernels.lanes, inner), columns = kernels.tile_columns;
-  if (operands != Operands::kPieces) return padded * columns;
+  if (operands == Operands::kFloats) return padded * columns;
+  if (operands == Operands::kPairs) return padded_to(2 * kernels.lanes, inner) / 2 * columns;
   return kernels.operands.floats(ElementType::kFloat32, columns, padded);
 }
 
 int64_t panel_operand_floats(const KernelTable& kernels, Operands operands, int64_t inner, int64_t pixels) {
-  if (operands != Operands::kPieces) return 0;
+  if (operands == Operands::kFloats) return 0;
+  if (operands == Operands::kPairs) return padded_to(2 * kernels.lanes, inner) / 2 * pixels;
   return kernels.operands.floats(ElementType::kFloat32, pixels, padded_to(kernels.lanes, inner));
 }
 
@@ -243,13 +261,13 @@ void pack_blocks(const KernelTable& kernels, int64_t blocks, int64_t padded, flo
                [&](int64_t begin, int64_t end) {
                  for (int64_t block = begin; block < end; ++block) {
                    float* target = packed + block * block_floats;
-                   if (operands != Operands::kPieces) {
+                   if (operands == Operands::kFloats) {
                      fill(block, target);
                      continue;
                    }
                    float* plain = scratch(Scratch::kBlock, static_cast<std::size_t>(plain_floats));
                    fill(block, plain);
-                   kernels.operands.pack_weights(ElementType::kFloat32, plain, padded, target);
+                   pack_block_operand(kernels, operands, plain, padded, target);
                  }
                });
 }

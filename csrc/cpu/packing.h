@@ -42,9 +42,14 @@ inline bool takes_pairs(const KernelTable& kernels, bool bfloat16) {
 void pack_weights(const ConvProblem& problem, const KernelTable& kernels, const WeightSources& sources, float* memory,
                   bool pairs = false);
 
-// What floats of so many inner channels are multiplied as with so many outputs.
-inline Operands float_operands(const KernelTable& kernels, int64_t inner, int64_t outputs) {
-  return kernels.operands.pays(inner, outputs) ? Operands::kPieces : Operands::kFloats;
+// What floats of so many inner channels are multiplied as with so many outputs. With `rounds` they may be rounded to
+// bfloat16, and are where that is the faster.
+Operands float_operands(const KernelTable& kernels, int64_t inner, int64_t outputs, bool rounds = false);
+
+// Whether products of such operands take their pixels in tiles, a whole number of which a panel should have.
+inline bool multiplies_tiles(const KernelTable& kernels, Operands operands) {
+  const bool halves = operands == Operands::kPairs && kernels.operands.prepared(ElementType::kBFloat16);
+  return halves || operands == Operands::kPieces;
 }
 
 // Floats of one block of such a weight's columns.
@@ -53,8 +58,12 @@ int64_t weight_block_floats(const KernelTable& kernels, Operands operands, int64
 // And of an operand made of a panel of so many pixels; 0 where there is none, the panel being one itself.
 int64_t panel_operand_floats(const KernelTable& kernels, Operands operands, int64_t inner, int64_t pixels);
 
+// Such a block's operand, pieces or pairs, of the plain weights [inner, whole vectors][column].
+void pack_block_operand(const KernelTable& kernels, Operands operands, const float* plain, int64_t inner,
+                        float* target);
+
 // A pointwise weight (out_channels, inner) alone, float32: [K block][inner, padded to whole vectors][column], or its
-// pieces.
+// pieces or pairs.
 void pack_pointwise_blocks(const KernelTable& kernels, const float* weight, int64_t inner, int64_t out_channels,
                            float* packed, Operands operands = Operands::kFloats);
 
@@ -67,7 +76,7 @@ inline void pair_panel_in_place(const KernelTable& kernels, int64_t inner, int64
 }
 
 // A pointwise weight the other way round, from outputs to inputs: [column block of inputs][output, padded to whole
-// vectors][column], or the pieces of that.
+// vectors][column], or the pieces or pairs of that.
 void pack_pointwise_transposed(const KernelTable& kernels, const float* weight, int64_t inner, int64_t out_channels,
                                float* packed, Operands operands = Operands::kFloats);
 

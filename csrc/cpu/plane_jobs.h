@@ -133,7 +133,7 @@ struct PanelProduct {
   int64_t inner;    // channels in the inner blocks
   int64_t columns;  // of the target which are wanted, a block's at most
   Prefetch prefetch;
-  bool pieces = false;  // panel and weights are operands of pieces
+  Operands operands = Operands::kFloats;  // what panel and weights are
 };
 
 // The products of two panels' pixels, summed over the pixels.
@@ -147,7 +147,8 @@ struct PanelOuterProduct {
   int64_t sums_stride;  // floats from a vector's sums to the next's
   bool first;           // whether there is nothing yet to add to
   Prefetch prefetch;
-  float* memory = nullptr;  // for operands of pieces, as outer_floats says
+  float* memory = nullptr;  // for operands of their own, as outer_floats says
+  bool rounds = false;      // whether they may be rounded to bfloat16, as outer_floats was told
 };
 
 // A row of pixels of a channels-last float tensor on its way into planes: through its norm and activation, or, a
@@ -257,7 +258,7 @@ struct PointwiseStageTile {
   int64_t sums_stride;
   bool stream;  // store past the caches: `out` and the channels are whole cache lines
   Prefetch prefetch;
-  bool pieces = false;  // panel and weights are operands of pieces
+  Operands operands = Operands::kFloats;  // what panel and weights are
 };
 
 // A slice of a kernel with three axes: floats from the plane to what it reads, and from the weights to its own.
@@ -407,7 +408,7 @@ struct OperandKernels {
   // The rows of a panel [inner block][pixel][lane] of floats.
   void (*pack_panel)(const float* panel, int64_t block_stride, int64_t blocks, int64_t pixels, float* operand);
   // The same two of the products of two panels' pixels: floats of memory, 0 where they are multiplied as they lie.
-  int64_t (*outer_floats)(int64_t rows, int64_t vectors, int64_t pixels);
+  int64_t (*outer_floats)(int64_t rows, int64_t vectors, int64_t pixels, bool rounds);
 };
 
 }  // namespace dwsep

@@ -25,6 +25,7 @@ constexpr auto kFloatBytes = static_cast<int64_t>(sizeof(float));
 class Pixels {
  public:
   int64_t count, parts, tile;
+  bool whole_tiles;  // all but a part's last
 
   int64_t begin(int64_t part) const { return count * part / parts; }
 
@@ -42,7 +43,8 @@ class Pixels {
  private:
   int64_t tiles_of(int64_t part) const { return ceil_div(begin(part + 1) - begin(part), tile); }
   int64_t at(int64_t part, int64_t i) const {
-    return begin(part) + (begin(part + 1) - begin(part)) * i / std::max<int64_t>(1, tiles_of(part));
+    const int64_t size = begin(part + 1) - begin(part);
+    return begin(part) + (whole_tiles ? std::min(size, i * tile) : size * i / std::max<int64_t>(1, tiles_of(part)));
   }
 };
 
@@ -67,10 +69,11 @@ class Backward {
         inner_blocks_(ceil_div(stage.channels, lanes_)),
         column_blocks_(ceil_div(stage.channels, table_.tile_columns)),
         vectors_(table_.tile_columns / lanes_),
-        operands_(float_operands(table_, stage.out_channels, stage.channels)) {
+        operands_(float_operands(table_, stage.out_channels, stage.channels, stage.rounds)) {
     const int64_t bytes_of_pixel = (k_blocks_ + inner_blocks_) * lanes_ * kFloatBytes;
     const int64_t fit = l2_cache_bytes() / 2 / bytes_of_pixel;
     pixels_.tile = panel_pixels(table_, operands_, fit);
+    pixels_.whole_tiles = multiplies_tiles(table_, operands_);
     pixels_.count = stage.pixels;
     pixels_.parts = 2;
     while (pixels_.parts < 8 && pixels_.parts * 256 < stage.pixels) pixels_.parts *= 2;
@@ -146,7 +149,7 @@ void Backward::run_tile(int64_t part, int64_t first, int64_t end, int64_t next_e
         streams(gradients_.x_gradient, stage_.pixels, stage_.channels, stage_.x_stride, kTrainingStreamBytes);
     PanelProduct job = {gradient, k_blocks_, pixels, transposed_, product, outputs, 0, {}};
     job.panel = panel_operand(table_, operands_, gradient, outputs, pixels);
-    job.pieces = operands_ == Operands::kPieces;
+    job.operands = operands_;
     for (int64_t block = 0; block < column_blocks_; ++block) {
       const int64_t channel = block * table_.tile_columns;
       job.columns = std::min(table_.tile_columns, stage_.channels - channel);
@@ -169,7 +172,7 @@ void Backward::run_tile(int64_t part, int64_t first, int64_t end, int64_t next_e
     table_.outer_product({gradient, outputs, input, inner_blocks_, pixels, weight_sums_ + part * weight_floats(),
                           k_padded() * lanes_, is_first,
                           next_rows(end + (next_end - end) * multiplied / shares, next_end),
-                          outer_product_memory(table_, outputs, inner_blocks_, pixels)});
+                          outer_product_memory(table_, outputs, inner_blocks_, pixels, stage_.rounds), stage_.rounds});
   }
 }
 
@@ -277,7 +280,7 @@ void pointwise_stage_forward(const PointwiseStage& stage, const float* bias, flo
   const int64_t lanes = table.lanes, inner_blocks = ceil_div(stage.channels, lanes);
   const int64_t blocks = ceil_div(stage.out_channels, table.tile_columns), k_padded = blocks * table.tile_columns;
   const int64_t bytes_of_pixel = inner_blocks * lanes * kFloatBytes;
-  const Operands operands = float_operands(table, stage.channels, stage.out_channels);
+  const Operands operands = float_operands(table, stage.channels, stage.out_channels, stage.rounds);
   const int64_t weight_floats = blocks * weight_block_floats(table, operands, stage.channels);
   // As in the separable forward: a panel in L1 while the weights stream from L2, a larger one where they outgrow it.
   const bool large = weight_floats * kFloatBytes > l2_cache_bytes() / 2;
@@ -285,6 +288,7 @@ void pointwise_stage_forward(const PointwiseStage& stage, const float* bias, flo
   Pixels pixels = {};
   pixels.count = stage.pixels;
   pixels.tile = panel_pixels(table, operands, budget / bytes_of_pixel);
+  pixels.whole_tiles = multiplies_tiles(table, operands);
   pixels.parts = std::clamp<int64_t>(stage.pixels / (2 * table.tile_pixels), 1, 16);
 
   Layout layout;
@@ -307,8 +311,7 @@ void pointwise_stage_forward(const PointwiseStage& stage, const float* bias, flo
       pixels.for_tiles(part, [&](int64_t first, int64_t next, int64_t next_end) {
         const int64_t count = next - first;
         load_inputs(table, stage, first, count, panel);
-        const bool pieces = operands == Operands::kPieces;
-        table.pointwise_stage_tile({panel_operand(table, operands, panel, stage.channels, count),
+        table.pointwise_stage_tile({last_panel_operand(table, operands, panel, stage.channels, count),
                                     stage.channels,
                                     count,
                                     stage.out_channels,
@@ -320,7 +323,7 @@ void pointwise_stage_forward(const PointwiseStage& stage, const float* bias, flo
                                     k_padded,
                                     stream,
                                     {{input_rows(stage, next, next_end)}},
-                                    pieces});
+                                    operands});
       });
     }
     table.finish_streams();

@@ -23,6 +23,7 @@ struct PointwiseStage {
   // (images, channels): times the activation. Of a gated stage, x's gradient is that of the product.
   const float* gate = nullptr;
   int64_t image_pixels = 0;  // of an image, with a gate alone
+  bool rounds = false;       // whether products may take operands rounded to bfloat16
 };
 
 // `sums` (2, out_channels): of y and of its squares.

@@ -26,7 +26,7 @@ SeparableBackwardPlan::SeparableBackwardPlan(const ConvProblem& of, Activation b
   inner_blocks = planes.blocks * problem.multiplier;
   column_blocks = ceil_div(inner_blocks * lanes, planes.table.tile_columns);
   vectors = planes.table.tile_columns / lanes;
-  operands = float_operands(planes.table, problem.out_channels, inner_blocks * lanes);
+  operands = float_operands(planes.table, problem.out_channels, inner_blocks * lanes, rounds());
   depthwise_tensors = {nullptr,
                        {},
                        tensors.x,
@@ -74,9 +74,9 @@ void SeparableBackwardPlan::pack_transposed(const T* pointwise, bool add_depthwi
   const int64_t grain = std::max<int64_t>(1, 32768 / (k_padded() * columns));
   parallel_for(column_blocks, grain, [&](int64_t begin, int64_t end) {
     for (int64_t block = begin; block < end; ++block) {
-      const bool pieces = operands == Operands::kPieces;
+      const bool plain = operands == Operands::kFloats;
       float* packed = memory + block * transposed_block_floats();
-      float* target = pieces ? scratch(Scratch::kBlock, static_cast<std::size_t>(k_padded() * columns)) : packed;
+      float* target = plain ? packed : scratch(Scratch::kBlock, static_cast<std::size_t>(k_padded() * columns));
       std::fill_n(target, k_padded() * columns, 0.0f);
       int64_t run = 0;
       for (int64_t column = 0; column < columns; column += run) {
@@ -92,7 +92,7 @@ void SeparableBackwardPlan::pack_transposed(const T* pointwise, bool add_depthwi
           if (add_depthwise && k >= channel && k < channel + run) out[k - channel] += 1.0f;
         }
       }
-      if (pieces) planes.table.operands.pack_weights(ElementType::kFloat32, target, k_padded(), packed);
+      if (!plain) pack_block_operand(planes.table, operands, target, k_padded(), packed);
     }
   });
 }

@@ -31,6 +31,8 @@ struct SeparableBackwardPlan {
 
   SeparableBackwardPlan(const ConvProblem& of, Activation between, const SeparableBackwardTensors& all);
 
+  // As separate layers of that type do: between them a tensor of it would lie.
+  bool rounds() const { return problem.element_type == ElementType::kBFloat16; }
   bool wants_below() const {
     return tensors.x_gradient != nullptr || tensors.depthwise_gradient != nullptr ||
            tensors.depthwise_bias_gradient != nullptr;

@@ -64,7 +64,7 @@ RowPanels SeparableBackwardRows::fill_tile(const Tile& tile, int64_t first_image
                         plan_.planes.table.tile_columns,
                         {}};
     job.panel = panel_operand(plan_.planes.table, plan_.operands, gradient, plan_.problem.out_channels, pixels);
-    job.pieces = plan_.operands == Operands::kPieces;
+    job.operands = plan_.operands;
     for (int64_t block = 0; block < plan_.column_blocks; ++block) {
       job.prefetch = next_pixels(tile, block, block + 1, shares());
       plan_.planes.table.multiply_panel(job, block);
@@ -93,7 +93,8 @@ void SeparableBackwardRows::add_products(const RowPanels& panels, int64_t begin,
   plan_.planes.table.outer_product(
       {panels.gradient, plan_.k_padded(), panels.depthwise + begin * panels.pixels * lanes, end - begin, panels.pixels,
        sums + begin * stride, stride, first, prefetch,
-       outer_product_memory(plan_.planes.table, plan_.k_padded(), end - begin, panels.pixels)});
+       outer_product_memory(plan_.planes.table, plan_.k_padded(), end - begin, panels.pixels, plan_.rounds()),
+       plan_.rounds()});
 }
 
 void SeparableBackwardRows::add_bias(const RowPanels& panels, float* sums) const {

@@ -26,7 +26,8 @@ struct DenseArguments {
     return {problem,
             input.data(),
             {nullptr, input.scale_or_null(), input.shift_or_null(), input.activation},
-            floats(weight)};
+            floats(weight),
+            input.rounds};
   }
   std::vector<int64_t> output_sizes() const {
     return sizes_of(problem.batch, problem.out_channels, {problem.output + 1, problem.output + 3});

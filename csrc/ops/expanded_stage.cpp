@@ -77,9 +77,19 @@ ExpandedStageGradients expanded_stage_backward(
                                   static_cast<const float*>(data_or_null(correction)),
                                   static_cast<double*>(sums.mutable_data_ptr()),
                                   channels};
-  const PointwiseStage expand = {
-      narrow.pixels(),   inner,         channels, narrow.data(), narrow.scale_or_null(), narrow.shift_or_null(),
-      narrow.activation, floats(dense), inner,    channels};
+  const PointwiseStage expand = {narrow.pixels(),
+                                 inner,
+                                 channels,
+                                 narrow.data(),
+                                 narrow.scale_or_null(),
+                                 narrow.shift_or_null(),
+                                 narrow.activation,
+                                 floats(dense),
+                                 inner,
+                                 channels,
+                                 nullptr,
+                                 0,
+                                 narrow.rounds};
   ExpandedStageBackward backward(expand, wants_x ? mutable_floats(of_x) : nullptr);
   backward.run(plan, {depthwise.const_data_ptr(), nullptr, nullptr, nullptr}, of_stage, tensors);
   const auto [own, of_norm_weight, of_norm_bias] = stage_correction(sums, mean, invstd, norm_weight, narrow.pixels());

@@ -72,8 +72,8 @@ class MixedStage {
   Strides input_strides(const Part& part) const { return channels_last_strides(part.problem.input, inputs_); }
   Strides output_strides(const Part& part) const { return channels_last_strides(part.problem.output, outputs_); }
   PointwiseStage pointwise(const Part& part) const {
-    return {input_.pixels(), part.inputs,       part.outputs,        x(part), scale(part),
-            shift(part),     input_.activation, floats(part.weight), inputs_, outputs_};
+    return {input_.pixels(),     part.inputs, part.outputs, x(part), scale(part), shift(part),  input_.activation,
+            floats(part.weight), inputs_,     outputs_,     nullptr, 0,           input_.rounds};
   }
 
  private:

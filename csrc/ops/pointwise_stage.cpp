@@ -33,6 +33,7 @@ struct PointwiseArguments {
     PointwiseStage made = {input.pixels(),        input.channels(),      weight.size(0),   input.data(),
                            input.scale_or_null(), input.shift_or_null(), input.activation, floats(weight),
                            input.channels(),      weight.size(0)};
+    made.rounds = input.rounds;
     if (gate.has_value()) {
       made.gate = floats(*gate);
       made.image_pixels = 1;

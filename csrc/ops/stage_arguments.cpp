@@ -10,7 +10,13 @@ namespace {
 using torch::headeronly::MemoryFormat;
 using torch::headeronly::ScalarType;
 
+thread_local bool rounded_products = false;
+
 }  // namespace
+
+RoundedProducts::RoundedProducts(bool allowed) : before_(rounded_products) { rounded_products = allowed; }
+RoundedProducts::~RoundedProducts() { rounded_products = before_; }
+bool RoundedProducts::are_allowed() { return rounded_products; }
 
 StageInput::StageInput(const Tensor& input, const std::optional<Tensor>& input_scale,
                        const std::optional<Tensor>& input_shift, const std::string& name)

@@ -14,11 +14,25 @@
 
 namespace dwsep {
 
+// While it exists, products of this thread's stages may take operands rounded to bfloat16, if it says so.
+class RoundedProducts {
+ public:
+  explicit RoundedProducts(bool allowed);
+  ~RoundedProducts();
+  RoundedProducts(const RoundedProducts&) = delete;
+  RoundedProducts& operator=(const RoundedProducts&) = delete;
+  static bool are_allowed();
+
+ private:
+  bool before_;
+};
+
 // A stage's input with its norm and activation, checked; float32 alone.
 struct StageInput {
   Tensor x;  // channels last, dense, 4 or 5 axes
   std::optional<Tensor> scale, shift;
   Activation activation;
+  bool rounds = RoundedProducts::are_allowed();
 
   StageInput(const Tensor& x, const std::optional<Tensor>& scale, const std::optional<Tensor>& shift,
              const std::string& activation);

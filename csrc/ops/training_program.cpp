@@ -79,7 +79,8 @@ Tensor each(const Tensor& x, const F& f) {
 
 Tensors training_program(const Tensors& inputs, const Tensors& parameters, const Tensors& running,
                          const std::vector<int64_t>& table, const std::vector<int64_t>& activations,
-                         const std::vector<double>& norms) {
+                         const std::vector<double>& norms, bool rounds) {
+  const RoundedProducts products(rounds);
   const auto steps = training::read_steps(table, inputs.size(), activations.size(), parameters.size(), norms);
   std::vector<Value> values = training::make_values(inputs, activations);
   Tensors made;

@@ -354,7 +354,8 @@ class Backward {
 Tensors training_program_backward(const Tensors& grads, const Tensors& inputs, const Tensors& parameters,
                                   const Tensors& made, const std::vector<int64_t>& table,
                                   const std::vector<int64_t>& activations, const std::vector<double>& norms,
-                                  const std::vector<int64_t>& outputs, const std::vector<bool>& wants) {
+                                  const std::vector<int64_t>& outputs, const std::vector<bool>& wants, bool rounds) {
+  const RoundedProducts products(rounds);
   STD_TORCH_CHECK(grads.size() == outputs.size(), "grads must have an entry for each of outputs");
   const auto steps = training::read_steps(table, inputs.size(), activations.size(), parameters.size(), norms);
   Backward backward(inputs, parameters, made, steps, activations, wants);

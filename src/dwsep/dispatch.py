@@ -14,7 +14,7 @@ from dwsep.errors import unknown_name
 from dwsep.geometry import ConvGeometry
 from dwsep.kernels import reference
 from dwsep.kernels.triton import support
-from dwsep.ops import _composed, _depthwise_cuda, depthwise_conv, native_status, separable_conv
+from dwsep.ops import _depthwise_cuda, depthwise_conv, native_status, separable_conv
 
 CPU_DTYPES = (torch.float32, torch.bfloat16)
 BACKENDS = ("auto", "cpu", "triton", "reference")
@@ -124,15 +124,12 @@ def _has_bfloat16_products() -> bool:
     return bool(_CAPABILITIES.get("avx512_bf16") or _CAPABILITIES.get("amx_bf16"))
 
 
-def stock_reasons(op: str, dtype: torch.dtype, gradient: bool) -> list[str]:
+def stock_reasons(op: str, dtype: torch.dtype) -> list[str]:
     """Why PyTorch's own kernels are the faster choice for a problem that the native ones could run; measured."""
-    if not _multiplies_bfloat16(op, dtype) or gradient or native_status().isa in _BFLOAT16_ISAS:
+    halves = op == "separable_conv" and dtype == torch.bfloat16 and _has_bfloat16_products()
+    if not halves or native_status().isa in _BFLOAT16_ISAS:
         return []
     return ["this CPU has bfloat16 products, and PyTorch's use of them is the faster"]
-
-
-def _multiplies_bfloat16(op: str, dtype: torch.dtype) -> bool:
-    return op == "separable_conv" and dtype == torch.bfloat16 and _has_bfloat16_products()
 
 
 def _stock_cuda_reasons(geometry: ConvGeometry, channels_last: bool) -> list[str]:
@@ -165,11 +162,9 @@ def _decide(
     if refused.get(backend):
         raise NotImplementedError(f"backend {backend!r} cannot run {op}: " + "; ".join(refused[backend]))
     if backend == "auto" and not refused["cpu"]:
-        refused["cpu"] = tuple(stock_reasons(op, dtype, gradient))
+        refused["cpu"] = tuple(stock_reasons(op, dtype))
     if backend == "cpu" or (backend == "auto" and not refused["cpu"]):
         del refused["cpu"]
-        if backend == "auto" and gradient and _multiplies_bfloat16(op, dtype):
-            return Selection("cpu", _composed.separable_conv, _composed.WITH_AUTOGRAD, MappingProxyType(refused))
         kernel = getattr(torch.ops.dwsep, op).default
         return Selection("cpu", kernel, CPU_DIRECT[op][gradient], MappingProxyType(refused))
     if backend == "auto" and not refused["triton"]:

@@ -71,12 +71,11 @@ def test_plan_takes_names_batches_and_a_size():
     ]
 
 
-def test_plan_in_bfloat16_is_for_inference():
-    assert [task.key for task in plan([TINY_NETWORK], dtype="bfloat16", batches=[2])] == [
-        "network mobilenetv3_small_050@224 batch 2 inference bfloat16"
-    ]
-    with pytest.raises(ValueError, match="dtype must be float32 in training"):
-        plan([TINY_NETWORK], dtype="bfloat16", training=True)
+@pytest.mark.parametrize(("training", "mode"), [(False, "inference"), (True, "training")])
+def test_plan_in_bfloat16(training, mode):
+    tasks = plan([TINY_NETWORK], dtype="bfloat16", training=training, batches=[2])
+    assert [task.key for task in tasks] == [f"network mobilenetv3_small_050@224 batch 2 {mode} bfloat16"]
+    assert [task.autocasts for task in tasks] == [training]
     with pytest.raises(ValueError, match="float16"):
         plan([TINY_NETWORK], dtype="float16")
 
@@ -97,6 +96,26 @@ def test_networks_of_bfloat16(peer):
     with torch.no_grad():
         built = NETWORK_BUILDERS[peer](problem)
         assert find_fault(compute_network_truth(problem), built.tensors(built.call()))[0] is None
+
+
+@pytest.mark.parametrize("peer", ["dwsep", "nchw", "channels_last", *RUNTIMES])
+def test_training_in_bfloat16_is_autocast(peer):
+    problem = make_network_problem(NetworkTask(NetworkCase.make(TINY_NETWORK, 2, 64), True, dtype="bfloat16"))
+    assert {tensor.dtype for tensor in (*problem.network.parameters(), problem.x)} == {torch.float32}
+    if peer in RUNTIMES:
+        with pytest.raises(CannotRun, match="inference only"):
+            NETWORK_BUILDERS[peer](problem)
+        return
+    if peer == "dwsep" and not native_status().loaded:
+        pytest.skip(f"native library: {native_status().reason}")
+    truth = compute_network_truth(problem)
+    built = NETWORK_BUILDERS[peer](problem)
+    y = built.call()
+    assert y.dtype is torch.bfloat16
+    assert find_fault(truth, built.tensors(y))[0] is None
+    # Rounding is seen, so that float32's truth would not be what it is compared with.
+    exact = truth.values[0]
+    assert (y.double() - exact).norm() > 1e-4 * exact.norm()
 
 
 @pytest.mark.parametrize(

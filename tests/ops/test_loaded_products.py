@@ -158,10 +158,10 @@ def test_where_it_is_used(takes, loaded, monkeypatch):
     seen: list[int] = []
     plain = _segments.Lowered.run
 
-    def run(self, inputs):
+    def run(self, inputs, rounds):
         kinds, options = self.steps[:: len(COLUMNS)], self.steps[len(COLUMNS) - 1 :: len(COLUMNS)]
         seen.append(sum(kind == Kind.GATED and option >= 2 for kind, option in zip(kinds, options, strict=True)))
-        return plain(self, inputs)
+        return plain(self, inputs, rounds)
 
     monkeypatch.setattr(_segments.Lowered, "run", run)
     net = randomise(_Block(takes))

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 from torch.utils.hooks import RemovableHandle
 
-from dwsep import _functorch, functional, ops
+from dwsep import _functorch, functional
 from dwsep.accelerate import _inference, _modules, _segments, _tracing, _training
 from dwsep.accelerate._matching import match
 from dwsep.accelerate._program import Program
@@ -20,9 +20,6 @@ from dwsep.geometry import ConvGeometry
 
 # A module whose state changes at every call is not worth reading again at every call.
 _MOST_READINGS = 16
-# The narrower side of a network's pointwise weights, on average, from which their products are nearly all of its time:
-# measured, Xception has 860 and is slower in float32 stages than in autocast's tiles, MobileNetV1 660 and faster.
-_WIDE = 760
 _TRAINING = operator.attrgetter("training")
 _REQUIRES_GRAD = Tensor.requires_grad.__get__  # type: ignore[attr-defined]
 
@@ -87,13 +84,6 @@ def _steers(key: str, value: Any) -> bool:
     return not key.startswith("_") and (value is None or type(value) in (bool, float))
 
 
-def _mean_width(program: Program) -> float:
-    """The narrower side of the pointwise weights, averaged over their elements; 0 where there are none."""
-    weights = [c.weight for stage in program.stages() for c in stage.convs if _modules.is_pointwise(c)]
-    elements = sum(weight.numel() for weight in weights)
-    return sum(weight.numel() * min(weight.shape[:2]) for weight in weights) / max(1, elements)
-
-
 class Reading:
     """A module's program in one state, with what was prepared from it."""
 
@@ -106,7 +96,6 @@ class Reading:
         self.channels = {sum(conv.in_channels for conv in convs) for convs in first}
         self.gains = gains(self.program)
         self.autocast_dtypes = _inference.dtypes_under_autocast(self.program)
-        self.left_to_tiles = _mean_width(self.program) > _WIDE and "amx" in ops.native_status().supported_isas
         self.plan: _inference.Plan | None = None
         self.autocast_plan: _inference.Plan | None = None
         self._training: _segments.Plan | None = None
@@ -120,13 +109,7 @@ class Reading:
         return any(map(_TRAINING, self.norms))
 
     def trains_under_autocast(self, x: Tensor) -> bool:
-        """Whether it is known what dtypes autocast would give, and float32 can be computed with in its place and pays.
-
-        It does not where products of bfloat16 are worth more than what is fused: without batch norms, and, on CPUs
-        which multiply tiles, where wide products are nearly all of a network.
-        """
-        if not self.norms or self.left_to_tiles:
-            return False
+        """Whether it is known what dtypes autocast would give, and float32 can be computed with in its place."""
         return x.dtype in self.autocast_dtypes and all(p.dtype is torch.float32 for p in self.parameters)
 
     def training(self) -> _segments.Plan:

@@ -216,8 +216,8 @@ class Lowered:
         weight, bias = self._parameter(linear, "weight"), self._parameter(linear, "bias")
         return self._row(Kind.CONV, source, (shape[0], linear.out_features), weight=weight, bias=bias, depthwise=0)
 
-    def run(self, inputs: list[Tensor]) -> tuple[Tensor, ...]:
-        """The segment's results, differentiable; running statistics follow."""
+    def run(self, inputs: list[Tensor], rounds: bool = False) -> tuple[Tensor, ...]:
+        """The segment's results, differentiable; running statistics follow. Products may round, or not."""
         parameters = [p for module, name in self.places if (p := _parameter(module, name)) is not None]
         # All of them are checked before the first batch is counted.
         norms = [BatchNorm(norm, shape) for norm, shape in zip(self.norms, self.counts, strict=True)]
@@ -234,7 +234,7 @@ class Lowered:
                 updated += kept
             numbers += [float(statistics), norm.norm.eps, momentum]
             running += kept
-        results = _Run.apply(self, running, numbers, *inputs, *parameters)
+        results = _Run.apply(self, running, numbers, rounds, *inputs, *parameters)
         increment_version(updated)  # what caches their values has to see that they are others
         return results
 
@@ -262,9 +262,12 @@ def _form(conv: nn.Conv2d | nn.Linear) -> Any:
 
 class _Run(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, lowered: Lowered, running: list[Tensor], norms: list[float], *tensors: Tensor) -> Any:
+    def forward(
+        ctx: Any, lowered: Lowered, running: list[Tensor], norms: list[float], rounds: bool, *tensors: Tensor
+    ) -> Any:
         inputs, parameters = tensors[: lowered.inputs], tensors[lowered.inputs :]
-        made = torch.ops.dwsep.training_program(inputs, parameters, running, lowered.steps, lowered.activations, norms)
+        table = lowered.steps, lowered.activations, norms
+        made = torch.ops.dwsep.training_program(inputs, parameters, running, *table, rounds)
         key = tuple(norms[::3])
         if key not in lowered.needs:
             inputs_needed, made_needed = needed(lowered.steps, lowered.activations, norms, lowered.inputs)
@@ -273,7 +276,7 @@ class _Run(torch.autograd.Function):
             lowered.needs[key] = inputs_needed, made_needed
         inputs_needed, made_needed = lowered.needs[key]
         ctx.set_materialize_grads(False)
-        ctx.lowered, ctx.norms = lowered, norms
+        ctx.lowered, ctx.norms, ctx.rounds = lowered, norms, rounds
         kept = [tensor if need else None for tensor, need in zip(inputs, inputs_needed, strict=True)]
         kept_made = [tensor if need else None for tensor, need in zip(made, made_needed, strict=True)]
         ctx.save_for_backward(*kept, *parameters, *kept_made)
@@ -284,7 +287,7 @@ class _Run(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
         lowered: Lowered = ctx.lowered
         saved = ctx.saved_tensors
-        wants = list(ctx.needs_input_grad[3:])
+        wants = list(ctx.needs_input_grad[4:])
         empty = torch.empty(0)
         saved = [empty if tensor is None else tensor for tensor in saved]
         parameters_end = len(wants)
@@ -298,6 +301,7 @@ class _Run(torch.autograd.Function):
             ctx.norms,
             lowered.outputs,
             wants,
+            ctx.rounds,
         )
         result = [grad if want and grad.numel() > 0 else None for grad, want in zip(found, wants, strict=True)]
-        return (None, None, None, *result)
+        return (None, None, None, None, *result)

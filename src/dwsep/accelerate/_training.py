@@ -58,16 +58,18 @@ def run(
         plan: its steps, alone or in segments.
         x: the input.
         watch: called in place of each item of the plan, with its number and what runs it and returns what it made.
-        dtypes: of the results, tensors all of them; what they are made in where there are none.
+        dtypes: of the results, tensors all of them, which autocast would give; then products may round their operands
+            to bfloat16, as they would under it. ``None``: what the results are made in.
     """
     values: list[Any] = [None] * plan.values
+    rounds = dtypes is not None
     keeps = is_channels_last(x) or any(is_channels_last(conv.weight) for s in program.stages() for conv in s.convs)
     values[0] = x.contiguous(memory_format=torch.channels_last)
     for index, item in enumerate(plan.items):
         if watch is None:
-            _item(item, values)
+            _item(item, values, rounds)
         else:
-            watch(index, lambda item=item: _item(item, values))
+            watch(index, lambda item=item: _item(item, values, rounds))
         for value in item.inputs if isinstance(item, Segment) else inputs_of(item):
             if plan.last_use.get(value) == index:
                 values[value] = None
@@ -82,15 +84,15 @@ def run(
     return results[0] if spec.is_leaf() else pytree.tree_unflatten(results, spec)
 
 
-def _item(item: Step | Segment, values: list[Any]) -> list[Any]:
+def _item(item: Step | Segment, values: list[Any], rounds: bool) -> list[Any]:
     if isinstance(item, Segment):
-        _segment(item, values)
+        _segment(item, values, rounds)
         return [values[value] for value in item.outputs]
     values[item.output] = _step(item, values)
     return [values[item.output]]
 
 
-def _segment(segment: Segment, values: list[Any]) -> None:
+def _segment(segment: Segment, values: list[Any], rounds: bool) -> None:
     """One native call, or, where it cannot be, the steps one by one."""
     inputs = [values[value] for value in segment.inputs]
     if SEGMENTS and all(isinstance(x, (Tensor, Pending)) for x in inputs):
@@ -98,7 +100,7 @@ def _segment(segment: Segment, values: list[Any]) -> None:
         if all(x.dtype is torch.float32 and x.is_cpu for x in inputs):
             lowered = segment.lower([tuple(x.shape) for x in inputs])
             if lowered is not None:
-                for value, result in zip(segment.outputs, lowered.run(inputs), strict=True):
+                for value, result in zip(segment.outputs, lowered.run(inputs, rounds), strict=True):
                     values[value] = result
                 return
     for step in segment.steps:

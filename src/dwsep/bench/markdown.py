@@ -21,17 +21,16 @@ _LEGENDS = {
     "layers": f"""\
 {_COMPARED}
 "floor" is the share that dwsep reaches of the speed which the arithmetic at the multiply-add peak, or the memory
-traffic at the copy rate of that working set, allows: the larger of the two times over dwsep's. Where the CPU multiplies
-bfloat16, separable layers of it train on dwsep's depthwise kernels and PyTorch's product behind them. {_VERIFIED}""",
+traffic at the copy rate of that working set, allows: the larger of the two times over dwsep's. {_VERIFIED}""",
     "networks": f"""\
 {_COMPARED}
 dwsep is the network after `dwsep.accelerate_`, at inference with `frozen=True`: all peers but eager PyTorch hold their
 weights constant. A network's size in pixels follows its name; weights are random, dropout
 and stochastic depth are off; in bfloat16 OpenVINO has the same weights in a float32 model, which it is told to compute
 in bf16. A training step is forward and backward of a linear loss, in training mode, without an
-optimizer. "saved" is what dwsep saves for the backward over what eager PyTorch saves. "floor ms" is the time of the
-convolutions' and linear layers' multiply-adds, three times as many in training, at the multiply-add peak; "floor" is
-the share which dwsep reaches of that speed. {_VERIFIED}""",
+optimizer; bfloat16 in training is autocast to it, for all peers. "saved" is what dwsep saves for the backward over what
+eager PyTorch saves. "floor ms" is the time of the convolutions' and linear layers' multiply-adds, three times as many
+in training, at the multiply-add peak; "floor" is the share which dwsep reaches of that speed. {_VERIFIED}""",
 }
 
 

@@ -24,8 +24,8 @@ class NetworkProblem:
 
     Attributes:
         task: What is measured.
-        network: In the task's mode and dtype; peers copy it.
-        x: (N, 3, size, size), in the task's dtype.
+        network: In the task's mode and dtype, in float32 where autocast is what makes it another; peers copy it.
+        x: (N, 3, size, size), in the network's dtype.
         grad: (N, classes), the gradient of the loss, which is linear, with respect to the output.
         macs: Multiply-adds of the convolutions and linear layers of a forward pass of the batch.
     """
@@ -39,6 +39,10 @@ class NetworkProblem:
     def copy_network(self) -> nn.Module:
         """A network of a peer's own."""
         return copy.deepcopy(self.network)
+
+    def autocast(self, enabled: bool = True) -> torch.autocast:
+        """What a forward runs in: autocast to bfloat16 where the task is that, and it is not asked to stay away."""
+        return torch.autocast("cpu", torch.bfloat16, enabled=enabled and self.task.autocasts)
 
 
 def make_network_problem(task: NetworkTask, seed: int = 0) -> NetworkProblem:
@@ -68,7 +72,7 @@ def make_network_problem(task: NetworkTask, seed: int = 0) -> NetworkProblem:
     for module in network.modules():
         if type(module).__name__ in _RANDOM_LAYERS:
             module.eval()
-    dtype = getattr(torch, task.dtype)
+    dtype = torch.float32 if task.autocasts else getattr(torch, task.dtype)
     return NetworkProblem(task, network.to(dtype), x.to(dtype), grad.to(dtype), macs)
 
 
@@ -94,7 +98,7 @@ def step(
         for parameter in parameters:
             parameter.grad = None  # as zero_grad does
         y = network(x)
-        y.backward(grad)
+        y.backward(grad.to(y.dtype))
         return y
 
     return call

@@ -61,13 +61,19 @@ class NetworkTask:
         case: The network.
         training: Whether forward and backward are measured, in training mode, or the forward alone, in evaluation.
         variant: Always empty: a network is measured as its library builds it.
-        dtype: Of parameters and input, "float32" or, at inference, "bfloat16".
+        dtype: Of parameters and input, "float32" or "bfloat16"; in training "bfloat16" is autocast to it, of parameters
+            and an input in float32.
     """
 
     case: NetworkCase
     training: bool = False
     variant: str = ""
     dtype: str = "float32"
+
+    @property
+    def autocasts(self) -> bool:
+        """Whether the forward runs under autocast to bfloat16."""
+        return self.training and self.dtype == "bfloat16"
 
     @property
     def key(self) -> str:
@@ -106,7 +112,7 @@ def plan(
     Args:
         names: Networks; empty for :data:`NETWORKS`.
         training: Whether a training step is measured, or inference.
-        dtype: "float32" or "bfloat16".
+        dtype: "float32" or "bfloat16", which in training is autocast to it.
         batches: Batch sizes; empty for 8 in training, 1 and 8 at inference.
         size: Height and width of the input in pixels; None for what each network was made for.
 
@@ -114,13 +120,11 @@ def plan(
         The tasks, those of one batch next to each other.
 
     Raises:
-        ArgumentError: An unknown network or dtype, or a training step in bfloat16.
+        ArgumentError: An unknown network or dtype.
         ImportError: The library that has a network is not installed (extra "bench").
     """
     if dtype not in DTYPES:
         raise unknown_name("dtype", dtype, DTYPES)
-    if training and dtype != "float32":
-        raise ArgumentError(f"dtype must be float32 in training, which is accelerated in no other, got {dtype!r}")
     sizes = {name: own_size(name) for name in names or NETWORKS}
     return [
         NetworkTask(NetworkCase.make(name, batch, size or own), training, dtype=dtype)

@@ -99,7 +99,7 @@ def networks(
     batch: Annotated[
         list[int] | None, typer.Option(min=1, help="Batch sizes.", show_default="1 and 8; 8 in training")
     ] = None,
-    dtype: Annotated[str, typer.Option(help="float32, or bfloat16 at inference.")] = "float32",
+    dtype: Annotated[str, typer.Option(help="float32 or bfloat16; in training, autocast to it.")] = "float32",
     size: Annotated[
         int | None, typer.Option(min=1, help="Height and width in pixels.", show_default="each network's own")
     ] = None,

@@ -141,4 +141,4 @@ def packs(weight: Tensor, dtype: torch.dtype | None = None) -> bool:
     """Whether the native kernels take weights like this one packed ahead, as ``dtype`` if not their own, and pay."""
     dtype = weight.dtype if dtype is None else dtype
     runs = weight.device.type == "cpu" and dtype in dispatch.CPU_DTYPES and ops.native_status().loaded
-    return runs and not dispatch.stock_reasons("separable_conv", dtype, False)
+    return runs and not dispatch.stock_reasons("separable_conv", dtype)

@@ -9,6 +9,9 @@ value. ``norms`` has three numbers a norm: how its statistics come about (:class
 Returned is what the steps made, a conv's raw output and a norm's scale, shift, mean and 1 / sqrt(variance + eps) among
 it. The backward takes that, with empty tensors in place of what :func:`needed` leaves out, and of products with a gate,
 which it makes again; it returns the gradients of inputs and parameters, empty where none is wanted.
+
+With ``rounds`` the operands of matrix products may be rounded to bfloat16, as autocast rounds them, where the CPU
+multiplies those faster; sums, and all that is kept, stay float32. The references here never round.
 """
 
 from __future__ import annotations
@@ -34,11 +37,11 @@ ACTIVATIONS = ("none", "relu", "relu6", "silu", "hardswish", "gelu")
 
 LIBRARY.define(
     f"{NAME}(Tensor[] inputs, Tensor[] parameters, Tensor(a!)[] running, int[] steps, int[] activations, "
-    "float[] norms) -> Tensor[]"
+    "float[] norms, bool rounds=False) -> Tensor[]"
 )
 LIBRARY.define(
     f"{NAME}_backward(Tensor[] grads, Tensor[] inputs, Tensor[] parameters, Tensor[] made, int[] steps, "
-    "int[] activations, float[] norms, int[] outputs, bool[] wants) -> Tensor[]"
+    "int[] activations, float[] norms, int[] outputs, bool[] wants, bool rounds=False) -> Tensor[]"
 )
 
 
@@ -188,6 +191,7 @@ def _forward(
     steps: Sequence[int],
     activations: Sequence[int],
     norms: Sequence[float],
+    rounds: bool = False,
 ) -> list[Tensor]:
     ops = torch.ops.dwsep
     values: list[_Value] = [
@@ -269,6 +273,7 @@ def _backward(
     norms: Sequence[float],
     outputs: Sequence[int],
     wants: Sequence[bool],
+    rounds: bool = False,
 ) -> list[Tensor]:
     ops = torch.ops.dwsep
     read = _steps(steps, norms)

@@ -99,10 +99,16 @@ def _build(problem: NetworkProblem, network: nn.Module, x: Tensor, run: Callable
     forward = network if run is None else run
     if not problem.task.training:
         return Built(lambda: forward(x))
+
+    def autocast(x: Tensor) -> Tensor:
+        with problem.autocast():
+            return forward(x)
+
     parameters = list(network.parameters())
-    call = step(forward, parameters, x, problem.grad)
+    call = step(autocast if problem.task.autocasts else forward, parameters, x, problem.grad)
     # The compiler would read the hooks that count into its graph.
-    return Built(call, step_tensors(parameters), saved_bytes(network, x) if run is None else None)
+    with problem.autocast():
+        return Built(call, step_tensors(parameters), saved_bytes(network, x) if run is None else None)
 
 
 def _refuse_training(problem: NetworkProblem, runtime: str) -> None:

@@ -31,14 +31,12 @@ def build(problem: Problem) -> Built:
     name = "depthwise_separable_conv" if case.kind == "separable" else "depthwise_conv"
     function = getattr(functional, f"{name}{case.ndim}d")
     weights = [weight.clone().requires_grad_(task.training) for weight in problem.weights]
-    # Named, the backend cannot give way to PyTorch's kernels unseen. Unless it is, a separable layer trains in bfloat16
-    # as a native depthwise convolution with PyTorch's product behind it: that is what users get.
-    chosen = case.kind == "separable" and task.dtype == "bfloat16"
+    # Named, the backend cannot give way to PyTorch's kernels unseen.
     options: dict[str, Any] = {
         "stride": case.stride,
         "padding": case.padding,
         "dilation": case.dilation,
-        "backend": "auto" if chosen else "cpu",
+        "backend": "cpu",
         **({"inner_activation": "relu"} if task.variant == "inner_relu" else {}),
         **({"activation": "silu"} if task.variant == "silu" else {}),
     }
