@@ -245,7 +245,7 @@ def test_bfloat16_accumulates_in_float32_and_rounds_once():
         found = ops.separable_conv_backward(*tensors, *arguments)
         for index, (result, wanted) in enumerate(zip(found, exact, strict=True)):
             assert result.dtype == torch.bfloat16
-            # One rounding of a sum which float32 has within a few of its own units; between two numbers of bfloat16, the
+            # One rounding of a sum which float32 has within a few of its own units; between two of bfloat16, the
             # depthwise output may become the other.
             slack = 5e-2 if index == 2 else 1e-3
             assert ((result.double() - wanted).abs() <= 2.0**-8 * wanted.abs() * 1.01 + slack).all(), index
