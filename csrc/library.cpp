@@ -9,6 +9,7 @@
 #include "ops/depthwise_conv.h"
 #include "ops/inference_program.h"
 #include "ops/pointwise_conv.h"
+#include "ops/resize.h"
 #include "ops/separable_conv.h"
 #include "ops/stages.h"
 #include "ops/training_program.h"
@@ -30,6 +31,8 @@ STABLE_TORCH_LIBRARY_IMPL(dwsep, CPU, library) {
   library.impl("pointwise_conv_packed", TORCH_BOX(&dwsep::pointwise_conv_packed));
   library.impl("pointwise_stage", TORCH_BOX(&dwsep::pointwise_stage));
   library.impl("pointwise_stage_backward", TORCH_BOX(&dwsep::pointwise_stage_backward));
+  library.impl("resize_bilinear", TORCH_BOX(&dwsep::resize_bilinear));
+  library.impl("resize_bilinear_backward", TORCH_BOX(&dwsep::resize_bilinear_backward));
   library.impl("separable_conv", TORCH_BOX(&dwsep::separable_conv));
   library.impl("separable_conv_backward", TORCH_BOX(&dwsep::separable_conv_backward));
   library.impl("separable_conv_packed", TORCH_BOX(&dwsep::separable_conv_packed));

@@ -5,6 +5,8 @@
 
 #include "cpu/conv_problem.h"
 #include "cpu/plane_jobs.h"
+#include "cpu/product_jobs.h"
+#include "cpu/stage_jobs.h"
 
 namespace dwsep {
 
@@ -46,6 +48,7 @@ struct KernelTable {
   void (*expand_planes)(const PlaneExpansion&);
   void (*patch_row)(const PatchRow&);
   bool (*dense_row)(const DenseRow&);
+  void (*weighted_rows)(const WeightedRows&);
   void (*finish_streams)();  // behind stores past the caches, before another thread reads
   // One K block of a pointwise weight (rows, inner) as [inner, padded to whole vectors][column].
   void (*pack_columns)(const float* source, int64_t rows, int64_t inner, float* target);

@@ -38,17 +38,14 @@ inline int64_t thread_count() {
 // Parts which threads may take from each other.
 constexpr int64_t kMostTakenParts = 128;
 
-// f(i, i + 1) for each of [0, count), in any order: a thread goes through its share in order, then takes from the ends
-// of what the others have not begun. Threads are interrupted, and cores are not all alike: with shares that are fixed,
-// all wait for the slowest. Results must not depend on which thread computes what.
+// f(i) for each of [0, count), no more than may be taken, in any order: a thread goes through its share in order, then
+// takes from the ends of what the others have not begun.
 template <class F>
-void parallel_parts(int64_t count, const F& f) {
-  const int64_t threads = std::min(thread_count(), count);
-  if (threads <= 1 || count > kMostTakenParts || count == threads) return parallel_for(count, 1, f);
+void take_parts(int64_t count, int64_t threads, const F& f) {
   std::array<std::atomic<bool>, kMostTakenParts> taken;
   for (int64_t i = 0; i < count; ++i) taken[static_cast<std::size_t>(i)].store(false, std::memory_order_relaxed);
   const auto run = [&](int64_t i) {
-    if (!taken[static_cast<std::size_t>(i)].exchange(true, std::memory_order_relaxed)) f(i, i + 1);
+    if (!taken[static_cast<std::size_t>(i)].exchange(true, std::memory_order_relaxed)) f(i);
   };
   parallel_for(threads, 1, [&](int64_t begin, int64_t end) {
     for (int64_t i = count * begin / threads; i < count * end / threads; ++i) run(i);
@@ -57,6 +54,17 @@ void parallel_parts(int64_t count, const F& f) {
       for (int64_t i = count * (share + 1) / threads; i-- > count * share / threads;) run(i);
     }
   });
+}
+
+// f(begin, end) for parts of [0, count), one at a time or a few of very many. Threads are interrupted, and cores are
+// not all alike: with shares that are fixed, all wait for the slowest. Results must not depend on which thread computes
+// what.
+template <class F>
+void parallel_parts(int64_t count, const F& f) {
+  const int64_t threads = std::min(thread_count(), count);
+  if (threads <= 1 || threads == count || threads > kMostTakenParts) return parallel_for(count, 1, f);
+  const int64_t parts = std::min(count, kMostTakenParts);
+  take_parts(parts, threads, [&](int64_t i) { f(count * i / parts, count * (i + 1) / parts); });
 }
 
 // f(begin, end) over [0, count) in a few consecutive parts a thread, handed out as parallel_parts does; one a

@@ -1,7 +1,7 @@
 // Squeeze and excite on what a stage leaves pending: means per image, the product with a gate, and the way back.
 #pragma once
 
-#include "cpu/plane_jobs.h"
+#include "cpu/conv_problem.h"
 
 namespace dwsep {
 

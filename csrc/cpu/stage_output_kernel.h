@@ -1,7 +1,7 @@
 // What a stage of training leaves pending, norm, activation and residual, as a tensor; and the norm of a plain tensor.
 #pragma once
 
-#include "cpu/plane_jobs.h"
+#include "cpu/stage_jobs.h"
 
 namespace dwsep {
 

@@ -9,7 +9,6 @@
 #include <vector>
 
 #include "cpu/conv_problem.h"
-#include "cpu/plane_jobs.h"
 #include "ops/arguments.h"
 
 namespace dwsep {

@@ -36,9 +36,9 @@ def _lowered(monkeypatch):
     seen: list[list[Kind]] = []
     plain = _segments.Lowered.run
 
-    def run(self, inputs):
+    def run(self, inputs, rounds):
         seen.append([Kind(kind) for kind in self.steps[:: len(COLUMNS)]])
-        return plain(self, inputs)
+        return plain(self, inputs, rounds)
 
     monkeypatch.setattr(_segments.Lowered, "run", run)
     return seen

@@ -102,6 +102,10 @@ def _stages(shape: tuple) -> Iterator[tuple[str, Operation]]:
     yield "stage_gate_gradient", lambda: (ops.stage_gate_gradient(other, x, *affine),)
     yield "stage_squeeze_backward", lambda: ops.stage_squeeze_backward(other, gate, grad_mean, x, *affine)
     if axes == 2:
+        size = [2 * n + 1 for n in spatial]
+        yield "resize_bilinear", lambda: (ops.resize_bilinear(x, size, False, []),)
+        larger = last(draw(batch, channels, *size))
+        yield "resize_bilinear_backward", lambda: (ops.resize_bilinear_backward(larger, spatial, True, []),)
         packed = ops.pack_pointwise_weights(draw(50, channels, 1, 1), draw(50))
         residual = last(draw(batch, 50, *spatial))
         arguments = (x, packed, 50, "silu", residual)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from dwsep.accelerate import _modules
+from dwsep.accelerate import _modules, _resizing
 from dwsep.accelerate._program import Call, Product, Program, Stage, Step, Value, inputs_of, values_in
 from dwsep.accelerate._tracing import Trace
 from dwsep.nn import DepthwiseConv2d
@@ -280,7 +280,9 @@ class _Matcher:
                 step.linear = module  # type: ignore[assignment]
         step.gate = _modules.gate_of(step.target, node.args, node.kwargs)
         step.flattens = _modules.flattens(step.target, node.args, node.kwargs)
+        step.resizes = _resizing.resizes(step.target)
         known = step.linear is not None or step.gate is not None or step.flattens or step.pools is not None
+        known = known or step.resizes
         if module is not None and known:
             self.parts.append(module)  # a hook on it must be seen
 

@@ -8,6 +8,8 @@ from typing import Any
 
 from torch import nn
 
+from dwsep.accelerate import _resizing
+
 
 @dataclass
 class Stage:
@@ -63,6 +65,8 @@ class Call:
     flattens: bool = False
     # "sigmoid" or "hardsigmoid" where it is that of its only tensor.
     gate: str | None = None
+    # Whether it is torch's interpolation.
+    resizes: bool = False
 
 
 Step = Stage | Call | Product
@@ -158,4 +162,6 @@ def run_call(step: Call, values: list[Any]) -> Any:
     args, kwargs = substitute(step.args, values), substitute(step.kwargs, values)
     if step.kind == "method":
         return getattr(args[0], step.target)(*args[1:], **kwargs)
+    if step.resizes:
+        return _resizing.run(step.target, args, kwargs)
     return step.target(*args, **kwargs)
