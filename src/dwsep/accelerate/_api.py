@@ -21,10 +21,9 @@ def accelerate_(model: nn.Module, *, filter_fn: Filter | None = None, frozen: bo
     Chains of convolution, batch norm, activation and sum run fused from the next call on. Parameters, buffers, names,
     ``state_dict`` keys, hooks, device, dtype, mode and shared modules stay; optimizers built before stay valid; copies
     and pickles of the model are accelerated, too. Inference runs fused in bfloat16 as well, of the parameters or of
-    autocast: float32 between the steps, rounded where pointwise convolutions multiply and at the end. Training under
-    autocast to bfloat16, of what has batch norms, computes in float32, and rounds what it returns. What cannot run
-    fused (another device or dtype, parameters of bfloat16 in training, ``torch.func``, a compiler, hooks) runs as
-    before. Weights may change at any time, unless ``frozen``.
+    autocast: float32 between the steps, rounded where pointwise convolutions multiply and at the end, and so does
+    training under autocast. What cannot run fused (another device or dtype, parameters of bfloat16 in training,
+    ``torch.func``, a compiler, hooks) runs as before. Weights may change at any time, unless ``frozen``.
 
     Args:
         model: any module; changed in place.
