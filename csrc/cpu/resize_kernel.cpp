@@ -1,6 +1,7 @@
 #include "cpu/resize_kernel.h"
 
 #include <algorithm>
+#include <utility>
 #include <vector>
 
 #include "cpu/isa.h"

@@ -2,6 +2,8 @@
 
 #include <torch/csrc/stable/ops.h>
 
+#include <utility>
+
 #include "cpu/resize_kernel.h"
 #include "ops/stage_arguments.h"
 

@@ -19,7 +19,7 @@ import random
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -28,7 +28,9 @@ from torch import Tensor
 
 import dwsep
 from dwsep.ops.inference_program import Kind
+from dwsep.ops.training_program import Kind as ProgramKind
 from tests import forks, problems
+from tests.ops.test_training_program import _row
 from tests.programs import draw_step
 
 NATIVE = dwsep.ops.native_status()
@@ -134,6 +136,8 @@ def check_operators(at_end: bool) -> None:
             packed = guarded(ops.pack_separable_weights(*weights, True), at_end)
             _check(ops.separable_conv_packed(x, packed, *sizes, *problem.geometry, "none", "gelu", "none", True))
     _check_programs(generator, at_end)
+    _check_resizes(problems.normal(generator), at_end)
+    _check_rounded_products(problems.normal(generator), at_end)
     for channels in (5, 16, 19, 35):
         problem = problems.Problem("", 2, channels, 1, channels, *GEOMETRIES[3])
         for residual in ("input", "depthwise"):
@@ -143,6 +147,25 @@ def check_operators(at_end: bool) -> None:
         for channels, _, out_channels in CHANNELS:
             problem = problems.Problem("", 1 + index % 2, channels, 1, out_channels, *geometry)
             _check_stages(problem, problems.normal(generator), at_end)
+
+
+def _check_resizes(draw: Callable[..., Tensor], at_end: bool) -> None:
+    for channels, size, target in ((3, [5, 7], [11, 4]), (19, [1, 6], [3, 6]), (64, [4, 4], [9, 9])):
+        x, grad = (guarded(problems.last(draw((2, channels, *sizes))), at_end) for sizes in (size, target))
+        _check(ops.resize_bilinear(x, target, True, []))
+        _check(ops.resize_bilinear_backward(grad, size, True, []))
+
+
+def _check_rounded_products(draw: Callable[..., Tensor], at_end: bool) -> None:
+    """A program of one pointwise convolution whose products may take bfloat16, both ways."""
+    for channels, outputs, size in ((16, 16, 3), (35, 50, 7), (100, 33, 13)):
+        tensors = (problems.last(draw((2, channels, size, 9))), draw((outputs, channels, 1, 1)), draw((outputs,)))
+        x, *parameters = (guarded(tensor, at_end) for tensor in tensors)
+        table = _row(ProgramKind.CONV, 0, 1, weight=0, bias=1), [0, 0], []
+        made = ops.training_program([x], parameters, [], *table, True)
+        _check(tuple(made))
+        made, grad = [guarded(y, at_end) for y in made], guarded(problems.last(draw((2, outputs, size, 9))), at_end)
+        _check(tuple(ops.training_program_backward([grad], [x], parameters, made, *table, [1], [True] * 3, True)))
 
 
 def _check_programs(generator: torch.Generator, at_end: bool) -> None:

@@ -256,6 +256,25 @@ def test_bfloat16_accumulates_in_float32_and_rounds_once():
             assert ((result.double() - wanted).abs() <= 2.0**-8 * wanted.abs() * 1.01 + 1e-3).all()
 
 
+@pytest.mark.parametrize("autocast", [False, True])
+def test_a_layer_of_bfloat16_trains(autocast):
+    layer = dwsep.nn.DepthwiseSeparableConv2d(8, 16, 5, stride=2)
+    exact = dwsep.nn.DepthwiseSeparableConv2d(8, 16, 5, stride=2).double()
+    exact.load_state_dict(layer.state_dict())
+    x = torch.randn(2, 8, 12, 12)
+    if autocast:
+        with torch.autocast("cpu", torch.bfloat16):
+            out = layer(x)
+    else:
+        layer, x = layer.bfloat16(), x.bfloat16()
+        out = layer(x)
+    out.float().square().sum().backward()
+    exact(x.double()).square().sum().backward()
+    for got, expected in zip(layer.parameters(), exact.parameters(), strict=True):
+        distance = (got.grad.double() - expected.grad).norm() / expected.grad.norm()
+        assert distance < 0.02
+
+
 def test_gradient_of_any_strides():
     generator = torch.Generator().manual_seed(7)
     problem = problems.Problem("", 2, 19, 1, 21, (8, 9), (3, 3), (1, 1), (1, 1), (1, 1, 1, 1))

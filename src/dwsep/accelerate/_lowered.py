@@ -216,7 +216,7 @@ class Lowered:
         weight, bias = self._parameter(linear, "weight"), self._parameter(linear, "bias")
         return self._row(Kind.CONV, source, (shape[0], linear.out_features), weight=weight, bias=bias, depthwise=0)
 
-    def run(self, inputs: list[Tensor], rounds: bool = False) -> tuple[Tensor, ...]:
+    def run(self, inputs: list[Tensor], rounds: bool) -> tuple[Tensor, ...]:
         """The segment's results, differentiable; running statistics follow. Products may round, or not."""
         parameters = [p for module, name in self.places if (p := _parameter(module, name)) is not None]
         # All of them are checked before the first batch is counted.

@@ -281,9 +281,8 @@ class _Matcher:
         step.gate = _modules.gate_of(step.target, node.args, node.kwargs)
         step.flattens = _modules.flattens(step.target, node.args, node.kwargs)
         step.resizes = _resizing.resizes(step.target)
-        known = step.linear is not None or step.gate is not None or step.flattens or step.pools is not None
-        known = known or step.resizes
-        if module is not None and known:
+        named = step.linear is not None or step.gate is not None or step.pools is not None
+        if module is not None and (named or step.flattens or step.resizes):
             self.parts.append(module)  # a hook on it must be seen
 
 
