@@ -6,6 +6,7 @@ Run from a clone: PYTHONPATH=src python scripts/gpu_check.py
 from __future__ import annotations
 
 import argparse
+import copy
 import gc
 import importlib.util
 import multiprocessing
@@ -23,7 +24,9 @@ from pathlib import Path
 import torch
 import triton
 
+import dwsep
 from dwsep import functional
+from dwsep.accelerate import _training
 from dwsep.bench import cuda
 from dwsep.bench.registry import Case
 from dwsep.geometry import ConvGeometry
@@ -38,7 +41,15 @@ def run_tests(log: Path, seconds: float) -> str:
     parallel = ["-n", str(min(14, os.cpu_count() or 1))] if importlib.util.find_spec("xdist") else []
     # Some plugins warn at parallel runs, and warnings are errors here.
     options = ["-q", "-p", "no:benchmark", "-W", "ignore::pytest.PytestWarning", *parallel]
-    command = [sys.executable, "-m", "pytest", *options, "tests/kernels/triton", "tests/test_dispatch.py"]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        *options,
+        "tests/kernels/triton",
+        "tests/accelerate/test_cuda.py",
+        "tests/test_dispatch.py",
+    ]
     with log.open("w") as output:
         try:
             subprocess.run(command, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT, timeout=seconds)
@@ -139,6 +150,60 @@ def networks() -> str:
     return "\n".join(lines)
 
 
+def autocast_step(network: torch.nn.Module, x: torch.Tensor) -> Callable[[], torch.Tensor]:
+    """A training step under autocast to bfloat16, without the optimizer; returns the loss."""
+
+    def step() -> torch.Tensor:
+        network.zero_grad(set_to_none=True)
+        with torch.autocast("cuda", torch.bfloat16):
+            out = network(x)
+        loss = out.float().logsumexp(1).sum()
+        loss.backward()
+        return loss.detach()
+
+    return step
+
+
+def gradient_distance(network: torch.nn.Module, other: torch.nn.Module) -> float:
+    """How far the gradients of two networks are apart, all of them in one norm."""
+    pairs = [(p.grad, q.grad) for p, q in zip(network.parameters(), other.parameters(), strict=True)]
+    apart = sum((p.double() - q.double()).square().sum() for p, q in pairs if p is not None and q is not None)
+    size = sum(q.double().square().sum() for _, q in pairs if q is not None)
+    return float((apart / size).sqrt())
+
+
+def staged_networks(compiles: bool) -> str:
+    """A table of training steps under autocast, eager and on stages, issued from Python and as CUDA graphs."""
+    import timm
+
+    _training.ON_CUDA = True
+    names = ["eager", *(["compile"] if compiles else []), "stages"]
+    head = ["network", *(f"{name}, ms" for name in names), *(f"{name} as a graph, ms" for name in names), "distance"]
+    lines = [" | ".join(head), " | ".join(["---"] * len(head))]
+    x = torch.randn(BATCH, 3, 224, 224, device="cuda").to(memory_format=torch.channels_last)
+    for name in NETWORKS:
+        eager = timm.create_model(name).to("cuda", memory_format=torch.channels_last).train()
+        staged = copy.deepcopy(eager)
+        dwsep.accelerate_(staged)
+        steps = {"eager": autocast_step(eager, x), "stages": autocast_step(staged, x)}
+        if compiles:
+            torch._dynamo.reset()
+            compiled = copy.deepcopy(eager)
+            steps["compile"] = autocast_step(torch.compile(compiled), x)
+        for step in steps.values():
+            step()
+        distance = gradient_distance(staged, eager)
+        times = cuda.measure(steps, rounds=10)
+        graphs = cuda.measure({name: cuda.captured(step) for name, step in steps.items()}, rounds=10)
+        figures = [f"{seconds[name] * 1e3:.1f}" for seconds in (times, graphs) for name in names]
+        lines.append(" | ".join([name, *figures, f"{distance:.1e}"]))
+        del eager, staged, steps
+        gc.collect()
+        torch.cuda.empty_cache()
+    _training.ON_CUDA = False
+    return "\n".join(f"| {line} |" for line in lines)
+
+
 def host_times() -> str:
     """What issuing a training step costs on the CPU, where the GPU has next to nothing to do."""
     problem = cuda.make_problem(Case("depthwise", "tiny", 8, 64, 64, (14, 14), (3, 3)), "bfloat16")
@@ -169,6 +234,12 @@ A training step, forward and backward, of timm's networks in bfloat16 and channe
 as a graph: eager, and the same with its depthwise layers on our kernels.
 
 {networks}
+
+The same networks with float32 parameters under autocast to bfloat16: eager, and accelerated with chains on stages
+(`DWSEP_CUDA_FUSED=1`), each issued from Python and replayed as a CUDA graph. "distance" is that of the two gradients,
+relative, in one norm over all parameters.
+
+{staged}
 """
 
 
@@ -191,7 +262,7 @@ def main() -> None:
     arguments.output.mkdir(parents=True, exist_ok=True)
     gpu = torch.cuda.get_device_name()
     page = arguments.output / f"{re.sub('[^a-z0-9]+', '-', gpu.lower()).strip('-')}.md"
-    tests, networks_table, records = "not run", "Not measured.", []
+    tests, networks_table, staged_table, records = "not run", "Not measured.", "Not measured.", []
     jobs = [(case, dtype) for dtype in ("bfloat16", "float32") for case in cuda.CASES]
     in_parallel(compile_kernels, [*jobs, *([] if arguments.no_networks else network_layers())])
     say("kernels compiled")
@@ -213,6 +284,7 @@ def main() -> None:
             host=host,
             batch=BATCH,
             networks=networks_table,
+            staged=staged_table,
         )
         page.write_text(text)
 
@@ -224,6 +296,9 @@ def main() -> None:
     if not arguments.no_networks:
         networks_table = networks()
         say("\n" + networks_table)
+        write()
+        staged_table = staged_networks(arguments.compile)
+        say("\n" + staged_table)
         write()
     if not arguments.no_tests:
         gc.collect()

@@ -17,6 +17,7 @@ from dwsep.accelerate import _inference, _modules, _segments, _tracing, _trainin
 from dwsep.accelerate._matching import match
 from dwsep.accelerate._program import Program
 from dwsep.geometry import ConvGeometry
+from dwsep.kernels.triton import support
 
 # A module whose state changes at every call is not worth reading again at every call.
 _MOST_READINGS = 16
@@ -112,6 +113,13 @@ class Reading:
         """Whether it is known what dtypes autocast would give, and float32 can be computed with in its place."""
         return x.dtype in self.autocast_dtypes and all(p.dtype is torch.float32 for p in self.parameters)
 
+    def trains_on_gpu(self, x: Tensor) -> bool:
+        """Whether a step with this input, which is on a GPU, runs on stages: in autocast's dtype, or in float32."""
+        if not (self.channels <= {x.shape[1]} and (self.wants_gradient(x) or self.is_training())):
+            return False
+        floats = x.dtype is torch.float32 or torch.is_autocast_enabled("cuda")
+        return floats and _training.admits(self.program, cuda=True)
+
     def training(self) -> _segments.Plan:
         """The plan to train with."""
         if self._training is None:
@@ -199,6 +207,10 @@ class AcceleratedForward(_InstanceForward):
                         if self.frozen and self._may_keep(x):
                             self.kept = reading.channels, plan
                         return plan.run(x, watch=self.watch)
+        elif len(args) == 1 and not kwargs and _admits_gpu(args[0]) and _training.is_available(args[0]):
+            x, reading = args[0], self.reading()
+            if reading is not None and reading.trains_on_gpu(x):
+                return _training.run(reading.program, reading.training(), x, self.watch)
         return type(self.module).forward(self.module, *args, **kwargs)
 
     def _train(self, reading: Reading, x: Tensor, autocast: bool) -> Any:
@@ -243,6 +255,8 @@ class AcceleratedForward(_InstanceForward):
 class DepthwiseForward(_InstanceForward):
     """Runs one depthwise convolution on whichever kernel is the faster, where no program runs it."""
 
+    module: nn.Conv2d
+
     def __init__(self, module: nn.Conv2d) -> None:
         self.module = module
         self._geometry: tuple[Any, ConvGeometry] | None = None
@@ -252,16 +266,27 @@ class DepthwiseForward(_InstanceForward):
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         conv: Any = self.module
-        if torch.compiler.is_compiling() or len(args) != 1 or kwargs or not _admits(args[0], (conv.in_channels,)):
+        alone = len(args) == 1 and not kwargs and not torch.compiler.is_compiling()
+        if not alone or not (self._runs_on_cpu(args[0]) or self._trains_on_gpu(args[0])):
             return type(conv).forward(conv, *args, **kwargs)
         key = conv.kernel_size, conv.stride, conv.padding, conv.dilation, conv.groups
-        floats = args[0].dtype is torch.float32 and conv.weight.dtype is torch.float32
-        floats = floats and not torch.is_autocast_enabled("cpu")
-        if not floats or not _modules.is_conv(conv) or conv.groups != conv.in_channels:
+        if not _modules.is_conv(conv) or conv.groups != conv.in_channels:
             return type(conv).forward(conv, *args, **kwargs)
         if self._geometry is None or self._geometry[0] != key:
             self._geometry = key, _modules.geometry_of(conv)
         return functional.depthwise_conv(args[0], conv.weight, conv.bias, self._geometry[1], "none", "auto")
+
+    def _runs_on_cpu(self, x: Any) -> bool:
+        if not _admits(x, (self.module.in_channels,)) or torch.is_autocast_enabled("cpu"):
+            return False
+        return x.dtype is torch.float32 and self.module.weight.dtype is torch.float32
+
+    def _trains_on_gpu(self, x: Any) -> bool:
+        weight: Tensor = self.module.weight
+        if not (_admits_gpu(x) and weight.device == x.device and x.shape[1] == self.module.in_channels):
+            return False
+        alike = x.dtype is weight.dtype or torch.is_autocast_enabled("cuda")
+        return alike and torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad) and support.runs(x)
 
 
 def gains(program: Program) -> bool:
@@ -294,6 +319,20 @@ def _admits(x: Any, channels: Collection[int] | None = None) -> bool:
         and x.numel() > 0
         and (channels is None or x.shape[1] in channels)
         and (not torch.is_autocast_enabled("cpu") or torch.get_autocast_dtype("cpu") is torch.bfloat16)
+        and not _functorch.is_active()
+        and not torch_module._has_any_global_hook()
+    )
+
+
+def _admits_gpu(x: Any) -> bool:
+    """Whether an input on a GPU, and what surrounds the call, leaves the choice of kernels to us."""
+    return (
+        type(x) is Tensor
+        and x.is_cuda
+        and not _functorch.is_recorded()
+        and x.dim() == 4
+        and x.layout is torch.strided
+        and x.numel() > 0
         and not _functorch.is_active()
         and not torch_module._has_any_global_hook()
     )

@@ -210,8 +210,8 @@ class Lowered:
     def _linear(self, linear: nn.Linear, source: int, shape: Shape) -> int:
         if len(shape) != 2 or shape[1] != linear.in_features:
             raise NotImplementedError("the layer takes other features")
-        if linear.weight.dtype is not torch.float32 or not linear.weight.is_cpu:
-            raise NotImplementedError("not float32 on the CPU")
+        if linear.weight.dtype is not torch.float32 or not (linear.weight.is_cpu or linear.weight.is_cuda):
+            raise NotImplementedError("not float32 on the CPU or a GPU")
         self.convs.append((linear, _form(linear)))
         weight, bias = self._parameter(linear, "weight"), self._parameter(linear, "bias")
         return self._row(Kind.CONV, source, (shape[0], linear.out_features), weight=weight, bias=bias, depthwise=0)

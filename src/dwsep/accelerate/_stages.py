@@ -49,8 +49,9 @@ class Pending:
 
     def tensor(self, residual: Tensor | None = None) -> Tensor:
         """The values, computed once; plus ``residual`` (N, C, H, W)."""
-        if residual is not None and residual.shape == self.raw.shape:
-            return _Output.apply(self.raw, self.carrier, residual, self.scale, self.shift, self.activation)
+        raw = self.raw
+        if residual is not None and residual.shape == raw.shape and residual.dtype is raw.dtype:
+            return _Output.apply(raw, self.carrier, residual, self.scale, self.shift, self.activation)
         tensor: Any = self._tensor
         if tensor is None:
             if self.scale is None:
@@ -264,6 +265,13 @@ def conv_norm(
 def norm_only(x: Tensor, norm: nn.BatchNorm2d) -> Pending:
     """A batch norm of a plain tensor."""
     return Pending(*_Norm.apply(x, norm.weight, norm.bias, BatchNorm(norm, x.shape)))
+
+
+def as_operand(x: Tensor) -> Tensor:
+    """A tensor as a convolution on a GPU takes it: in autocast's dtype, where autocast is on there."""
+    if not x.is_cuda or not torch.is_autocast_enabled("cuda"):
+        return x
+    return x.to(torch.get_autocast_dtype("cuda"))
 
 
 def dense(x: Tensor, conv: nn.Conv2d, geometry: Any) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from dwsep.accelerate._program import Call, Product, Program, Stage, Step, input
 from dwsep.accelerate._segments import Plan, Segment
 from dwsep.accelerate._stages import Pending
 from dwsep.kernels.activations import FORWARD
+from dwsep.kernels.triton import support
 from dwsep.ops._layout import is_channels_last
 
 # Runs an item of a plan, given its number and what runs it and returns what it made.
@@ -21,25 +23,31 @@ Watch = Callable[[int, Callable[[], list[Any]]], None]
 # Whether networks train on stages at all, and whether they do where only the references of these run.
 ENABLED = True
 ON_REFERENCES = False
+# Whether networks on a GPU train on stages.
+ON_CUDA = support.FUSED
 # Whether stretches of stages run as one call.
 SEGMENTS = True
 
 
-def is_available() -> bool:
-    """Whether training on stages is switched on, and fast: the native library has the kernels."""
+def is_available(x: Tensor | None = None) -> bool:
+    """Whether training on stages is switched on, and fast: there are kernels for the device of ``x``, else the CPU."""
     if not ENABLED:
         return False
+    if x is not None and x.is_cuda:
+        return ON_CUDA and support.runs(x)
     return ON_REFERENCES or torch._C._dispatch_has_kernel_for_dispatch_key("dwsep::pointwise_stage", "CPU")
 
 
-def admits(program: Program) -> bool:
-    """Whether parameters and statistics are what the stages take."""
+def admits(program: Program, cuda: bool = False) -> bool:
+    """Whether parameters and statistics are what the stages take, on the CPU or on a GPU."""
     for module in program.stage_modules:
         parameters, buffers = module._parameters, module._buffers
         for tensor in (
             parameters.get("weight"), parameters.get("bias"), buffers.get("running_mean"), buffers.get("running_var")
         ):  # fmt: skip
-            if tensor is not None and not (tensor.dtype is torch.float32 and tensor.is_cpu):
+            if tensor is not None and not (
+                tensor.dtype is torch.float32 and (tensor.is_cuda if cuda else tensor.is_cpu)
+            ):
                 return False
     return True
 
@@ -96,11 +104,16 @@ def _segment(segment: Segment, values: list[Any], rounds: bool) -> None:
     """One native call, or, where it cannot be, the steps one by one."""
     inputs = [values[value] for value in segment.inputs]
     if SEGMENTS and all(isinstance(x, (Tensor, Pending)) for x in inputs):
-        inputs = [_tensor(x) for x in inputs]
-        if all(x.dtype is torch.float32 and x.is_cpu for x in inputs):
+        inputs = [_stages.as_operand(_tensor(x)) for x in inputs]
+        first = inputs[0]
+        runs = first.is_cuda or (first.is_cpu and first.dtype is torch.float32)
+        if runs and all(x.dtype is first.dtype and x.device == first.device for x in inputs):
             lowered = segment.lower([tuple(x.shape) for x in inputs])
             if lowered is not None:
-                for value, result in zip(segment.outputs, lowered.run(inputs, rounds), strict=True):
+                # What autocast would cast is of its dtype already, or float32 because the kernels want it so.
+                with torch.autocast("cuda", enabled=False) if first.is_cuda else nullcontext():
+                    results = lowered.run(inputs, rounds)
+                for value, result in zip(segment.outputs, results, strict=True):
                     values[value] = result
                 return
     for step in segment.steps:
@@ -163,6 +176,8 @@ def _normalised(stage: Stage, x: Pending) -> Pending:
         x = Pending(x.tensor())  # kept for backward already: the values before the activation need not be, too
     if conv is None:
         return _mixed.conv_norm(x, stage.mixed, norm)
+    if x.raw.is_cuda and _stages.as_operand(x.raw) is not x.raw:
+        x = Pending(_stages.as_operand(x.tensor()))
     geometry = _modules.geometry_of(conv)
     if _modules.is_pointwise(conv):
         return _stages.conv_norm(x, conv, norm, (), x.raw.shape[2:])

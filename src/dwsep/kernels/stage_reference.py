@@ -58,7 +58,7 @@ def through_affine(
     return before * _per_channel(scale, x), sums
 
 
-def _convolve(
+def convolve(
     z: Tensor, weight: Tensor, bias: Tensor | None, geometry: Sequence[Sequence[int]], dense: bool = False
 ) -> Tensor:
     if not geometry:
@@ -70,7 +70,7 @@ def _convolve(
     return reference._CONV[2](reference._pad(z, rest), weight, bias, list(stride), symmetric, list(dilation))
 
 
-def _convolve_backward(
+def convolve_backward(
     grad: Tensor,
     z: Tensor,
     weight: Tensor,
@@ -105,7 +105,7 @@ def stage(
     dense: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """The raw output and its sums; with a ``geometry`` (stride, padding, dilation) depthwise or ``dense``, else 1x1."""
-    y = _convolve(FORWARD[activation](affine(x, scale, shift)), weight, bias, geometry, dense)
+    y = convolve(FORWARD[activation](affine(x, scale, shift)), weight, bias, geometry, dense)
     return y, sums_of(y)
 
 
@@ -127,9 +127,7 @@ def stage_backward(
     z = FORWARD[activation](affine(x, scale, shift))
     wants_x, wants_weight = output_mask
     mask = [wants_x, wants_weight, wants_weight and has_bias]
-    grad_z, grad_weight, grad_bias = _convolve_backward(
-        corrected(grad, y, correction), z, weight, geometry, dense, mask
-    )
+    grad_z, grad_weight, grad_bias = convolve_backward(corrected(grad, y, correction), z, weight, geometry, dense, mask)
     grad_x, grad_affine = (None, None) if grad_z is None else through_affine(grad_z, x, scale, shift, activation)
     return grad_x, grad_affine, grad_weight, grad_bias
 
@@ -143,7 +141,7 @@ def _parts(values: Tensor | None, sizes: Sequence[int], axis: int) -> Sequence[T
     return [None] * len(sizes) if values is None else values.split(list(sizes), axis)
 
 
-def _inputs_of(weights: Sequence[Tensor], geometries: Sequence[Sequence[Sequence[int]]]) -> list[int]:
+def inputs_of(weights: Sequence[Tensor], geometries: Sequence[Sequence[Sequence[int]]]) -> list[int]:
     """The channels which the convolutions of a mixed stage take."""
     return [w.shape[0] if geometry else w.shape[1] for w, geometry in zip(weights, geometries, strict=True)]
 
@@ -158,10 +156,10 @@ def mixed_stage(
     geometries: Sequence[Sequence[Sequence[int]]],
 ) -> tuple[Tensor, Tensor]:
     """Stages of x's channels in turn, as many as weights: their raw outputs one behind the other, and the sums."""
-    inputs, outputs = _inputs_of(weights, geometries), [weight.shape[0] for weight in weights]
+    inputs, outputs = inputs_of(weights, geometries), [weight.shape[0] for weight in weights]
     pending = zip(x.split(inputs, 1), _parts(scale, inputs, 0), _parts(shift, inputs, 0), strict=True)
     ys = [
-        _convolve(FORWARD[activation](affine(*values)), weight, part_bias, geometry)
+        convolve(FORWARD[activation](affine(*values)), weight, part_bias, geometry)
         for values, weight, part_bias, geometry in zip(
             pending, weights, _parts(bias, outputs, 0), geometries, strict=True
         )
@@ -184,7 +182,7 @@ def mixed_stage_backward(
     output_mask: Sequence[bool],
 ) -> MixedStageGradients:
     """Gradients of x, of (scale, shift), of the weights and of the bias."""
-    inputs, outputs = _inputs_of(weights, geometries), [weight.shape[0] for weight in weights]
+    inputs, outputs = inputs_of(weights, geometries), [weight.shape[0] for weight in weights]
     of_outputs = zip(grad.split(outputs, 1), y.split(outputs, 1), _parts(correction, outputs, 1), strict=True)
     of_inputs = zip(x.split(inputs, 1), _parts(scale, inputs, 0), _parts(shift, inputs, 0), strict=True)
     found = [

@@ -28,6 +28,7 @@ from dwsep.kernels import stage_reference
 from dwsep.ops._library import LIBRARY
 from dwsep.ops._stage import channels_last
 
+ops = torch.ops.dwsep
 NAME = "training_program"
 COLUMNS = (
     *("kind", "source", "target", "operand", "weight", "bias", "norm_weight", "norm_bias", "norm", "depthwise"),
@@ -172,7 +173,7 @@ def _statistics(
         return stage_reference.running_statistics(mean, var, weight, bias, step.eps)
     updated = (mean, var) if step.statistics is Statistics.BATCH_AND_UPDATE else (None, None)
     assert sums is not None
-    return torch.ops.dwsep.stage_statistics(sums, count, weight, bias, step.eps, step.momentum, *updated)
+    return ops.stage_statistics(sums, count, weight, bias, step.eps, step.momentum, *updated)
 
 
 def _with_pixel(x: Tensor) -> Tensor:
@@ -193,7 +194,6 @@ def _forward(
     norms: Sequence[float],
     rounds: bool = False,
 ) -> list[Tensor]:
-    ops = torch.ops.dwsep
     values: list[_Value] = [
         _Value(_at(inputs, i) if i < len(inputs) else None, None, None, ACTIVATIONS[number])
         for i, number in enumerate(activations)
@@ -275,7 +275,6 @@ def _backward(
     wants: Sequence[bool],
     rounds: bool = False,
 ) -> list[Tensor]:
-    ops = torch.ops.dwsep
     read = _steps(steps, norms)
     values = [_Value(_at(inputs, i) if i < len(inputs) else None, None, None, ACTIVATIONS[n])
               for i, n in enumerate(activations)]  # fmt: skip
@@ -388,10 +387,16 @@ def _backward(
                     found.add(step.source, *of_x)
     results = [*found.raw[: len(inputs)], *of_parameters]
     # Outputs share memory neither with each other nor with what was given.
-    return [
-        inputs[0].new_empty(0) if tensor is None or not wanted else tensor.clone()
-        for tensor, wanted in zip(results, wants, strict=True)
-    ]
+    taken = {tensor.untyped_storage()._cdata for tensor in (*grads, *inputs, *parameters, *made)}
+    owned: list[Tensor] = []
+    for tensor, wanted in zip(results, wants, strict=True):
+        if tensor is None or not wanted:
+            tensor = inputs[0].new_empty(0)
+        elif tensor.untyped_storage()._cdata in taken:
+            tensor = tensor.clone()
+        taken.add(tensor.untyped_storage()._cdata)
+        owned.append(tensor)
+    return owned
 
 
 LIBRARY.impl(NAME, _forward, "CompositeExplicitAutograd")

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
+import os
 
 import torch
 
 MINIMUM_TRITON = (3, 6)  # what the oldest supported torch, 2.11, brings; 3.2 does not compile these kernels
 MINIMUM_CAPABILITY = (7, 5)
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+# Whether kernels run that do the work of several operators: where it is asked for, until they have been timed on a GPU.
+FUSED = os.environ.get("DWSEP_CUDA_FUSED", "0") not in ("", "0")
 
 
 def triton_version() -> str | None:
