@@ -41,9 +41,10 @@ def calls(
     """Every launch of a shape's forward pass and gradients: what it is, the call and the types of its tensors."""
     channels, outputs, size, activation = shape
     element = TYPES[dtype]
+    precision = precision if dtype == torch.float32 and arch >= 80 else "ieee"
     problem = PointwiseProblem(
-        128 * size * size, channels, outputs, dtype.itemsize, activation, activation != "none",
-        precision if dtype == torch.float32 else "ieee", dtype == torch.bfloat16 and arch < 80, True, True,
+        128 * size * size, channels, outputs, dtype.itemsize, activation, activation != "none", precision,
+        dtype == torch.bfloat16 and arch < 80, True, True,
     )  # fmt: skip
     call, chunks = launch.forward(problem)
     yield "forward", call, [element, element, "fp32", "fp32", element, element, "fp64"]

@@ -51,6 +51,11 @@ def test_all_kernels_compile(arch, tmp_path):
     check(records)
 
 
+def check_shared_memory(records: list[dict]) -> None:
+    """A program's shared memory is no more than the GPUs of its architecture have, those of 8.6 and 8.9 included."""
+    assert [record for record in records if record["shared"] > (65_536 if record["arch"] < 80 else 101_376)] == []
+
+
 def test_stages_compile(tmp_path):
     program = "pointwise_compiling.py"
     records = []
@@ -62,6 +67,7 @@ def test_stages_compile(tmp_path):
     )
     assert len(tensors) == 11
     check(records + tensors)
+    check_shared_memory(records + tensors)
 
 
 @pytest.mark.sweep
@@ -75,4 +81,6 @@ def test_all_stages_compile(dtype, arch, tmp_path):
     assert len(records) >= 15 * 4
     if dtype == "float32":
         records += compile_all(tmp_path, *options, "--precision", "ieee", program=program)
-    check(records + compile_all(tmp_path, *options, "--tensors", program=program))
+    records += compile_all(tmp_path, *options, "--tensors", program=program)
+    check(records)
+    check_shared_memory(records)

@@ -25,7 +25,7 @@ SMALL = PointwiseBlocks(16, 16, 16, 4, 2, 3)
 
 @pytest.fixture(autouse=True)
 def _without_tf32(monkeypatch):
-    monkeypatch.setattr(pointwise, "_precision", lambda dtype: "ieee")
+    monkeypatch.setattr(pointwise, "_precision", lambda x: "ieee")
 
 
 @dataclass
@@ -220,7 +220,7 @@ def test_parameters_of_float32_with_inputs_of_bfloat16():
 
 
 def test_tf32_rounds_operands_to_nearest(monkeypatch):
-    monkeypatch.setattr(pointwise, "_precision", lambda dtype: "tf32")
+    monkeypatch.setattr(pointwise, "_precision", lambda x: "tf32")
     case = normal_case(24, 40, "none")
     case.scale = case.shift = case.bias = None
 

@@ -22,7 +22,7 @@ def _machine_that_can(monkeypatch):
     monkeypatch.setattr(support, "_PACKAGE_REASONS", ())
     monkeypatch.setattr(support, "_capability_reasons", lambda device: ())
     monkeypatch.setattr(torch.version, "hip", None)
-    monkeypatch.setattr(pointwise, "_precision", lambda dtype: "ieee")
+    monkeypatch.setattr(pointwise, "_precision", lambda x: "ieee")
 
 
 def draw(*size: int) -> Tensor:

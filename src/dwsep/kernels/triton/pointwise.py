@@ -19,18 +19,17 @@ from dwsep.kernels.triton.pointwise_configs import PointwiseBlocks
 from dwsep.kernels.triton.pointwise_launch import PointwiseProblem
 
 
-def _precision(dtype: torch.dtype) -> str:
+def _has_tensor_cores(x: Tensor) -> bool:
+    """Whether the GPU has products of bfloat16 and TF32: Turing has none, nor has Triton's interpreter."""
+    return x.is_cuda and torch.cuda.get_device_capability(x.device) >= (8, 0)
+
+
+def _precision(x: Tensor) -> str:
     """TF32 where PyTorch's own convolution of float32 would take it."""
-    if dtype == torch.float32 and torch.backends.cudnn.conv.fp32_precision == "tf32":  # type: ignore[attr-defined]
-        return "tf32"
-    return "ieee"
-
-
-def _widens(x: Tensor) -> bool:
-    """Whether products of x's type are taken in float32: Turing has none of bfloat16, nor has Triton's interpreter."""
-    if x.dtype != torch.bfloat16:
-        return False
-    return not x.is_cuda or torch.cuda.get_device_capability(x.device) < (8, 0)
+    if x.dtype != torch.float32:
+        return "ieee"
+    allowed = torch.backends.cudnn.conv.fp32_precision == "tf32"  # type: ignore[attr-defined]
+    return "tf32" if allowed and _has_tensor_cores(x) else "ieee"
 
 
 def _problem(x: Tensor, scale: Tensor | None, activation: str, weight: Tensor, **others: bool) -> PointwiseProblem:
@@ -41,8 +40,8 @@ def _problem(x: Tensor, scale: Tensor | None, activation: str, weight: Tensor, *
         x.element_size(),
         activation,
         scale is not None,
-        _precision(x.dtype),
-        _widens(x),
+        _precision(x),
+        x.dtype == torch.bfloat16 and not _has_tensor_cores(x),
         **others,
     )
 

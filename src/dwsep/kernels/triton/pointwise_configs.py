@@ -73,11 +73,11 @@ def _tile(pixels: int, block: int, blocks: int, most: int) -> tuple[int, int]:
 
 
 @functools.lru_cache(maxsize=1024)
-def forward(pixels: int, channels: int, outputs: int, element_size: int) -> PointwiseBlocks:
+def forward(pixels: int, channels: int, outputs: int, element_size: int, tensor_cores: bool = True) -> PointwiseBlocks:
     """Blocks of the forward pass."""
     narrow = element_size == 2
     block = _wide(outputs, 128 if narrow else 64)
-    step = _step(channels, 64 if narrow else 32)
+    step = _step(channels, (64 if narrow else 32) if tensor_cores else 16)
     tile, warps = _tile(pixels, block, -(-outputs // block), 32 if narrow else 16)
     return PointwiseBlocks(tile, step, block, warps, 3, _CHUNKS)
 
@@ -110,4 +110,7 @@ def both_gradients(channels: int, outputs: int, element_size: int) -> PointwiseB
     if block * rows > (8192 if narrow else 4096):
         return None
     tile = max(16, min(32, 4096 // max(block, rows)))
-    return PointwiseBlocks(tile, block, rows, 8 if max(block, rows) > 64 else 4, 2, 512)
+    # As many tiles are on their way as make some 12 KB: grad, y and x.
+    loaded = tile * (2 * rows + block) * element_size
+    stages = 2 + min(2, 12_000 // loaded)
+    return PointwiseBlocks(tile, block, rows, 8 if max(block, rows) > 64 else 4, stages, 512)

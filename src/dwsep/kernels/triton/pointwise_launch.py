@@ -49,6 +49,11 @@ class PointwiseProblem:
         return self.pixels * max(self.channels, self.outputs) >= 2**31 - 2**26
 
     @property
+    def tensor_cores(self) -> bool:
+        """Whether those multiply, rather than one multiply-add after the other."""
+        return not self.wide_dot and (self.element_size == 2 or self.precision == "tf32")
+
+    @property
     def product_size(self) -> int:
         """Bytes of an element as the products take it."""
         return 4 if self.wide_dot else self.element_size
@@ -90,7 +95,7 @@ def _arguments(problem: PointwiseProblem, chosen: PointwiseBlocks, per_chunk: in
 def forward(problem: PointwiseProblem, blocks: PointwiseBlocks | None = None) -> tuple[Call, int]:
     """The forward pass and its chunks: x, weight, scale, shift, bias, y, partial."""
     sizes = problem.pixels, problem.channels, problem.outputs, problem.product_size
-    blocks = blocks or configs.forward(*sizes)
+    blocks = blocks or configs.forward(*sizes, problem.tensor_cores)
     count = _ceil(problem.outputs, blocks.outputs)
     chunks, per_chunk = chunks_of(_ceil(problem.pixels, blocks.pixels), blocks.chunks)
     arguments = _arguments(problem, blocks, per_chunk, blocks=count)

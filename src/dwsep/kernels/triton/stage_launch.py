@@ -16,6 +16,7 @@ _WARPS = 4
 _GRADIENT_WARPS = 8
 # Elements of a tile: several of 16 bytes for each thread. Programs of a launch that leaves sums, by the shape alone.
 _TILE = 4096
+_GRADIENT_TILE = 2048
 _PROGRAMS = 2048
 
 
@@ -39,17 +40,17 @@ def _ceil(n: int, step: int) -> int:
     return -(-n // step)
 
 
-def tile_of(problem: TensorProblem) -> tuple[int, int]:
+def tile_of(problem: TensorProblem, elements: int = _TILE) -> tuple[int, int]:
     """Pixels and channels of a tile."""
     channels = min(128, max(16, power_of_two(problem.channels)))
     while channels > 32 and _ceil(problem.channels, channels) * channels > problem.channels * 1.15:
         channels //= 2
-    return min(_TILE // channels, power_of_two(problem.pixels)), channels
+    return min(elements // channels, power_of_two(problem.pixels)), channels
 
 
-def _walk(problem: TensorProblem, **others: Any) -> tuple[int, int, dict[str, Any]]:
+def _walk(problem: TensorProblem, elements: int = _TILE, **others: Any) -> tuple[int, int, dict[str, Any]]:
     """Tiles of an image, blocks of channels, and the arguments that all kernels share."""
-    pixels, channels = tile_of(problem)
+    pixels, channels = tile_of(problem, elements)
     blocks, tiles = _ceil(problem.channels, channels), _ceil(problem.pixels, pixels)
     arguments = {
         "pixels": problem.pixels,
@@ -100,7 +101,8 @@ def output_gradient(problem: TensorProblem) -> tuple[Call, int]:
 def image_sums(problem: TensorProblem, gradient: bool) -> Call:
     """Means of every image, or the sums of products with ``grad``: x, scale, shift, grad, out."""
     _, blocks, arguments = _walk(problem, GRADIENT=gradient)
-    return Call(stage_gate.image_sums, (problem.images * blocks,), _WARPS, arguments)
+    warps = _GRADIENT_WARPS if gradient else _WARPS
+    return Call(stage_gate.image_sums, (problem.images * blocks,), warps, arguments)
 
 
 @functools.lru_cache(maxsize=_CACHED)
@@ -113,7 +115,7 @@ def gated(problem: TensorProblem) -> Call:
 @functools.lru_cache(maxsize=_CACHED)
 def squeeze_gradient(problem: TensorProblem, has_gate: bool, has_mean: bool) -> tuple[Call, int]:
     """The way back through both, and the chunks: grad, gate, grad_mean, x, scale, shift, grad_x, partial."""
-    tiles, blocks, arguments = _walk(problem, HAS_GATE=has_gate, HAS_MEAN=has_mean)
+    tiles, blocks, arguments = _walk(problem, _GRADIENT_TILE, HAS_GATE=has_gate, HAS_MEAN=has_mean)
     chunks, per_chunk = chunks_of(tiles, _PROGRAMS // (blocks * problem.images))
     arguments.update(chunks=chunks, tiles_per_chunk=per_chunk)
     parts = problem.images * chunks

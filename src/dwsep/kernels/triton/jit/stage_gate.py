@@ -137,8 +137,7 @@ def squeeze_gradient(
     factor = load_vector(scale, c, inside_c, AFFINE)
     added = load_vector(shift, c, inside_c, AFFINE)
     opened = load_vector(gate + image * C, c, inside_c, HAS_GATE)
-    share = load_vector(grad_mean + image * C, c, inside_c, HAS_MEAN)
-    share = tl.div_rn(share, tl.zeros((BC,), tl.float32) + pixels.to(tl.float32))
+    share = load_vector(grad_mean + image * C, c, inside_c, HAS_MEAN) / pixels.to(tl.float32)
     zeros = tl.zeros((BC,), tl.float32)
     sums = (zeros, zeros, zeros, zeros)
     for tile in range(first, tl.minimum(first + tiles_per_chunk, tiles)):
