@@ -16,7 +16,7 @@ _WARPS = 4
 _GRADIENT_WARPS = 8
 # Elements of a tile: several of 16 bytes for each thread. Programs of a launch that leaves sums, by the shape alone.
 _TILE = 4096
-_GRADIENT_TILE = 2048
+_SQUEEZE_TILE = 2048
 _PROGRAMS = 2048
 
 
@@ -115,11 +115,11 @@ def gated(problem: TensorProblem) -> Call:
 @functools.lru_cache(maxsize=_CACHED)
 def squeeze_gradient(problem: TensorProblem, has_gate: bool, has_mean: bool) -> tuple[Call, int]:
     """The way back through both, and the chunks: grad, gate, grad_mean, x, scale, shift, grad_x, partial."""
-    tiles, blocks, arguments = _walk(problem, _GRADIENT_TILE, HAS_GATE=has_gate, HAS_MEAN=has_mean)
+    tiles, blocks, arguments = _walk(problem, _SQUEEZE_TILE, HAS_GATE=has_gate, HAS_MEAN=has_mean)
     chunks, per_chunk = chunks_of(tiles, _PROGRAMS // (blocks * problem.images))
     arguments.update(chunks=chunks, tiles_per_chunk=per_chunk)
     parts = problem.images * chunks
-    return Call(stage_gate.squeeze_gradient, (parts * blocks,), _GRADIENT_WARPS, arguments), parts
+    return Call(stage_gate.squeeze_gradient, (parts * blocks,), _WARPS, arguments), parts
 
 
 @functools.lru_cache(maxsize=_CACHED)
