@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dwsep.ops import _stage_cuda
 from dwsep.ops._library import LIBRARY
 from dwsep.ops._stage import channels_last, empty_channels_last, gradients
 from dwsep.ops.depthwise_conv import output_spatial
@@ -17,7 +18,12 @@ GEOMETRY = "int[] stride, int[] padding, int[] dilation"
 
 
 def define(
-    name: str, reference: Callable[..., Any], reference_backward: Callable[..., Any], geometry_schema: str = ""
+    name: str,
+    reference: Callable[..., Any],
+    reference_backward: Callable[..., Any],
+    geometry_schema: str = "",
+    *,
+    cuda: str = "",
 ) -> None:
     """Define ``dwsep::{name}`` and ``dwsep::{name}_backward``.
 
@@ -26,6 +32,7 @@ def define(
         reference: takes the operator's arguments, a geometry as one of them.
         reference_backward: likewise.
         geometry_schema: :data:`GEOMETRY` for a convolution which has one.
+        cuda: module of ``dwsep.kernels.triton`` whose ``forward`` and ``backward`` take the operators' arguments.
     """
     schema = f", {geometry_schema}" if geometry_schema else ""
     LIBRARY.define(f"{name}({_LOAD}, Tensor? bias{schema}) -> (Tensor, Tensor)")
@@ -44,6 +51,10 @@ def define(
         _, _, _, x, scale, _, _, weight, has_bias, _ = of = _with_geometry(others, 9)
         return gradients(reference_backward(*of, output_mask), x, scale, weight, has_bias, output_mask)
 
+    def finish(found: Sequence[Tensor | None], *arguments: Any) -> tuple[Tensor, ...]:
+        _, _, _, x, scale, _, _, weight, has_bias, *_, output_mask = arguments
+        return gradients(found, x, scale, weight, has_bias, output_mask)
+
     def fake(*arguments: Any) -> tuple[Tensor, Tensor]:
         x, _, _, _, weight, _, geometry = _with_geometry(arguments, 6)
         spatial = output_spatial(x, weight.shape[2:], *geometry) if geometry else x.shape[2:]
@@ -56,6 +67,9 @@ def define(
 
     LIBRARY.impl(name, forward, "CompositeExplicitAutograd")
     LIBRARY.impl(f"{name}_backward", backward, "CompositeExplicitAutograd")
+    if cuda:
+        _stage_cuda.implement(name, forward, cuda, "forward")
+        _stage_cuda.implement(f"{name}_backward", backward, cuda, "backward", x=3, finish=finish)
     torch.library.register_fake(f"dwsep::{name}", fake, lib=LIBRARY)
     torch.library.register_fake(f"dwsep::{name}_backward", fake_backward, lib=LIBRARY)
 

@@ -11,4 +11,4 @@ from dwsep.kernels import stage_reference
 from dwsep.ops import _conv_stage
 
 NAME = "pointwise_stage"
-_conv_stage.define(NAME, stage_reference.stage, stage_reference.stage_backward)
+_conv_stage.define(NAME, stage_reference.stage, stage_reference.stage_backward, cuda="pointwise")

@@ -5,10 +5,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from dwsep.kernels import stage_reference
+from dwsep.ops import _stage_cuda
 from dwsep.ops._library import LIBRARY
 from dwsep.ops._stage import channels_last, empty_channels_last
 
@@ -23,6 +26,11 @@ def _gate(x: Tensor, scale: Tensor | None, shift: Tensor | None, activation: str
     return channels_last(stage_reference.gate(x, scale, shift, activation, gate))
 
 
+def _check_together(grad: Tensor | None, gate: Tensor | None) -> None:
+    if (grad is None) != (gate is None):
+        raise RuntimeError("grad and gate must be given together")
+
+
 def _squeeze_backward(
     grad: Tensor | None,
     gate: Tensor | None,
@@ -32,16 +40,29 @@ def _squeeze_backward(
     shift: Tensor | None,
     activation: str,
 ) -> tuple[Tensor, Tensor]:
-    if (grad is None) != (gate is None):
-        raise RuntimeError("grad and gate must be given together")
+    _check_together(grad, gate)
     grad_x, affine = stage_reference.squeeze_backward(grad, gate, grad_mean, x, scale, shift, activation)
     return channels_last(grad_x), x.new_empty(0) if affine is None else affine
+
+
+def _finish_squeeze(
+    found: tuple[Tensor, Tensor | None], grad: Tensor | None, gate: Tensor | None, *rest: Any
+) -> tuple[Tensor, Tensor]:
+    _check_together(grad, gate)
+    grad_x, affine = found
+    return grad_x, grad_x.new_empty(0) if affine is None else affine
 
 
 LIBRARY.impl("stage_pool", stage_reference.pool, "CompositeExplicitAutograd")
 LIBRARY.impl("stage_gate", _gate, "CompositeExplicitAutograd")
 LIBRARY.impl("stage_gate_gradient", stage_reference.gate_gradient, "CompositeExplicitAutograd")
 LIBRARY.impl("stage_squeeze_backward", _squeeze_backward, "CompositeExplicitAutograd")
+_stage_cuda.implement("stage_pool", stage_reference.pool, "stage_gate", "pool")
+_stage_cuda.implement("stage_gate", _gate, "stage_gate", "gate")
+_stage_cuda.implement("stage_gate_gradient", stage_reference.gate_gradient, "stage_gate", "gate_gradient", x=1)
+_stage_cuda.implement(
+    "stage_squeeze_backward", _squeeze_backward, "stage_gate", "squeeze_backward", x=3, finish=_finish_squeeze
+)
 
 
 @torch.library.register_fake("dwsep::stage_pool", lib=LIBRARY)

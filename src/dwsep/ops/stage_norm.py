@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 
 from dwsep.kernels import stage_reference
+from dwsep.kernels.triton import support
+from dwsep.ops import _stage_cuda
 from dwsep.ops._library import LIBRARY
 from dwsep.ops._stage import channels_last, empty_channels_last
 
@@ -31,6 +33,13 @@ LIBRARY.impl("stage_sums", stage_reference.sums_of, "CompositeExplicitAutograd")
 LIBRARY.impl("stage_corrected", _corrected, "CompositeExplicitAutograd")
 LIBRARY.impl("stage_statistics", stage_reference.statistics, "CompositeExplicitAutograd")
 LIBRARY.impl("stage_correction", stage_reference.correction_of, "CompositeExplicitAutograd")
+
+_stage_cuda.implement("stage_sums", stage_reference.sums_of, "stage_norm", "sums")
+_stage_cuda.implement("stage_corrected", _corrected, "stage_norm", "corrected", x=1)
+_stage_cuda.implement("stage_statistics", stage_reference.statistics, "stage_norm", "statistics", runs=support.compiles)
+_stage_cuda.implement(
+    "stage_correction", stage_reference.correction_of, "stage_norm", "correction_of", runs=support.compiles
+)
 
 
 def _vector(like: Tensor, channels: int) -> Tensor:

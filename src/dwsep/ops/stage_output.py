@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from dwsep.kernels import stage_reference
+from dwsep.ops import _stage_cuda
 from dwsep.ops._library import LIBRARY
 from dwsep.ops._stage import channels_last, empty_channels_last
 
@@ -30,8 +33,15 @@ def _backward(
     return grad_x, x.new_empty(0) if grad_affine is None else grad_affine
 
 
+def _finish(found: tuple[Tensor, Tensor | None], grad: Tensor, x: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+    grad_x, grad_affine = found
+    return grad_x, x.new_empty(0) if grad_affine is None else grad_affine
+
+
 LIBRARY.impl(NAME, _forward, "CompositeExplicitAutograd")
 LIBRARY.impl(f"{NAME}_backward", _backward, "CompositeExplicitAutograd")
+_stage_cuda.implement(NAME, _forward, "stage_output", "forward")
+_stage_cuda.implement(f"{NAME}_backward", _backward, "stage_output", "backward", x=1, finish=_finish)
 
 
 @torch.library.register_fake(f"dwsep::{NAME}", lib=LIBRARY)

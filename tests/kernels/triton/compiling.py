@@ -84,9 +84,10 @@ def compile_call(call: Call, types: list[str], arch: int):
             signature[parameter.name] = "constexpr"
             constants[(position,)] = values[parameter.name]
         else:
-            signature[parameter.name] = "i32"
+            signature[parameter.name] = "fp32" if isinstance(values[parameter.name], float) else "i32"
     source = ASTSource(call.kernel, signature, constants, attributes)
-    return triton.compile(source, target=GPUTarget("cuda", arch, 32), options={"num_warps": call.warps})
+    options = {"num_warps": call.warps, "num_stages": call.stages}
+    return triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
 
 
 def usage(cubin: bytes) -> dict[str, int]:

@@ -13,11 +13,12 @@ import pytest
 pytest.importorskip("triton", reason="Triton is for Linux")
 
 
-def compile_all(tmp_path: Path, *options: str) -> list[dict]:
-    """What the program beside this file reports, run without the interpreter and with an empty cache."""
+def compile_all(tmp_path: Path, *options: str, program: str = "compiling.py") -> list[dict]:
+    """What a program beside this file reports, run without the interpreter and with an empty cache."""
     root = Path(__file__).parents[3]
-    environment = {**os.environ, "TRITON_CACHE_DIR": str(tmp_path), "TRITON_INTERPRET": "0"}
-    command = [sys.executable, str(Path(__file__).with_name("compiling.py")), *options]
+    path = os.pathsep.join([str(root), *filter(None, [os.environ.get("PYTHONPATH")])])
+    environment = {**os.environ, "TRITON_CACHE_DIR": str(tmp_path), "TRITON_INTERPRET": "0", "PYTHONPATH": path}
+    command = [sys.executable, str(Path(__file__).with_name(program)), *options]
     result = subprocess.run(command, env=environment, cwd=root, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr[-3000:]
     return [json.loads(line) for line in result.stdout.splitlines()]
@@ -48,3 +49,38 @@ def test_all_kernels_compile(arch, tmp_path):
     records = compile_all(tmp_path, "--arch", arch, *dtypes)
     assert len(records) == 12 * 3 * 8
     check(records)
+
+
+def check_shared_memory(records: list[dict]) -> None:
+    """A program's shared memory is no more than the GPUs of its architecture have, those of 8.6 and 8.9 included."""
+    assert [record for record in records if record["shared"] > (65_536 if record["arch"] < 80 else 101_376)] == []
+
+
+def test_stages_compile(tmp_path):
+    program = "pointwise_compiling.py"
+    records = []
+    for arch, dtype, shape in (("75", "float16", "1"), ("80", "bfloat16", "10"), ("90", "float32", "4")):
+        records += compile_all(tmp_path, "--arch", arch, "--dtype", dtype, "--shape", shape, program=program)
+    assert len(records) == 5 + 4 + 4
+    tensors = compile_all(
+        tmp_path, "--arch", "90", "--dtype", "bfloat16", "--shape", "10", "--tensors", program=program
+    )
+    assert len(tensors) == 11
+    check(records + tensors)
+    check_shared_memory(records + tensors)
+
+
+@pytest.mark.sweep
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("arch", ["75", "80", "90"])
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_all_stages_compile(dtype, arch, tmp_path):
+    program = "pointwise_compiling.py"
+    options = ["--arch", arch, "--dtype", dtype]
+    records = compile_all(tmp_path, *options, program=program)
+    assert len(records) >= 15 * 4
+    if dtype == "float32":
+        records += compile_all(tmp_path, *options, "--precision", "ieee", program=program)
+    records += compile_all(tmp_path, *options, "--tensors", program=program)
+    check(records)
+    check_shared_memory(records)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from dwsep.kernels.triton import configs
+from dwsep.kernels.triton import configs, pointwise_configs
 from dwsep.kernels.triton.shapes import shape_of
 from tests.problems import recorded
 
@@ -57,3 +57,25 @@ def test_shape_follows_torch():
 def test_64_bits_from_2_31_elements_on():
     assert not shape_of((1, 64, 4096, 4096), (64, 1, 3, 3), (1, 1), (1, 1, 1, 1), (1, 1))[0].wide
     assert shape_of((2, 64, 4096, 4096), (64, 1, 3, 3), (1, 1), (1, 1, 1, 1), (1, 1))[0].wide
+
+
+def test_blocks_of_pointwise_stages():
+    for channels in (3, 16, 24, 40, 96, 144, 240, 672, 1152, 3072):
+        for outputs in (5, 16, 24, 112, 160, 384, 960, 1280):
+            for pixels in (1, 128, 6272, 25_088, 401_408, 1_605_632):
+                for size in (2, 4):
+                    found = [
+                        getattr(pointwise_configs, name)(pixels, channels, outputs, size)
+                        for name in ("forward", "input_gradient", "weight_gradient")
+                    ]
+                    both = pointwise_configs.both_gradients(channels, outputs, size)
+                    for blocks in [*found, *filter(None, [both])]:
+                        assert all(
+                            power_of_two(n) and n >= 16 for n in (blocks.pixels, blocks.channels, blocks.outputs)
+                        )
+                        assert blocks.warps in (4, 8)
+                        assert 2 <= blocks.stages <= 4
+                    assert both is None or (both.channels >= channels and both.outputs >= outputs)
+                    # Blocks hold all channels where a tensor would else be read again, unless they are many.
+                    assert found[0].outputs >= min(outputs, 32)
+                    assert found[1].channels >= min(channels, 32)

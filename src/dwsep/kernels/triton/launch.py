@@ -24,10 +24,13 @@ class Call:
     many of them run: here it is looked up by what can still change between the calls of one problem.
     """
 
-    def __init__(self, kernel: Any, grid: tuple[int, ...], warps: int, arguments: dict[str, Any]) -> None:
+    def __init__(
+        self, kernel: Any, grid: tuple[int, ...], warps: int, arguments: dict[str, Any], stages: int = 3
+    ) -> None:
         self.kernel = kernel
         self.grid = (*grid, *(1,) * (3 - len(grid)))
         self.warps = warps
+        self.stages = stages  # of loads ahead of the products of a loop
         self.arguments = tuple(arguments[name] for name in kernel.arg_names if name in arguments)
         self._compiled: dict[tuple[Any, ...], Any] = {}
 
@@ -42,7 +45,7 @@ class Call:
         if compiled is not None:
             compiled[self.grid](*tensors, *self.arguments)
             return
-        compiled = self.kernel[self.grid](*tensors, *self.arguments, num_warps=self.warps)
+        compiled = self.kernel[self.grid](*tensors, *self.arguments, num_warps=self.warps, num_stages=self.stages)
         if compiled is not None:  # the interpreter returns none
             self._compiled[key] = compiled
 

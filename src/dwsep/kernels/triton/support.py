@@ -75,12 +75,11 @@ def problem_reasons(ndim: int, dtype: torch.dtype, device: str) -> tuple[str, ..
     return tuple(reasons)
 
 
+def compiles(x: torch.Tensor) -> bool:
+    """Whether Triton compiles for the GPU that ``x`` is on, whatever its type."""
+    return torch.version.hip is None and not _PACKAGE_REASONS and not _capability_reasons(x.device.index)
+
+
 def runs(x: torch.Tensor) -> bool:
     """Whether the kernels run a problem with this input, which is on a GPU."""
-    return (
-        x.dim() <= 4
-        and x.dtype in DTYPES
-        and torch.version.hip is None
-        and not _PACKAGE_REASONS
-        and not _capability_reasons(x.device.index)
-    )
+    return x.dim() <= 4 and x.dtype in DTYPES and compiles(x)
