@@ -146,6 +146,18 @@ def inputs_of(weights: Sequence[Tensor], geometries: Sequence[Sequence[Sequence[
     return [w.shape[0] if geometry else w.shape[1] for w, geometry in zip(weights, geometries, strict=True)]
 
 
+def geometries_of(
+    weights: Sequence[Tensor], stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int]
+) -> list[tuple[Sequence[int], ...]]:
+    """Each part's own geometry of a mixed stage's, empty for a 1x1 convolution."""
+    if not stride:
+        return [() for _ in weights]
+    return [
+        (stride[2 * i : 2 * i + 2], padding[4 * i : 4 * i + 4], dilation[2 * i : 2 * i + 2])
+        for i in range(len(weights))
+    ]
+
+
 def mixed_stage(
     x: Tensor,
     scale: Tensor | None,

@@ -10,4 +10,10 @@ from dwsep.kernels import stage_reference
 from dwsep.ops import _conv_stage
 
 NAME = "dense_stage"
-_conv_stage.define(NAME, stage_reference.dense_stage, stage_reference.dense_stage_backward, _conv_stage.GEOMETRY)
+_conv_stage.define(
+    NAME,
+    stage_reference.dense_stage,
+    stage_reference.dense_stage_backward,
+    _conv_stage.GEOMETRY,
+    cuda="dense_stage",
+)

@@ -8,11 +8,13 @@ weight, or all are 1x1, with none. The bias, if any, is that of all outputs.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from dwsep.kernels import stage_reference
+from dwsep.ops import _stage_cuda
 from dwsep.ops._library import LIBRARY
 from dwsep.ops._stage import channels_last, empty_channels_last, gradients
 from dwsep.ops.depthwise_conv import output_spatial
@@ -30,18 +32,6 @@ LIBRARY.define(
 )
 
 
-def _geometries(
-    weights: Sequence[Tensor], stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int]
-) -> list[tuple[Sequence[int], ...]]:
-    """Each part's own geometry, empty for a 1x1 convolution."""
-    if not stride:
-        return [() for _ in weights]
-    return [
-        (stride[2 * i : 2 * i + 2], padding[4 * i : 4 * i + 4], dilation[2 * i : 2 * i + 2])
-        for i in range(len(weights))
-    ]
-
-
 def _forward(
     x: Tensor,
     scale: Tensor | None,
@@ -53,7 +43,7 @@ def _forward(
     padding: Sequence[int],
     dilation: Sequence[int],
 ) -> tuple[Tensor, Tensor]:
-    geometries = _geometries(weights, stride, padding, dilation)
+    geometries = stage_reference.geometries_of(weights, stride, padding, dilation)
     y, sums = stage_reference.mixed_stage(x, scale, shift, activation, weights, bias, geometries)
     return channels_last(y), sums
 
@@ -94,21 +84,28 @@ def _backward(
     dilation: Sequence[int],
     output_mask: Sequence[bool],
 ) -> tuple[Tensor, Tensor, list[Tensor], Tensor]:
-    geometries = _geometries(weights, stride, padding, dilation)
+    geometries = stage_reference.geometries_of(weights, stride, padding, dilation)
     found = stage_reference.mixed_stage_backward(
         grad, y, correction, x, scale, shift, activation, weights, has_bias, geometries, output_mask
     )
     return _mixed_gradients(found, x, scale, weights, has_bias, output_mask)
 
 
+def _finish(found: stage_reference.MixedStageGradients, *arguments: Any) -> tuple[Any, ...]:
+    _, _, _, x, scale, _, _, weights, has_bias, *_, output_mask = arguments
+    return _mixed_gradients(found, x, scale, weights, has_bias, output_mask)
+
+
 LIBRARY.impl(NAME, _forward, "CompositeExplicitAutograd")
 LIBRARY.impl(f"{NAME}_backward", _backward, "CompositeExplicitAutograd")
+_stage_cuda.implement(NAME, _forward, "mixed_stage", "forward")
+_stage_cuda.implement(f"{NAME}_backward", _backward, "mixed_stage", "backward", x=3, finish=_finish)
 
 
 @torch.library.register_fake(f"dwsep::{NAME}", lib=LIBRARY)
 def _(x, scale, shift, activation, weights, bias, stride, padding, dilation):
     channels = sum(weight.shape[0] for weight in weights)
-    first = _geometries(weights, stride, padding, dilation)[0]
+    first = stage_reference.geometries_of(weights, stride, padding, dilation)[0]
     spatial = output_spatial(x, weights[0].shape[2:], *first) if first else x.shape[2:]
     return empty_channels_last(x, channels, spatial), x.new_empty((2, channels), dtype=torch.float64)
 
