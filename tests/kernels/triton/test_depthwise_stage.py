@@ -157,7 +157,9 @@ def test_activations_within_float32(activation, monkeypatch):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("activation, kernel", [("silu", 3), ("gelu", 5)])
-def test_half_precision_rounds_what_is_stored(dtype, activation, kernel):
+def test_half_precision_rounds_what_is_stored(dtype, activation, kernel, monkeypatch):
+    # With each load, or in a pass of its own.
+    monkeypatch.setattr(tables, "activates_while_loading", lambda *_: kernel == 3)
     draw = normal(torch.Generator().manual_seed(0))
     half = kernel // 2
     geometry = (7, 6), (kernel, kernel), (1, 1), [half] * 4, (1, 1)
@@ -271,7 +273,7 @@ def test_blocks_of_all_recorded_shapes(element_size):
             (tables.backward(shape, element_size), True),
         ):
             assert all(size & (size - 1) == 0 for size in (blocks.row_lanes, blocks.col_lanes, blocks.channels))
-            assert blocks.row_lanes * blocks.col_lanes * blocks.channels == blocks.warps * 64
+            assert blocks.row_lanes * blocks.col_lanes * blocks.channels <= 256
             assert 1 <= blocks.columns <= 8
             assert blocks.rows == 1 or (blocks.hoist and shape.rows.dilation == 1)
             tiles = launch._tiles(shape, blocks, transposed)

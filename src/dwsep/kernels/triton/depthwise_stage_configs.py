@@ -54,9 +54,9 @@ def _channels(channels: int) -> int:
     return configs._channel_block(channels, 64)
 
 
-def _lanes(channels: int, warps: int) -> int:
-    """Groups of outputs of a tile, with two channels a thread."""
-    return warps * 32 * 2 // channels
+def _lanes(channels: int) -> int:
+    """Groups of outputs of a tile, with two channels a thread of four warps."""
+    return 4 * 32 * 2 // channels
 
 
 def tile(groups: int, rows: int, lanes: int) -> tuple[int, int]:
@@ -81,7 +81,7 @@ def forward(shape: Shape, element_size: int) -> StageBlocks:
     high = 2 if hoist and rows.kernel > 1 and rows.dilation == 1 and rows.stride == 1 and rows.output > 1 else 1
     block, warps = _channels(shape.channels), 4
     groups = -(-configs.length(cols, False) // columns)
-    row_lanes, col_lanes = tile(groups, -(-rows.output // high), _lanes(block, warps))
+    row_lanes, col_lanes = tile(groups, -(-rows.output // high), _lanes(block))
     return StageBlocks(high, columns, row_lanes, col_lanes, block, warps, hoist)
 
 
@@ -90,11 +90,12 @@ def backward(shape: Shape, element_size: int) -> StageBlocks:
     """Blocks of the backward pass."""
     cols = shape.cols
     outputs, taps = configs.length(cols, True), configs._taps(cols, True)
-    # Registers hold the sums of all taps.
-    columns = configs._columns(outputs, taps, most=4 if shape.taps <= 9 else 3)
-    block, warps = _channels(shape.channels), 4
+    # Registers hold the sums of all taps: beyond nine of them a thread takes fewer columns or, of float32, whose loads
+    # are wide enough, one channel.
+    columns = configs._columns(outputs, taps, most=4 if shape.taps <= 9 or element_size == 4 else 3)
+    block, warps = _channels(shape.channels), 8 if shape.taps > 9 and element_size == 4 else 4
     groups = -(-outputs // columns)
-    row_lanes, col_lanes = tile(groups, configs.class_rows(shape, True), _lanes(block, warps))
+    row_lanes, col_lanes = tile(groups, configs.class_rows(shape, True), _lanes(block))
     return StageBlocks(1, columns, row_lanes, col_lanes, block, warps, shape.taps <= 9)
 
 

@@ -15,7 +15,7 @@ from dwsep.kernels.triton.depthwise import _dense, _empty, _on_device_of
 from dwsep.kernels.triton.shapes import shape_of
 
 _PerAxis = Sequence[int]
-_TENSOR_FLOAT = (8, 0)  # compute capability that takes float32 products from tensor cores
+_MINIMUM_CAPABILITY = (8, 0)  # below, products take more registers than there are, and know no TF32
 
 
 def separable_runs(
@@ -33,11 +33,9 @@ def separable_runs(
     It does where channels are innermost, the sums of all output channels fit into a program, and the products are those
     of tensor cores: of half precision, or of float32 where TF32 is allowed.
     """
-    if not last:
+    if not last or torch.cuda.get_device_capability(x.device) < _MINIMUM_CAPABILITY:
         return False
-    if x.dtype == torch.float32 and (
-        launch.precision_of(x.dtype) != "tf32" or torch.cuda.get_device_capability(x.device) < _TENSOR_FLOAT
-    ):
+    if x.dtype == torch.float32 and launch.precision_of(x.dtype) != "tf32":
         return False
     shape, _ = shape_of(x.shape, depthwise_weight.shape, tuple(stride), tuple(padding), tuple(dilation))
     return launch.pays(shape, pointwise_weight.shape[0])

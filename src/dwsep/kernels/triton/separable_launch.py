@@ -15,6 +15,8 @@ from dwsep.kernels.triton.shapes import Shape
 # Output channels whose sums fit a program's registers: with more of them the depthwise result would be computed again.
 MOST_OUTPUTS = 256
 _MOST_COLUMNS = 16
+# Without a loop over rows of taps the compiler loads so much ahead that fewer sums fit.
+_MOST_OUTPUTS_OF_LINES = 128
 # Below so many programs a GPU is not full, and their loops over many blocks of channels take longest.
 _FEW_PROGRAMS = 64
 _MANY_CHANNELS = 256
@@ -48,10 +50,11 @@ def blocks_of(shape: Shape, out_channels: int) -> SeparableBlocks:
     """Blocks for a problem: up to 64 registers of sums a thread, at least the 16 rows of a tensor core's product."""
     outputs = max(16, configs.power_of_two(out_channels))
     warps = 4 if outputs <= 32 else 8
-    lanes = 32 if outputs <= 128 else 16
+    lanes = 32
     cols = shape.cols
     length = configs.length(cols, False)
-    columns = min(4, configs._columns(length, min(cols.kernel, 8), configs._step(cols, False)))
+    most = 4 if outputs <= 128 else 2
+    columns = configs._columns(length, min(cols.kernel, 8), configs._step(cols, False), most)
     groups = _ceil(length, columns)
     # No more lanes than a small image has.
     lanes = max(16, min(lanes, configs.power_of_two(groups) * configs.power_of_two(shape.rows.output)))
@@ -72,6 +75,8 @@ def _grid(shape: Shape, blocks: SeparableBlocks) -> tuple[int, dict[str, int]]:
 def pays(shape: Shape, out_channels: int) -> bool:
     """Whether one kernel is the better choice for a problem, by the shape alone."""
     if out_channels > MOST_OUTPUTS or shape.cols.kernel > _MOST_COLUMNS:
+        return False
+    if shape.rows.kernel == 1 and out_channels > _MOST_OUTPUTS_OF_LINES:
         return False
     programs, _ = _grid(shape, blocks_of(shape, out_channels))
     return programs >= _FEW_PROGRAMS or shape.out_channels <= _MANY_CHANNELS

@@ -50,14 +50,6 @@ def load_tap(at, mask):
 
 
 @triton.jit
-def compensated(total, rest, value):
-    """Kahan's sum: ``total`` plus ``value``, and what rounding took from it, which the next sum makes good."""
-    value = value - rest
-    grown = total + value
-    return grown, (grown - total) - value
-
-
-@triton.jit
 def _add_row(
     acc,
     taps,
@@ -180,11 +172,9 @@ def depthwise_stage(
 
     centre = tl.zeros((BC,), tl.float32)
     centred = False
-    count = tl.zeros((RB * JB,), tl.int32)
+    count = 0
     total = tl.zeros((RB * JB, BC), tl.float32)
-    total_rest = tl.zeros((RB * JB, BC), tl.float32)
     squares = tl.zeros((RB * JB, BC), tl.float32)
-    squares_rest = tl.zeros((RB * JB, BC), tl.float32)
 
     for index in range(chunk * tiles_per_chunk, tl.minimum((chunk + 1) * tiles_per_chunk, tiles)):
         residue = index % residues
@@ -231,7 +221,8 @@ def depthwise_stage(
 
         # What is stored is what is summed, around one of the values: where the mean is large, plain squares would lose
         # the variance.
-        valid = positions(row, 1, R, dst_h) * positions(col, SPACING, Q, dst_w)
+        rows_there = positions(row_block * (RB * R), 1, RB * R, dst_h)
+        valid = rows_there * positions(col_block * (JB * SPACING * Q) + residue, SPACING, JB * Q, dst_w)
         count += valid
         first = dst + (((image * dst_h + row) * dst_w + col)[:, None] * CHANNELS + channel[None, :])
         stored = ()
@@ -246,7 +237,7 @@ def depthwise_stage(
                 stored += (rounded.to(tl.float32),)
         if not centred:
             # The tile's first output, if it has any.
-            centred = (row_block * (RB * R) < dst_h) & (col_block * (JB * SPACING * Q) + residue < dst_w)
+            centred = valid > 0
             if centred:
                 centre = tl.sum(tl.where((lane == 0)[:, None], stored[0], 0.0), 0)
         new = tl.zeros((RB * JB, BC), tl.float32)
@@ -257,12 +248,12 @@ def depthwise_stage(
                 apart = tl.where(mask, stored[r * Q + q] - centre[None, :], 0.0)
                 new += apart
                 new_squares += apart * apart
-        total, total_rest = compensated(total, total_rest, new)
-        squares, squares_rest = compensated(squares, squares_rest, new_squares)
+        total += new
+        squares += new_squares
 
     base = partial + chunk.to(tl.int64) * CHANNELS + channel
     plane = chunks.to(tl.int64) * CHANNELS
     tl.store(base, centre, mask=inside)
     tl.store(base + plane, tl.sum(total, 0), mask=inside)
     tl.store(base + 2 * plane, tl.sum(squares, 0), mask=inside)
-    tl.store(partial + 3 * plane + chunk, tl.sum(count, 0).to(tl.float32), mask=block == 0)
+    tl.store(partial + 3 * plane + chunk, count.to(tl.float32), mask=block == 0)

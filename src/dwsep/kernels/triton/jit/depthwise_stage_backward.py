@@ -10,7 +10,7 @@ import triton.language as tl
 
 from dwsep.kernels.triton.jit.activations import through_activation
 from dwsep.kernels.triton.jit.axis import class_first, class_first_tap, within
-from dwsep.kernels.triton.jit.depthwise_stage import compensated, load_tap, pending
+from dwsep.kernels.triton.jit.depthwise_stage import load_tap, pending
 
 # One compiled kernel for all sizes: what matters of them to the compiler are constants.
 _SIZES = [
@@ -28,6 +28,14 @@ _SIZES = [
     "tiles_per_chunk",
     "chunks",
 ]
+
+
+@triton.jit
+def _compensated(total, rest, value):
+    """Kahan's sum: ``total`` plus ``value``, and what rounding took from it, which the next sum makes good."""
+    value = value - rest
+    grown = total + value
+    return grown, (grown - total) - value
 
 
 @triton.jit(do_not_specialize=_SIZES)
@@ -248,8 +256,8 @@ def depthwise_stage_backward(
                     value = value * factor[None, :]
                 tl.store(grad_x + at, value.to(grad_x.dtype.element_ty), mask=loaded)
             if AFFINE:
-                of_scale, of_scale_rest = compensated(of_scale, of_scale_rest, new_scale)
-                of_shift, of_shift_rest = compensated(of_shift, of_shift_rest, new_shift)
+                of_scale, of_scale_rest = _compensated(of_scale, of_scale_rest, new_scale)
+                of_shift, of_shift_rest = _compensated(of_shift, of_shift_rest, new_shift)
 
     if WANTS_WEIGHT:
         base = partial + chunk.to(tl.int64) * ((KH * KW + HAS_BIAS) * CHANNELS) + channel

@@ -88,7 +88,7 @@ def separable(
     acc = ()
     for _q in tl.static_range(Q):
         acc += (tl.zeros((RB * JB, BK), tl.float32),)
-    for start in range(0, INNER, BC):
+    for start in tl.range(0, INNER, BC, num_stages=1):
         channel = start + tl.arange(0, BC)
         inside = channel < INNER
         inner = ()
