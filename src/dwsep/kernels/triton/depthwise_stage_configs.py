@@ -2,7 +2,7 @@
 
 A stage is limited by memory where its threads keep to about 25 instructions an element of half precision, or to 50 of
 float32. What comes on top of the convolution's own is norm and activation, once for each load: hence two rows a
-thread where taps are 3 x 3, and a pass of its own for activations that cost more than that pass.
+thread where taps are 3 x 3 and halves, and a pass of its own for activations that cost more than that pass.
 """
 
 from __future__ import annotations
@@ -78,7 +78,8 @@ def forward(shape: Shape, element_size: int) -> StageBlocks:
     # Taps in registers leave room for fewer columns.
     most = 5 if hoist else 8
     columns = configs._columns(configs.length(cols, False), min(cols.kernel, 8), configs._step(cols, False), most)
-    high = 2 if hoist and rows.kernel > 1 and rows.dilation == 1 and rows.stride == 1 and rows.output > 1 else 1
+    shares_rows = rows.kernel > 1 and rows.dilation == 1 and rows.stride == 1 and rows.output > 1
+    high = 2 if hoist and shares_rows and element_size == 2 else 1  # float32's memory leaves time for more loads
     block, warps = _channels(shape.channels), 4
     groups = -(-configs.length(cols, False) // columns)
     row_lanes, col_lanes = tile(groups, -(-rows.output // high), _lanes(block))

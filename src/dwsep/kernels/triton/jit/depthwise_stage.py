@@ -1,7 +1,7 @@
 """Forward pass of a depthwise stage, channels innermost: norm and activation while loading, sums while storing.
 
-A thread holds R x Q outputs of a few channels, R = 2 where there are three rows of taps: one input serves as many of
-them as it reaches, and goes through norm and activation once for all. More rows of taps are a loop: the time that
+A thread holds R x Q outputs of a few channels, R = 2 at most with up to nine taps: one input serves as many of them as
+it reaches, and goes through norm and activation once for all. More rows of taps are a loop: the time that
 Triton's compiler takes grows with the cube of a kernel's length.
 """
 
