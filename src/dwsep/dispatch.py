@@ -24,7 +24,7 @@ CPU_DIRECT = {
     "separable_conv": {True: separable_conv.WITH_AUTOGRAD, False: separable_conv.WITHOUT_AUTOGRAD},
 }
 # Those with Triton kernels, as they are called on a GPU.
-TRITON_DIRECT = {"depthwise_conv": _depthwise_cuda.depthwise_conv}
+TRITON_DIRECT = {"depthwise_conv": _depthwise_cuda.depthwise_conv, "separable_conv": separable_conv.WITH_AUTOGRAD}
 
 
 @dataclass(frozen=True)

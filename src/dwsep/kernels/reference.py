@@ -7,6 +7,7 @@ need from the inputs, so that an operator saves its inputs only.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -127,9 +128,15 @@ def separable_conv_backward(
     activation: str,
     residual: str,
     output_mask: Sequence[bool],
+    *,
+    depthwise: Callable[..., Tensor] = depthwise_conv,
+    depthwise_backward: Callable[..., Any] = depthwise_conv_backward,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
-    """Gradients of :func:`separable_conv` with respect to its five tensors, where ``output_mask`` asks."""
-    raw = depthwise_conv(x, depthwise_weight, depthwise_bias, stride, padding, dilation, "none")
+    """Gradients of :func:`separable_conv` with respect to its five tensors, where ``output_mask`` asks.
+
+    ``depthwise`` and ``depthwise_backward`` are called as :func:`depthwise_conv` and its backward are.
+    """
+    raw = depthwise(x, depthwise_weight, depthwise_bias, stride, padding, dilation, "none")
     inner = FORWARD[inner_activation](raw)
     grad_out = grad
     if activation != "none":
@@ -156,7 +163,7 @@ def separable_conv_backward(
     if below:
         if residual == "depthwise":
             grad_inner = grad_inner + grad_out
-        grad_x, grad_depthwise, grad_depthwise_bias = depthwise_conv_backward(
+        grad_x, grad_depthwise, grad_depthwise_bias = depthwise_backward(
             BACKWARD[inner_activation](grad_inner, raw),
             x,
             depthwise_weight,

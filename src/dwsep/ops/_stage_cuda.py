@@ -15,6 +15,12 @@ from dwsep.ops._library import LIBRARY
 IMPLEMENTATIONS: dict[str, Callable[..., Any]] = {}
 
 
+def register(name: str, call: Callable[..., Any]) -> None:
+    """Let ``dwsep::{name}`` run ``call``, which takes its arguments, on tensors on a GPU."""
+    IMPLEMENTATIONS[name] = call
+    LIBRARY.impl(name, call, "CUDA")
+
+
 def implement(
     name: str,
     elsewhere: Callable[..., Any],
@@ -43,5 +49,4 @@ def implement(
         found = getattr(importlib.import_module(f"dwsep.kernels.triton.{module}"), function)(*arguments)
         return found if finish is None else finish(found, *arguments)
 
-    IMPLEMENTATIONS[name] = call
-    LIBRARY.impl(name, call, "CUDA")
+    register(name, call)

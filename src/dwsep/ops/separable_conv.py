@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from dwsep.kernels import reference
+from dwsep.kernels.triton import support
 from dwsep.ops import _autograd, _direct
-from dwsep.ops._layout import empty_output, in_layout_of
+from dwsep.ops._layout import empty_output, in_layout_of, is_channels_last
 from dwsep.ops._library import LIBRARY
 from dwsep.ops.depthwise_conv import fill_masked, output_spatial
 
@@ -31,8 +32,28 @@ def _backward(grad: Tensor, *args: Any) -> tuple[Tensor, ...]:
     return fill_masked(reference.separable_conv_backward(grad, *args), args[:5], args[-1])
 
 
+def _forward_cuda(x: Tensor, *rest: Any) -> Tensor:
+    """Triton's kernels where they run, else PyTorch's."""
+    if not support.runs(x):
+        return _forward(x, *rest)
+    from dwsep.kernels.triton import separable  # needs triton, which `import dwsep` does not
+
+    return in_layout_of(x, separable.forward(x, *rest, last=is_channels_last(x)))
+
+
+def _backward_cuda(grad: Tensor, x: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+    if not support.runs(x):
+        return _backward(grad, x, *rest)
+    from dwsep.kernels.triton import separable
+
+    found = separable.backward(grad, x, *rest, last=is_channels_last(x))
+    return fill_masked(found, (x, *rest[:4]), rest[-1])
+
+
 LIBRARY.impl(NAME, _forward, "CompositeExplicitAutograd")
 LIBRARY.impl(f"{NAME}_backward", _backward, "CompositeExplicitAutograd")
+LIBRARY.impl(NAME, _forward_cuda, "CUDA")
+LIBRARY.impl(f"{NAME}_backward", _backward_cuda, "CUDA")
 
 
 @torch.library.register_fake(f"dwsep::{NAME}", lib=LIBRARY)

@@ -7,9 +7,9 @@ import torch
 
 import dwsep
 from dwsep import dispatch
-from dwsep.functional import depthwise_conv1d, depthwise_conv2d
+from dwsep.functional import depthwise_conv1d, depthwise_conv2d, depthwise_separable_conv2d
 from dwsep.geometry import ConvGeometry
-from dwsep.kernels import reference
+from dwsep.kernels import reference, stage_reference
 from tests.problems import last
 
 pytestmark = pytest.mark.skipif(
@@ -119,3 +119,79 @@ def test_more_than_2_31_elements(channels_last):
     corner = torch.zeros(1, channels, 1, 1, dtype=torch.float64, device="cuda") + 1
     assert torch.equal(grad_x[:, :, -2:, -2:].double(), (corner * weight[:, 0, :2, :2].double())[:, :])
     assert torch.equal(grad_weight[:, 0, :2, :2].double(), x[0, :, -2:, -2:].double())
+
+
+STAGES = [  # channels, size, kernel, stride, dilation, activation
+    (144, (56, 56), (3, 3), 1, 1, "relu6"),
+    (96, (57, 55), (3, 3), 2, 1, "silu"),
+    (72, (28, 28), (5, 5), 2, 1, "hardswish"),
+    (672, (14, 14), (5, 5), 1, 1, "silu"),
+    (96, (28, 28), (7, 7), 1, 1, "gelu"),
+    (256, (33, 33), (3, 3), 1, 6, "relu"),
+    (64, (1000,), (9,), 1, 2, "none"),
+]
+
+
+@pytest.mark.parametrize("channels, size, kernel, stride, dilation, activation", STAGES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_depthwise_stages_equal_the_reference(channels, size, kernel, stride, dilation, activation, dtype):
+    x, weight, bias = last(draw(4, channels, *size, dtype=dtype)), draw(channels, 1, *kernel), draw(channels)
+    scale, shift, correction = 1 + draw(channels) / 8, draw(channels), draw(2, channels) / 8
+    pads = [side for k in kernel for side in [dilation * (k - 1) // 2] * 2]
+    geometry = [stride] * len(size), pads, [dilation] * len(size)
+    y, sums = torch.ops.dwsep.depthwise_stage(x, scale, shift, activation, weight, bias, *geometry)
+    grad = last(torch.randn_like(y.float()).to(dtype))
+    arguments = grad, y, correction, x, scale, shift, activation, weight, True, *geometry, [True, True]
+    found = torch.ops.dwsep.depthwise_stage_backward(*arguments)
+    again = torch.ops.dwsep.depthwise_stage_backward(*arguments)
+    assert all(torch.equal(one, other) for one, other in zip(found, again, strict=True))
+    x, scale, shift, weight, bias, grad, correction = (
+        tensor.double() for tensor in (x, scale, shift, weight, bias, grad, correction)
+    )
+    wanted, _ = stage_reference.stage(x, scale, shift, activation, weight, bias, geometry)
+    load = x, scale, shift, activation, weight, True, geometry, [True, True]
+    gradients = stage_reference.stage_backward(grad, y.double(), correction, *load)
+    results = zip((y, sums, *found), (wanted, stage_reference.sums_of(y), *gradients), strict=True)
+    for position, (got, want) in enumerate(results):
+        stored = torch.finfo(torch.float32 if position in (1, 3, 4, 5) else dtype).eps
+        # A pass of its own rounds what it activates; sums of thousands of float32 terms are within 1e-4 of their size.
+        bound = stored * want.abs() + (1e-4 + torch.finfo(dtype).eps) * want.abs().mean()
+        assert ((got.double() - want).abs() <= 4 * bound).all(), position
+
+
+def test_stage_statistics_keep_the_variance_of_large_means():
+    x, weight = last(1000 + 0.01 * draw(8, 32, 64, 64)), torch.ones(32, 1, 1, 1, device="cuda")
+    y, sums = torch.ops.dwsep.depthwise_stage(x, None, None, "none", weight, None, [1, 1], [0] * 4, [1, 1])
+    count = y.numel() // 32
+    variance = sums[1] / count - (sums[0] / count).square()
+    wanted = y.double().movedim(1, 0).flatten(1).var(1, correction=0)
+    torch.testing.assert_close(variance, wanted, rtol=1e-4, atol=0)
+
+
+@pytest.mark.parametrize("outputs", [24, 160, 320])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("tf32", [True, False])
+def test_separable_equals_the_reference(outputs, dtype, tf32, monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", tf32)
+    x = last(draw(4, 96, 28, 27, dtype=dtype))
+    tensors = x, draw(96, 1, 5, 5, dtype=dtype), draw(outputs, 96, 1, 1, dtype=dtype), draw(96, dtype=dtype), None
+    rest = [1, 1], [2] * 4, [1, 1], "relu", "relu6", "none"
+    out = torch.ops.dwsep.separable_conv(*tensors, *rest)
+    wide = [None if tensor is None else tensor.double() for tensor in tensors]
+    wanted = reference.separable_conv(*wide, *rest)
+    magnitude = reference.separable_conv(*(None if t is None else t.abs() for t in wide), *rest[:3], *["none"] * 3)
+    eps = torch.finfo(dtype).eps if dtype != torch.float32 else (2.0**-10 if tf32 else 2.0**-18)
+    assert ((out.double() - wanted).abs() <= 2 * eps * magnitude).all()
+
+
+@pytest.mark.parametrize("channels_last", [True, False])
+def test_separable_gradients(channels_last, monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    x = last(draw(2, 6, 9, 8)) if channels_last else draw(2, 6, 9, 8)
+    inputs = [t.requires_grad_() for t in (x, draw(6, 1, 5, 5), draw(7, 6, 1, 1), draw(6), draw(7))]
+    results = []
+    for backend in ("triton", "reference"):
+        y = depthwise_separable_conv2d(*inputs, padding=2, inner_activation="silu", activation="relu", backend=backend)
+        results.append((y, *torch.autograd.grad(y.square().sum(), inputs)))
+    for ours, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-3)

@@ -66,15 +66,15 @@ def _taps(axis: Axis, transposed: bool) -> int:
     return -(-axis.kernel // (axis.stride // axis.divisor)) if transposed else axis.kernel
 
 
-def _columns(outputs: int, taps: int, step: int = 1) -> int:
-    """Columns for a thread, 2 to 8: each load serves more of them, but few shall lie beyond the edge."""
+def _columns(outputs: int, taps: int, step: int = 1, most: int = 8) -> int:
+    """Columns for a thread, 2 to ``most``: each load serves more of them, but few shall lie beyond the edge."""
 
     def cost(columns: int) -> int:
         # Instructions: a multiply-add a tap, about four a load, ten for a group.
         loads = step * (columns - 1) + taps
         return -(-outputs // columns) * (columns * taps + 4 * loads + 10)
 
-    return min(range(min(2, outputs), min(8, outputs) + 1), key=cost)
+    return min(range(min(2, outputs), min(most, outputs) + 1), key=cost)
 
 
 def _fit(count: int, most: int) -> int:
