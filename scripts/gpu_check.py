@@ -26,7 +26,7 @@ import triton
 
 import dwsep
 from dwsep import functional
-from dwsep.accelerate import _training
+from dwsep.accelerate import _gates, _stages, _training
 from dwsep.bench import cuda
 from dwsep.bench.registry import Case
 from dwsep.geometry import ConvGeometry
@@ -150,6 +150,70 @@ def networks() -> str:
     return "\n".join(lines)
 
 
+# An operator of the stages and its arguments, tensors as sizes and types.
+StageCall = tuple[str, tuple]
+
+
+class Recorder:
+    """In place of the stages' operators: runs them, and notes what they are called with at the batch that is timed."""
+
+    def __init__(self, batch: int) -> None:
+        self.batch = batch
+        self.calls: dict[StageCall, None] = {}
+
+    def __getattr__(self, name: str) -> Callable:
+        operator = getattr(torch.ops.dwsep, name)
+        names = [argument.name for argument in operator.default._schema.arguments]
+
+        def call(*arguments: object) -> object:
+            noted = (self._noted(*pair) for pair in zip(names, arguments, strict=True))
+            self.calls[name, tuple(noted)] = None
+            return operator(*arguments)
+
+        return call
+
+    def _noted(self, name: str, value: object) -> object:
+        if not isinstance(value, torch.Tensor):
+            return tuple(value) if isinstance(value, list) else value
+        image = value.dtype is torch.float32 and name != "weight" and value.dim() in (2, 4) and name != "correction"
+        size = (self.batch, *value.shape[1:]) if image and value.shape[0] == 2 else tuple(value.shape)
+        return torch.Size(size), torch.bfloat16 if image else value.dtype
+
+
+def stage_calls() -> list[StageCall]:
+    """What the networks' stages are called with in a training step under autocast, each once."""
+    import timm
+
+    recorder = Recorder(BATCH)
+    x = torch.randn(2, 3, 224, 224)
+    before = _training.ON_REFERENCES, _training.SEGMENTS, _stages.stage_ops, _gates.stage_ops
+    _training.ON_REFERENCES, _training.SEGMENTS = True, False
+    _stages.stage_ops = _gates.stage_ops = recorder
+    try:
+        for name in NETWORKS:
+            network = timm.create_model(name).train()
+            dwsep.accelerate_(network)
+            network(x).sum().backward()
+    finally:
+        _training.ON_REFERENCES, _training.SEGMENTS, _stages.stage_ops, _gates.stage_ops = before
+    return list(recorder.calls)
+
+
+def compile_stage(call: StageCall) -> None:
+    """Compiles what one call needs, into Triton's cache on disk."""
+    name, noted = call
+
+    def made(value: object) -> object:
+        if isinstance(value, tuple) and value and isinstance(value[0], torch.Size):
+            drawn = torch.rand(value[0], device="cuda").to(value[1])
+            return drawn.to(memory_format=torch.channels_last) if drawn.dim() == 4 else drawn
+        return list(value) if isinstance(value, tuple) else value
+
+    getattr(torch.ops.dwsep, name)(*map(made, noted))
+    torch.cuda.synchronize()
+    torch.cuda.empty_cache()
+
+
 def autocast_step(network: torch.nn.Module, x: torch.Tensor) -> Callable[[], torch.Tensor]:
     """A training step under autocast to bfloat16, without the optimizer; returns the loss."""
 
@@ -265,7 +329,10 @@ def main() -> None:
     tests, networks_table, staged_table, records = "not run", "Not measured.", "Not measured.", []
     jobs = [(case, dtype) for dtype in ("bfloat16", "float32") for case in cuda.CASES]
     in_parallel(compile_kernels, [*jobs, *([] if arguments.no_networks else network_layers())])
-    say("kernels compiled")
+    say("kernels of the depthwise layers compiled")
+    if not arguments.no_networks:
+        in_parallel(compile_stage, stage_calls())
+        say("kernels of the stages compiled")
     bandwidth, host = cuda.copy_bandwidth(), host_times()
     say(f"host: {host}")
 
