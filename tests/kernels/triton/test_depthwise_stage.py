@@ -84,7 +84,7 @@ def problem(
     x, weight = draw((batch, channels, *size)), draw((channels, 1, *kernel))
     weight = weight.float() if x.dtype == torch.bfloat16 else weight
     scale, shift = (draw((channels,)).float() for _ in range(2)) if affine else (None, None)
-    out = stage_reference._convolve(x.float(), weight.float(), None, geometry)
+    out = stage_reference.convolve(x.float(), weight.float(), None, geometry)
     activation = activation if affine else "none"
     shifts = draw((channels,)).to(weight.dtype) if bias else None
     return x, scale, shift, activation, weight, shifts, geometry, draw(tuple(out.shape)), draw((2, channels)).float()

@@ -12,10 +12,14 @@ import torch
 from torch import Tensor
 
 from dwsep.kernels import stage_reference
-from dwsep.ops._stage import channels_last
 
 _ops = torch.ops.dwsep
 _PerAxis = Sequence[int]
+
+
+def channels_last(x: Tensor) -> Tensor:
+    """``x`` with its channels innermost and dense, copied if need be, whatever its sizes."""
+    return x.movedim(1, -1).contiguous().movedim(-1, 1)
 
 
 def _loaded(x: Tensor, scale: Tensor | None, shift: Tensor | None, activation: str) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from dwsep.kernels import stage_reference
-from dwsep.ops._stage import channels_last
+from dwsep.kernels.triton.dense_stage import channels_last
 
 _ops = torch.ops.dwsep
 
