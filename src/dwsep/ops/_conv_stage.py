@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dwsep.kernels.triton import support
 from dwsep.ops import _stage_cuda
 from dwsep.ops._library import LIBRARY
 from dwsep.ops._stage import channels_last, empty_channels_last, gradients
@@ -24,6 +25,7 @@ def define(
     geometry_schema: str = "",
     *,
     cuda: str = "",
+    cuda_runs: Callable[[Tensor, Tensor], bool] = lambda x, weight: support.runs(x),
 ) -> None:
     """Define ``dwsep::{name}`` and ``dwsep::{name}_backward``.
 
@@ -33,6 +35,7 @@ def define(
         reference_backward: likewise.
         geometry_schema: :data:`GEOMETRY` for a convolution which has one.
         cuda: module of ``dwsep.kernels.triton`` whose ``forward`` and ``backward`` take the operators' arguments.
+        cuda_runs: whether they run, of x and the weight.
     """
     schema = f", {geometry_schema}" if geometry_schema else ""
     LIBRARY.define(f"{name}({_LOAD}, Tensor? bias{schema}) -> (Tensor, Tensor)")
@@ -68,8 +71,10 @@ def define(
     LIBRARY.impl(name, forward, "CompositeExplicitAutograd")
     LIBRARY.impl(f"{name}_backward", backward, "CompositeExplicitAutograd")
     if cuda:
-        _stage_cuda.implement(name, forward, cuda, "forward")
-        _stage_cuda.implement(f"{name}_backward", backward, cuda, "backward", x=3, finish=finish)
+        _stage_cuda.implement(name, forward, cuda, "forward", weight=4, runs=cuda_runs)
+        _stage_cuda.implement(
+            f"{name}_backward", backward, cuda, "backward", x=3, weight=7, runs=cuda_runs, finish=finish
+        )
     torch.library.register_fake(f"dwsep::{name}", fake, lib=LIBRARY)
     torch.library.register_fake(f"dwsep::{name}_backward", fake_backward, lib=LIBRARY)
 

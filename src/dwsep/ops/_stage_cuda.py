@@ -6,19 +6,11 @@ import importlib
 from collections.abc import Callable
 from typing import Any
 
-from torch import Tensor
-
 from dwsep.kernels.triton import support
 from dwsep.ops._library import LIBRARY
 
 # What each operator runs for the dispatch key CUDA; the tests call them on other devices, too.
 IMPLEMENTATIONS: dict[str, Callable[..., Any]] = {}
-
-
-def register(name: str, call: Callable[..., Any]) -> None:
-    """Let ``dwsep::{name}`` run ``call``, which takes its arguments, on tensors on a GPU."""
-    IMPLEMENTATIONS[name] = call
-    LIBRARY.impl(name, call, "CUDA")
 
 
 def implement(
@@ -28,7 +20,8 @@ def implement(
     function: str,
     *,
     x: int = 0,
-    runs: Callable[[Tensor], bool] = support.runs,
+    weight: int | None = None,
+    runs: Callable[..., bool] = support.runs,
     finish: Callable[..., Any] | None = None,
 ) -> None:
     """Let ``dwsep::{name}`` run a function of ``dwsep.kernels.triton`` on tensors on a GPU.
@@ -39,14 +32,18 @@ def implement(
         module: of ``dwsep.kernels.triton``; imported by the first call, because it needs triton.
         function: in there; takes the operator's arguments.
         x: position of the tensor that ``runs`` is asked about.
+        weight: position of a weight that it is asked about, too.
         runs: whether the kernels run.
         finish: makes the operator's results of the function's, which it takes first, and of the arguments.
     """
 
+    asked = (x,) if weight is None else (x, weight)
+
     def call(*arguments: Any) -> Any:
-        if not runs(arguments[x]):
+        if not runs(*(arguments[position] for position in asked)):
             return elsewhere(*arguments)
         found = getattr(importlib.import_module(f"dwsep.kernels.triton.{module}"), function)(*arguments)
         return found if finish is None else finish(found, *arguments)
 
-    register(name, call)
+    IMPLEMENTATIONS[name] = call
+    LIBRARY.impl(name, call, "CUDA")

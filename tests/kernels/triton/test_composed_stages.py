@@ -9,8 +9,10 @@ import torch
 
 import dwsep  # noqa: F401  (defines the operators)
 from dwsep.kernels import stage_reference
-from dwsep.kernels.triton import dense_stage, mixed_stage
 from tests.problems import last
+
+pytest.importorskip("triton", reason="Triton is for Linux")
+from dwsep.kernels.triton import dense_stage, mixed_stage, stage_passes
 
 
 def wide(value):
@@ -54,7 +56,7 @@ def test_dense(geometry, pending, mask):
 
 def test_dense_takes_weights_of_another_dtype(monkeypatch):
     # The CPU's operators take float32 alone.
-    monkeypatch.setattr(dense_stage, "_ops", SimpleNamespace(stage_sums=stage_reference.sums_of))
+    monkeypatch.setattr(stage_passes, "ops", SimpleNamespace(stage_sums=stage_reference.sums_of))
     torch.manual_seed(0)
     x, weight, bias = last(torch.randn(2, 3, 8, 8).bfloat16()), torch.randn(8, 3, 3, 3), torch.randn(8)
     geometry = ([2, 2], [1, 1, 1, 1], [1, 1])

@@ -14,7 +14,7 @@ from dwsep.kernels.triton.shapes import Shape, shape_of
 from tests.problems import exact, last, normal, recorded, small_integers
 
 pytest.importorskip("triton", reason="Triton is for Linux")
-from dwsep.kernels.triton import depthwise_stage
+from dwsep.kernels.triton import depthwise_stage, stage_passes
 from dwsep.kernels.triton import depthwise_stage_configs as tables
 from dwsep.kernels.triton import depthwise_stage_launch as launch
 
@@ -100,7 +100,7 @@ def _other_operators(monkeypatch):
             stage_corrected=stage_reference.corrected,
             stage_sums=stage_reference.sums_of,
         )
-        monkeypatch.setattr(depthwise_stage, "stage_ops", plain)
+        monkeypatch.setattr(stage_passes, "ops", plain)
 
 
 @pytest.fixture

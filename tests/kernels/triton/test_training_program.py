@@ -15,7 +15,7 @@ from dwsep.ops._stage_cuda import IMPLEMENTATIONS
 from tests.accelerate.toys import Net, randomise
 
 pytest.importorskip("triton", reason="Triton is for Linux")
-from dwsep.kernels.triton import dense_stage, mixed_stage, pointwise
+from dwsep.kernels.triton import mixed_stage, pointwise, stage_passes
 
 
 @pytest.fixture(autouse=True)
@@ -25,7 +25,7 @@ def _machine_that_can(monkeypatch):
     monkeypatch.setattr(torch.version, "hip", None)
     monkeypatch.setattr(pointwise, "_precision", lambda x: "ieee")
     ours = SimpleNamespace(**IMPLEMENTATIONS)
-    for module, name in ((training_program, "ops"), (dense_stage, "_ops"), (mixed_stage, "_ops")):
+    for module, name in ((training_program, "ops"), (stage_passes, "ops"), (mixed_stage, "_ops")):
         monkeypatch.setattr(module, name, ours)
 
 

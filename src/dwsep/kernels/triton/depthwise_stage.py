@@ -8,14 +8,13 @@ import torch
 from torch import Tensor
 
 from dwsep.kernels.stage_reference import StageGradients
-from dwsep.kernels.triton import depthwise
+from dwsep.kernels.triton import depthwise, stage_passes
 from dwsep.kernels.triton import depthwise_stage_configs as tables
 from dwsep.kernels.triton import depthwise_stage_launch as launch
 from dwsep.kernels.triton.depthwise import _dense, _empty, _on_device_of, taps_of
 from dwsep.kernels.triton.shapes import Shape, shape_of
 
 _PerAxis = Sequence[int]
-stage_ops = torch.ops.dwsep  # what is done in passes of their own
 
 
 def _weight(weight: Tensor, shape: Shape) -> Tensor:
@@ -61,16 +60,16 @@ def forward(
     geometry = tuple(stride), tuple(padding), tuple(dilation)
     shape, output = shape_of(x.shape, weight.shape, *geometry)
     if shape.cols.kernel > tables.MOST_COLUMNS:
-        z = _activated(x, scale, shift, activation)
+        z = stage_passes.activated(x, scale, shift, activation)
         y = depthwise.forward(z, weight, bias, *geometry, "none", last=True).to(x.dtype)
-        return y, stage_ops.stage_sums(y)
+        return y, stage_passes.ops.stage_sums(y)
     y = _empty(x, (x.shape[0], weight.shape[0], *output), True)
     if not y.numel():
         return y, torch.zeros(2, weight.shape[0], dtype=torch.float64, device=x.device)
     if (scale is not None or activation != "none") and not tables.activates_while_loading(
         shape, x.element_size(), activation
     ):
-        x, scale, shift, activation = _activated(x, scale, shift, activation), None, None, "none"
+        x, scale, shift, activation = stage_passes.activated(x, scale, shift, activation), None, None, "none"
     sums = torch.empty(2, weight.shape[0], dtype=torch.float64, device=x.device)
     with _on_device_of(x):
         x, weight = _dense(x, True), _weight(weight, shape)
@@ -79,13 +78,6 @@ def forward(
         call(x, weight, weight if bias is None else bias, _float(scale, partial), _float(shift, partial), y, partial)
         launch.add_statistics(chunks, shape.channels)(partial, sums)
     return y, sums
-
-
-def _activated(x: Tensor, scale: Tensor | None, shift: Tensor | None, activation: str) -> Tensor:
-    """activation(scale * x + shift), rounded to the type of ``x``."""
-    if scale is None and activation == "none":
-        return x
-    return stage_ops.stage_output(x, scale, shift, activation, None).to(x.dtype)
 
 
 def backward(
@@ -137,8 +129,15 @@ def backward(
         )
     shape, _ = shape_of(x.shape, weight.shape, *geometry)
     if shape.taps > tables.MOST_BACKWARD_TAPS or (bias and not launch.sums_bias(shape)):
-        return _backward_in_passes(
-            grad, y, correction, x, scale, shift, activation, weight, has_bias, geometry, output_mask
+
+        def convolve_backward(
+            dy: Tensor, z: Tensor, mask: Sequence[bool]
+        ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+            like_bias = weight.new_empty(channels) if mask[2] else None
+            return depthwise.backward(dy, z, weight, like_bias, *geometry, "none", mask, last=True)
+
+        return stage_passes.backward(
+            grad, y, correction, x, scale, shift, activation, has_bias, output_mask, convolve_backward
         )
     with _on_device_of(x):
         grad, x, dense_weight = _dense(grad, True), _dense(x, True), _weight(weight, shape)
@@ -178,32 +177,4 @@ def backward(
                 unused if grad_bias is None else grad_bias,
                 unused if grad_affine is None else grad_affine,
             )
-    return grad_x, grad_affine, grad_weight, grad_bias
-
-
-def _backward_in_passes(
-    grad: Tensor,
-    y: Tensor,
-    correction: Tensor | None,
-    x: Tensor,
-    scale: Tensor | None,
-    shift: Tensor | None,
-    activation: str,
-    weight: Tensor,
-    has_bias: bool,
-    geometry: tuple[_PerAxis, _PerAxis, _PerAxis],
-    output_mask: Sequence[bool],
-) -> StageGradients:
-    """The same from the convolution's own kernels, what is pending made before and behind them."""
-    wants_x, wants_weight = output_mask
-    if correction is not None:
-        grad = stage_ops.stage_corrected(grad, y, correction).to(x.dtype)
-    z = _activated(x, scale, shift, activation) if wants_weight else x
-    bias = weight.new_empty(weight.shape[0]) if wants_weight and has_bias else None
-    mask = (wants_x, wants_weight, bias is not None)
-    grad_x, grad_weight, grad_bias = depthwise.backward(grad, z, weight, bias, *geometry, "none", mask, last=True)
-    grad_affine = None
-    if grad_x is not None and (scale is not None or activation != "none"):
-        grad_x, grad_affine = stage_ops.stage_output_backward(grad_x, x, scale, shift, activation)
-        grad_x, grad_affine = grad_x.to(x.dtype), None if scale is None else grad_affine
     return grad_x, grad_affine, grad_weight, grad_bias

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from dwsep.kernels import stage_reference
-from dwsep.kernels.triton.dense_stage import channels_last
+from dwsep.kernels.triton.depthwise import _dense
 
 _ops = torch.ops.dwsep
 
@@ -19,7 +19,7 @@ def _slices(values: Tensor | None, sizes: Sequence[int], axis: int) -> list[Any]
     if values is None:
         return [None] * len(sizes)
     parts = values.split(list(sizes), axis)
-    return [channels_last(part) if part.dim() == 4 else part.contiguous() for part in parts]
+    return [_dense(part, True) if part.dim() == 4 else part.contiguous() for part in parts]
 
 
 def _kind(geometry: Sequence[Any]) -> str:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from dwsep.kernels.triton import pointwise_launch as launch
+from dwsep.kernels.triton import support
 from dwsep.kernels.triton.depthwise import _dense, _empty, _on_device_of
 from dwsep.kernels.triton.pointwise_configs import PointwiseBlocks
 from dwsep.kernels.triton.pointwise_launch import PointwiseProblem
@@ -28,8 +29,7 @@ def _precision(x: Tensor) -> str:
     """TF32 where PyTorch's own convolution of float32 would take it."""
     if x.dtype != torch.float32:
         return "ieee"
-    allowed = torch.backends.cudnn.conv.fp32_precision == "tf32"  # type: ignore[attr-defined]
-    return "tf32" if allowed and _has_tensor_cores(x) else "ieee"
+    return "tf32" if support.allows_tf32() and _has_tensor_cores(x) else "ieee"
 
 
 def _problem(x: Tensor, scale: Tensor | None, activation: str, weight: Tensor, **others: bool) -> PointwiseProblem:

@@ -9,10 +9,8 @@ from typing import Any
 from dwsep.kernels.triton import pointwise_configs as configs
 from dwsep.kernels.triton.configs import power_of_two
 from dwsep.kernels.triton.jit import partials, pointwise, pointwise_backward
-from dwsep.kernels.triton.launch import Call
+from dwsep.kernels.triton.launch import _CACHED, Call, _ceil
 from dwsep.kernels.triton.pointwise_configs import PointwiseBlocks
-
-_CACHED = 4096
 
 
 @dataclass(frozen=True)
@@ -57,10 +55,6 @@ class PointwiseProblem:
     def product_size(self) -> int:
         """Bytes of an element as the products take it."""
         return 4 if self.wide_dot else self.element_size
-
-
-def _ceil(n: int, step: int) -> int:
-    return -(-n // step)
 
 
 def chunks_of(tiles: int, most: int) -> tuple[int, int]:

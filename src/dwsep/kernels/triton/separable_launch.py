@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from dwsep.kernels.triton import configs, depthwise_stage_configs
+from dwsep.kernels.triton import configs, depthwise_stage_configs, support
 from dwsep.kernels.triton.jit import separable
 from dwsep.kernels.triton.launch import _CACHED, Call, _ceil, _geometry, _sizes
 from dwsep.kernels.triton.shapes import Shape
@@ -121,10 +121,4 @@ def separable_call(
 
 def precision_of(dtype: torch.dtype) -> str:
     """How float32 products are taken: as PyTorch's convolutions may take them, ``"ieee"`` unless TF32 is allowed."""
-    if dtype != torch.float32:
-        return "ieee"
-    try:
-        allowed = torch.backends.cudnn.allow_tf32
-    except RuntimeError:  # it was set for each operator by itself
-        allowed = torch.backends.cudnn.conv.fp32_precision == "tf32"  # type: ignore[attr-defined]
-    return "tf32" if allowed else "ieee"
+    return "tf32" if dtype == torch.float32 and support.allows_tf32() else "ieee"

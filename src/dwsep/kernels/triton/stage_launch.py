@@ -8,10 +8,9 @@ from typing import Any
 
 from dwsep.kernels.triton.configs import power_of_two
 from dwsep.kernels.triton.jit import stage_gate, stage_norm, stage_output
-from dwsep.kernels.triton.launch import Call
+from dwsep.kernels.triton.launch import _CACHED, Call, _ceil
 from dwsep.kernels.triton.pointwise_launch import chunks_of
 
-_CACHED = 4096
 _WARPS = 4
 _GRADIENT_WARPS = 8
 # Elements of a tile: several of 16 bytes for each thread. Programs of a launch that leaves sums, by the shape alone.
@@ -34,10 +33,6 @@ class TensorProblem:
     def wide(self) -> bool:
         """Whether offsets into the tensor need 64 bits; the margin covers masked elements beyond it."""
         return self.images * self.pixels * self.channels >= 2**31 - 2**26
-
-
-def _ceil(n: int, step: int) -> int:
-    return -(-n // step)
 
 
 def tile_of(problem: TensorProblem, elements: int = _TILE) -> tuple[int, int]:

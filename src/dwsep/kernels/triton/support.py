@@ -75,6 +75,11 @@ def problem_reasons(ndim: int, dtype: torch.dtype, device: str) -> tuple[str, ..
     return tuple(reasons)
 
 
+def allows_tf32() -> bool:
+    """Whether PyTorch's own convolutions of float32 may take TF32."""
+    return torch.backends.cudnn.conv.fp32_precision == "tf32"  # type: ignore[attr-defined]
+
+
 def compiles(x: torch.Tensor) -> bool:
     """Whether Triton compiles for the GPU that ``x`` is on, whatever its type."""
     return torch.version.hip is None and not _PACKAGE_REASONS and not _capability_reasons(x.device.index)

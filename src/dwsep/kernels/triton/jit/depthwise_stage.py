@@ -8,8 +8,8 @@ Triton's compiler takes grows with the cube of a kernel's length.
 import triton
 import triton.language as tl
 
-from dwsep.kernels.triton.jit.activations import activate
 from dwsep.kernels.triton.jit.axis import within
+from dwsep.kernels.triton.jit.pending import pending
 
 # One compiled kernel for all sizes: what matters of them to the compiler are constants.
 _SIZES = [
@@ -33,14 +33,6 @@ _SIZES = [
 def positions(first, SPACING: tl.constexpr, COUNT: tl.constexpr, size):
     """How many of ``first``, ``first + SPACING``, ... ``COUNT`` of them, are below ``size``."""
     return tl.minimum(tl.maximum((size - first + SPACING - 1) // SPACING, 0), COUNT)
-
-
-@triton.jit
-def pending(value, scale, shift, AFFINE: tl.constexpr, ACTIVATION: tl.constexpr):
-    """activation(scale * value + shift), per channel of a (pixels, channels) tile."""
-    if AFFINE:
-        value = value * scale[None, :] + shift[None, :]
-    return activate(value, ACTIVATION)
 
 
 @triton.jit

@@ -10,7 +10,8 @@ import triton.language as tl
 
 from dwsep.kernels.triton.jit.activations import through_activation
 from dwsep.kernels.triton.jit.axis import class_first, class_first_tap, within
-from dwsep.kernels.triton.jit.depthwise_stage import load_tap, pending
+from dwsep.kernels.triton.jit.depthwise_stage import load_tap
+from dwsep.kernels.triton.jit.pending import pending
 
 # One compiled kernel for all sizes: what matters of them to the compiler are constants.
 _SIZES = [
