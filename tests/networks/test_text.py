@@ -36,6 +36,22 @@ def test_padding_changes_nothing(name, dense, accelerated):
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_accelerated_blocks_are_fused_and_train_alike(name):
+    tokens, gradients = torch.randint(1, 50, (16, 20)), []
+    for accelerated in (False, True):
+        model = make(name, dropout=0.0)
+        if accelerated:
+            report = accelerate_(model)
+            pointwise = [line for line in report.lines if line.what.startswith("1x1, batch norm")]
+            assert len(pointwise) == {"text_light": 9, "text_separable": 3}[name], report
+            assert all(line.status == "fused" for line in pointwise)
+        model.train()(tokens).square().sum().backward()
+        gradients.append([parameter.grad for parameter in model.parameters()])
+    for plain, fused in zip(*gradients, strict=True):
+        assert (fused - plain).norm() <= 1e-4 * plain.norm() + 1e-6
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_the_order_of_words_matters(name):
     model = make(name)
     with torch.no_grad():

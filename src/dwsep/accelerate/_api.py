@@ -156,7 +156,7 @@ def _install(
 
 def _has_depthwise(module: nn.Module) -> bool:
     return any(
-        _layers.is_depthwise(inner) or (isinstance(inner, nn.Conv2d) and _modules.is_depthwise(inner))
+        _layers.is_layer(inner) or (isinstance(inner, nn.Conv2d) and _modules.is_depthwise(inner))
         for inner in module.modules()
     )
 

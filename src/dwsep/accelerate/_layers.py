@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from dwsep.nn import DepthwiseConv2d, DepthwiseSeparableConv2d
+from dwsep.nn import DepthwiseConv2d, DepthwiseSeparableConv2d, LightweightConv1d
 from dwsep.nn._depthwise import _DepthwiseConv
 from dwsep.nn._separable import _DepthwiseSeparableConv
 
@@ -16,7 +16,7 @@ def is_layer(module: nn.Module) -> bool:
 
     The package's blocks are not: they are made of layers and torch's modules, and read like everybody's.
     """
-    return isinstance(module, (_DepthwiseConv, _DepthwiseSeparableConv))
+    return isinstance(module, (_DepthwiseConv, _DepthwiseSeparableConv, LightweightConv1d))
 
 
 def is_depthwise(module: nn.Module) -> bool:
