@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from dwsep.networks.deeplab_v3_plus import DeepLabV3Plus
 
@@ -32,6 +33,13 @@ def test_deeplab_pyramid_dilates_with_the_output_stride():
     assert [branch.conv.dilation for branch in twin.aspp.branches] == [(2, 2), (4, 4)]
 
 
+def test_deeplab_enlarges_what_it_sees():
+    model, x, seen = DeepLabV3Plus(4, enlarge=2, **SMALL).eval(), torch.randn(2, 3, 45, 38), []
+    model.encoder[0].register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    assert model(x).shape == (2, 4, 45, 38)
+    assert torch.equal(seen[0], F.interpolate(x, size=(90, 76), mode="bilinear", align_corners=True))
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -39,6 +47,7 @@ def test_deeplab_pyramid_dilates_with_the_output_stride():
         ({"output_stride": 32}, r"output_stride must be one of \(8, 16\), got 32"),
         ({"dilations": ()}, r"dilations must be positive integers, at least one, got \(\)"),
         ({"dilations": (0,)}, "dilations must be a positive integer, got 0"),
+        ({"enlarge": 0}, "enlarge must be a positive integer, got 0"),
         ({"decoder_channels": -1}, "decoder_channels must be a positive integer, got -1"),
     ],
 )

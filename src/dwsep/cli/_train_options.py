@@ -40,6 +40,12 @@ NETWORK_OF = {
     "segment": (
         Option("encoder", str, "mobilenet_v2 or xception.", default="mobilenet_v2"),
         Option("output_stride", int, "16, or 8 for finer features at more than twice the cost.", default="16"),
+        Option(
+            "enlarge",
+            int,
+            "Times larger the network sees images; 2 for thin objects, at 4 times the cost.",
+            default="1",
+        ),
     ),
     "text": (),
     "series": (Option("kernel_size", int, "Taps of the convolutions, odd.", default="9"),),

@@ -44,6 +44,8 @@ class DeepLabV3Plus(nn.Module):
         encoder_head: Whether MobileNetV2's last 1x1 convolution, to 1280 channels, is part of the encoder. The pyramid
             costs four times as much on top of it.
         dropout: Probability of dropping an element of the pyramid's output.
+        enlarge: How many times larger than they are the network sees images, bilinearly: 2 for objects a few pixels
+            wide, which a quarter of the size does not resolve, at four times the cost.
         dense: Whether every separable convolution is a dense one instead, in encoder, pyramid and decoder.
 
     Raises:
@@ -74,10 +76,12 @@ class DeepLabV3Plus(nn.Module):
         dilations: Sequence[int] | None = None,
         encoder_head: bool = False,
         dropout: float = 0.5,
+        enlarge: int = 1,
         dense: bool = False,
     ) -> None:
         super().__init__()
         _parts.check_counts(num_classes=num_classes, in_channels=in_channels, decoder_channels=decoder_channels)
+        _parts.check_counts(enlarge=enlarge)
         _parts.check_dropout(dropout)
         _parts.check_switches(encoder_head=encoder_head, dense=dense)
         if encoder not in ENCODERS:
@@ -94,6 +98,7 @@ class DeepLabV3Plus(nn.Module):
                 in_channels, width_multiplier, variant="aligned", middle_blocks=16, output_stride=output_stride
             )
         channels = divisible_channels(decoder_channels, width_multiplier)
+        self.enlarge = enlarge
         self.aspp = SeparableASPP(self.encoder.out_channels, channels, dilations, dropout=dropout)
         self.aspp_conv = _separable(channels, channels)
         self.low_level = ConvNormActivation(self.encoder.low_level_channels, _LOW_LEVEL_CHANNELS, 1)
@@ -111,7 +116,11 @@ class DeepLabV3Plus(nn.Module):
         Returns:
             Logits of shape (N, num_classes, H, W).
         """
-        out = low = x
+        out = x
+        if self.enlarge > 1:
+            size = [self.enlarge * n for n in x.shape[-2:]]
+            out = F.interpolate(x, size=size, mode="bilinear", align_corners=True)
+        low = out
         for index, module in enumerate(self.encoder):
             out = module(out)
             if index == self.encoder.low_level:
