@@ -4,6 +4,7 @@
 
 #include "cpu/channels_last.h"
 #include "cpu/depthwise_backward_tile.h"
+#include "cpu/depthwise_direct_backward.h"
 #include "cpu/depthwise_lines.h"
 #include "cpu/depthwise_rows.h"
 #include "cpu/depthwise_volumes.h"
@@ -96,6 +97,10 @@ void depthwise_conv_backward(const ConvProblem& problem, const WeightSources& we
     return;
   }
   if (activation == Activation::kNone && is_channels_last(tensors, problem)) {
+    if (direct_backward_pays(kernels(), problem, tensors)) {
+      depthwise_direct_backward(problem, weights, tensors);
+      return;
+    }
     RowsPlan rows(kernels(), problem, true);
     if (rows.pays(true)) {
       depthwise_rows_backward(rows, weights, {}, tensors);

@@ -52,6 +52,7 @@ struct RowsPlan : BandPlan {
 
  private:
   bool half_pays() const;
+  bool pays_beside_direct() const;
 };
 
 // Where the channels of one group are being computed, and how rows come into the rings.

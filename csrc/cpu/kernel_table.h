@@ -59,6 +59,7 @@ struct KernelTable {
   int64_t (*fma_loop)(int64_t iterations, float* sink);  // returns the floating-point operations done
   void (*correlate_line)(const CorrelateLine&);
   void (*correlate_line_back)(const CorrelateLineBack&);
+  void (*direct_back_row)(const DirectBackRow&);  // of up to 5, or 7 taps; null where registers are too few
   // Rows of the weight, blocks of the channels, rows again.
   void (*few_pixels_forward)(const FewPixels&, int64_t begin, int64_t end);
   void (*few_pixels_backward)(const FewPixels&, int64_t begin, int64_t end);

@@ -1,0 +1,167 @@
+#include "cpu/depthwise_direct_backward.h"
+
+#include <algorithm>
+#include <vector>
+
+#include "cpu/depthwise_backward_tile.h"
+#include "cpu/isa.h"
+#include "cpu/layout.h"
+#include "cpu/streaming.h"
+
+namespace dwsep {
+namespace {
+
+// An item is a band of an image's input rows, and of as large a share of its output rows.
+struct DirectPlan : BandPlan {
+  std::vector<AxisResidue> residues;  // of columns
+
+  DirectPlan(const KernelTable& kernels, const ConvProblem& of)
+      : BandPlan(kernels, of, false), residues(axis_residues(width)) {
+    constexpr int64_t kUnits = 16, kLeastRows = 4;
+    const int64_t images = std::max<int64_t>(1, of.batch);
+    bands = std::clamp<int64_t>(ceil_div(kUnits, images), 1, std::max<int64_t>(1, height.input / kLeastRows));
+    // Each part has sums of its own for every tap, so that few pixels must not be cut into many parts: threads then
+    // share channels.
+    constexpr int64_t kPartPixels = 128, kLeastChannels = 128;
+    most_parts = std::clamp<int64_t>(images * height.input * width.input / kPartPixels, 1, kUnits);
+    group = std::min(blocks, std::max(kLeastChannels / lanes, blocks * parts() / kUnits));
+    group = ceil_div(blocks, ceil_div(blocks, group));
+  }
+
+  Range share(int64_t rows, int64_t item) const {
+    return {rows * (item % bands) / bands, rows * (item % bands + 1) / bands};
+  }
+};
+
+class DirectBackward : BandGroup {
+ public:
+  // `sums` [block][taps, then bias][lane]: this group's begin at zero.
+  DirectBackward(const DirectPlan& plan, int64_t first_block, const DepthwiseBackwardTensors& tensors, bool stream,
+                 float* sums, float* memory)
+      : BandGroup(plan, first_block),
+        plan_(plan),
+        tensors_(tensors),
+        sums_(sums + first_block * sums_of_block()),
+        row_(memory) {
+    job_.outputs = plan.width.output;
+    job_.pixel_stride = plan.problem.channels;
+    job_.channels = channels();
+    job_.block_floats = plan.taps() * plan.lanes;
+    job_.sums_stride = sums_of_block();
+    job_.stream = stream;
+    std::fill_n(sums_, group_ * sums_of_block(), 0.0f);
+  }
+
+  static int64_t floats(const DirectPlan& plan) { return plan.group * plan.lanes * plan.width.output; }
+
+  void run(int64_t item, int64_t) {
+    const int64_t image = item / plan_.bands;
+    const Range inputs = plan_.share(plan_.height.input, item), outputs = plan_.share(plan_.height.output, item);
+    for (int64_t row = inputs.begin; row < inputs.end; ++row) add_row(image, row, row + 1 < inputs.end);
+    if (tensors_.bias_gradient == nullptr) return;
+    for (int64_t row = outputs.begin; row < outputs.end; ++row) add_bias_gradient(gradient(image, row));
+  }
+
+ private:
+  const DirectPlan& plan_;
+  const DepthwiseBackwardTensors& tensors_;
+  float* sums_;
+  float* row_;
+  DirectBackRow job_ = {};
+  std::vector<DirectBackLine> lines_;
+
+  int64_t sums_of_block() const { return (bands_.taps() + 1) * bands_.lanes; }
+  int64_t at(int64_t image, const int64_t size[3], int64_t row) const {
+    return (image * size[1] + row) * size[2] * plan_.problem.channels + channel();
+  }
+  const float* gradient(int64_t image, int64_t row) const {
+    return static_cast<const float*>(tensors_.gradient) + at(image, plan_.problem.output, row);
+  }
+
+  // What an input row gives to both gradients; `more` where the one below it comes next.
+  void add_row(int64_t image, int64_t row, bool more) {
+    const ConvAxis &height = plan_.height, &width = plan_.width;
+    const int64_t here = at(image, plan_.problem.input, row), pixel = plan_.problem.channels;
+    const int64_t reached = row + height.pad_low;
+    const Range taps = height.taps_reaching(row);
+    lines_.clear();
+    for (int64_t tap = taps.begin; tap < taps.end; ++tap) {
+      const int64_t from = reached - tap * height.dilation;
+      if (from % height.stride != 0) continue;
+      lines_.push_back({gradient(image, from / height.stride), tap * width.kernel * plan_.lanes});
+    }
+    job_.lines = lines_.data();
+    job_.line_count = static_cast<int64_t>(lines_.size());
+    const int64_t below = (reached + 1) / height.stride;
+    const bool fresh = more && (reached + 1) % height.stride == 0 && below < height.output;
+    for (const AxisResidue& residue : plan_.residues) {
+      const int64_t tap = residue.last_tap - (residue.taps - 1) * residue.tap_step;
+      job_.taps = residue.taps;
+      job_.tap_floats = residue.tap_step * plan_.lanes;
+      job_.weights = plan_.weights + (block_ * plan_.taps() + tap) * plan_.lanes;
+      job_.sums = sums_ + tap * plan_.lanes;
+      job_.column_step = width.stride * residue.dilation * pixel;
+      job_.gradient_step = residue.dilation;
+      // Columns whose taps meet the same gradients.
+      for (int64_t i = 0; i < residue.dilation; ++i) {
+        const int64_t column = residue.first + i * width.stride;
+        if (column >= width.input) break;
+        job_.columns = ceil_div(width.input - column, width.stride * residue.dilation);
+        job_.first = residue.from + i;
+        job_.x = static_cast<const float*>(tensors_.x) + here + column * pixel;
+        job_.x_gradient = static_cast<float*>(tensors_.x_gradient) + here + column * pixel;
+        job_.next_x = more ? job_.x + width.input * pixel : nullptr;
+        job_.next_gradient = fresh ? gradient(image, below) + (residue.from + i) * pixel : nullptr;
+        plan_.table.direct_back_row(job_);
+      }
+    }
+  }
+
+  void add_bias_gradient(const float* gradients) {
+    const int64_t columns = plan_.width.output, block_floats = columns * plan_.lanes;
+    plan_.table.gather_row({ElementType::kFloat32, plan_.problem.channels, 1, columns, channels(), block_floats},
+                           gradients, row_);
+    for (int64_t block = 0; block < group_; ++block) {
+      plan_.table.sum_row(row_ + block * block_floats, columns,
+                          sums_ + block * sums_of_block() + plan_.taps() * plan_.lanes);
+    }
+  }
+};
+
+}  // namespace
+
+bool direct_backward_pays(const KernelTable& kernels, const ConvProblem& problem,
+                          const DepthwiseBackwardTensors& tensors) {
+  if (kernels.direct_back_row == nullptr || problem.element_type != ElementType::kFloat32) return false;
+  if (tensors.x_gradient == nullptr || tensors.weight_gradient == nullptr || problem.multiplier != 1) return false;
+  const bool flat =
+      problem.input[0] == 1 && problem.output[0] == 1 && problem.kernel[0] == 1 && problem.pad_low[0] == 0;
+  if (!flat || problem.input[1] == 1) return false;
+  constexpr int64_t kMostTaps = 49;
+  if (problem.kernel[1] * problem.kernel[2] > kMostTaps) return false;
+  const std::vector<AxisResidue> residues = axis_residues(conv_axis(problem, 2));
+  return std::all_of(residues.begin(), residues.end(), [](const AxisResidue& residue) {
+    return residue.taps > 0 && (residue.taps <= 5 || residue.taps == 7);
+  });
+}
+
+void depthwise_direct_backward(const ConvProblem& problem, const WeightSources& weights,
+                               const DepthwiseBackwardTensors& tensors) {
+  DirectPlan plan(kernels(), problem);
+  const int64_t parts = plan.parts(), part_floats = plan.blocks * (plan.taps() + 1) * plan.lanes;
+  Layout layout;
+  const int64_t packed_at = layout.add(plan.packed_floats());
+  const int64_t sums_at = layout.add(parts * part_floats);
+  float* memory = scratch(Scratch::kPack, static_cast<std::size_t>(layout.size()));
+  plan.pack(weights, memory + packed_at);
+  float* sums = memory + sums_at;
+  const bool stream =
+      streams(static_cast<const float*>(tensors.x_gradient), problem.batch * problem.input[1] * problem.input[2],
+              problem.channels, problem.channels, kTrainingStreamBytes);
+  run_parts(plan, DirectBackward::floats(plan), [&](int64_t part, int64_t first_block, float* panel) {
+    return DirectBackward(plan, first_block, tensors, stream, sums + part * part_floats, panel);
+  });
+  write_weight_gradients(problem, plan.lanes, tensors, sums, parts);
+}
+
+}  // namespace dwsep
