@@ -22,7 +22,7 @@ LIBRARY = BUILD / "libdwsep.so"
 EVERYTHING = ("tests/kernels", "tests/ops", "tests/nn")
 OPERATORS = ("tests/kernels/test_native.py", "tests/kernels/test_native_backward.py", "tests/ops")
 # A report goes to the file descriptor of standard error, which pytest would capture and take to its grave.
-PYTEST = ("-q", "--capture=sys", "--show-capture=no", "-o", "timeout=1800")
+PYTEST = ("-q", "-n", str(os.cpu_count() or 1), "--capture=sys", "--show-capture=no", "-o", "timeout=1800")
 # It compiles programs of its own, without the library; the compiler would run under the sanitizer.
 LEFT_OUT = "tests/kernels/test_portability.py"
 
