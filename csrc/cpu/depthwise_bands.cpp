@@ -53,6 +53,10 @@ Range gradient_columns(const ConvAxis& axis) {
   return {std::min<int64_t>(0, first), std::max(axis.output, last + 1)};
 }
 
+bool has_two_axes(const ConvProblem& problem) {
+  return problem.input[0] == 1 && problem.output[0] == 1 && problem.kernel[0] == 1 && problem.pad_low[0] == 0;
+}
+
 BandPlan::BandPlan(const KernelTable& kernels, const ConvProblem& of, bool backward)
     : table(kernels),
       problem(of),
@@ -66,6 +70,13 @@ BandPlan::BandPlan(const KernelTable& kernels, const ConvProblem& of, bool backw
   if (!backward) return;
   height_residues = axis_residues(height);
   width_residues = axis_residues(width);
+}
+
+void BandPlan::limit_parts(int64_t pixels) {
+  constexpr int64_t kPartPixels = 128, kUnits = 16, kWideFloats = 128;
+  most_parts = std::clamp<int64_t>(pixels / kPartPixels, 1, most_parts);
+  group = std::min(group, std::max(kWideFloats / lanes, blocks * parts() / kUnits));
+  group = ceil_div(blocks, ceil_div(blocks, group));
 }
 
 void BandPlan::pack(const WeightSources& sources, float* memory) {

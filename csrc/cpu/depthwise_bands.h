@@ -36,6 +36,9 @@ Range input_columns(const ConvAxis& axis);
 // Columns of outputs whose taps reach any input column, beyond the output too.
 Range gradient_columns(const ConvAxis& axis);
 
+// Whether a problem's first axis is one that it has not got.
+bool has_two_axes(const ConvProblem& problem);
+
 // How a problem is cut: groups of channel blocks, and bands of output rows that parts of the threads' work are made of.
 // All of it depends on the shape alone.
 struct BandPlan {
@@ -62,16 +65,25 @@ struct BandPlan {
   int64_t items() const { return problem.batch * bands; }
   int64_t parts() const { return std::clamp<int64_t>(items(), 1, most_parts); }
   Range items_of(int64_t part) const { return {items() * part / parts(), items() * (part + 1) / parts()}; }
-  Range band(int64_t item) const {
-    return {height.output * (item % bands) / bands, height.output * (item % bands + 1) / bands};
+  Range band(int64_t item) const { return band_of(height.output, item); }
+  // An item's share of so many rows.
+  Range band_of(int64_t rows, int64_t item) const {
+    return {rows * (item % bands) / bands, rows * (item % bands + 1) / bands};
   }
   int64_t slice_taps() const { return height.kernel * width.kernel; }
   int64_t taps() const { return depth.kernel * slice_taps(); }
   int64_t slice_weights() const { return height.kernel * row_weights; }
   int64_t block_weights() const { return depth.kernel * slice_weights(); }
   int64_t padded() const { return blocks * lanes; }
+  // Of gradients of a block's weights, [taps, then bias][lane].
+  int64_t sums_of_block() const { return (taps() + 1) * lanes; }
   int64_t packed_floats() const { return blocks * ((is_backward() ? 2 : 1) * taps() + 1) * lanes; }
   void pack(const WeightSources& sources, float* memory);
+
+ protected:
+  // Each part has sums of its own for every tap, so that few pixels must not be cut into many parts: threads then share
+  // channels.
+  void limit_parts(int64_t pixels);
 
  private:
   bool is_backward() const { return !height_residues.empty(); }

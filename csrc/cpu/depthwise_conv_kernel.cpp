@@ -80,9 +80,6 @@ bool planes_pay(const ConvProblem& problem) {
   if (problem.element_type != ElementType::kFloat32 || problem.multiplier != 1 || problem.stride[2] != 1) return false;
   constexpr int64_t kManyTaps = 9;
   const int64_t taps = problem.kernel[0] * problem.kernel[1] * problem.kernel[2];
-  // What goes by rows has gone before.
-  const bool direct = problem.kernel[0] == 1 && problem.input[1] > 1 && problem.stride[1] == 1 && kernels().lanes >= 16;
-  if (direct && has_large_second_cache() && problem.kernel[2] <= 7) return false;
   const int64_t pixels = problem.batch * problem.output[0] * problem.output[1] * problem.output[2];
   const int64_t bytes = pixels * problem.channels * static_cast<int64_t>(sizeof(float));
   return taps > kManyTaps || bytes >= (problem.dilation[2] == 1 ? kForwardStreamBytes : 2 * kForwardStreamBytes);
@@ -125,7 +122,7 @@ void depthwise_conv_forward(ConvProblem problem, const WeightSources& weights, A
     depthwise_volumes_forward(volumes, weights, activation, x, out);
     return;
   }
-  if (planes_pay(problem)) {
+  if (!rows.leaves_to_direct() && planes_pay(problem)) {
     depthwise_conv_forward_on_planes(problem, weights, activation, x,
                                      channels_last_strides(problem.input, problem.channels), out,
                                      channels_last_strides(problem.output, problem.inner_channels));

@@ -17,19 +17,11 @@ struct DirectPlan : BandPlan {
 
   DirectPlan(const KernelTable& kernels, const ConvProblem& of)
       : BandPlan(kernels, of, false), residues(axis_residues(width)) {
-    constexpr int64_t kUnits = 16, kLeastRows = 4;
-    const int64_t images = std::max<int64_t>(1, of.batch);
-    bands = std::clamp<int64_t>(ceil_div(kUnits, images), 1, std::max<int64_t>(1, height.input / kLeastRows));
-    // Each part has sums of its own for every tap, so that few pixels must not be cut into many parts: threads then
-    // share channels.
-    constexpr int64_t kPartPixels = 128, kLeastChannels = 128;
-    most_parts = std::clamp<int64_t>(images * height.input * width.input / kPartPixels, 1, kUnits);
-    group = std::min(blocks, std::max(kLeastChannels / lanes, blocks * parts() / kUnits));
-    group = ceil_div(blocks, ceil_div(blocks, group));
-  }
-
-  Range share(int64_t rows, int64_t item) const {
-    return {rows * (item % bands) / bands, rows * (item % bands + 1) / bands};
+    constexpr int64_t kLeastRows = 4;
+    bands = std::clamp<int64_t>(ceil_div(most_parts, std::max<int64_t>(1, of.batch)), 1,
+                                std::max<int64_t>(1, height.input / kLeastRows));
+    group = blocks;
+    limit_parts(of.batch * height.input * width.input);
   }
 };
 
@@ -41,22 +33,22 @@ class DirectBackward : BandGroup {
       : BandGroup(plan, first_block),
         plan_(plan),
         tensors_(tensors),
-        sums_(sums + first_block * sums_of_block()),
+        sums_(sums + first_block * plan.sums_of_block()),
         row_(memory) {
     job_.outputs = plan.width.output;
     job_.pixel_stride = plan.problem.channels;
     job_.channels = channels();
     job_.block_floats = plan.taps() * plan.lanes;
-    job_.sums_stride = sums_of_block();
+    job_.sums_stride = plan.sums_of_block();
     job_.stream = stream;
-    std::fill_n(sums_, group_ * sums_of_block(), 0.0f);
+    std::fill_n(sums_, group_ * plan.sums_of_block(), 0.0f);
   }
 
   static int64_t floats(const DirectPlan& plan) { return plan.group * plan.lanes * plan.width.output; }
 
   void run(int64_t item, int64_t) {
     const int64_t image = item / plan_.bands;
-    const Range inputs = plan_.share(plan_.height.input, item), outputs = plan_.share(plan_.height.output, item);
+    const Range inputs = plan_.band_of(plan_.height.input, item), outputs = plan_.band_of(plan_.height.output, item);
     for (int64_t row = inputs.begin; row < inputs.end; ++row) add_row(image, row, row + 1 < inputs.end);
     if (tensors_.bias_gradient == nullptr) return;
     for (int64_t row = outputs.begin; row < outputs.end; ++row) add_bias_gradient(gradient(image, row));
@@ -70,7 +62,6 @@ class DirectBackward : BandGroup {
   DirectBackRow job_ = {};
   std::vector<DirectBackLine> lines_;
 
-  int64_t sums_of_block() const { return (bands_.taps() + 1) * bands_.lanes; }
   int64_t at(int64_t image, const int64_t size[3], int64_t row) const {
     return (image * size[1] + row) * size[2] * plan_.problem.channels + channel();
   }
@@ -123,7 +114,7 @@ class DirectBackward : BandGroup {
                            gradients, row_);
     for (int64_t block = 0; block < group_; ++block) {
       plan_.table.sum_row(row_ + block * block_floats, columns,
-                          sums_ + block * sums_of_block() + plan_.taps() * plan_.lanes);
+                          sums_ + block * plan_.sums_of_block() + plan_.taps() * plan_.lanes);
     }
   }
 };
@@ -134,9 +125,7 @@ bool direct_backward_pays(const KernelTable& kernels, const ConvProblem& problem
                           const DepthwiseBackwardTensors& tensors) {
   if (kernels.direct_back_row == nullptr || problem.element_type != ElementType::kFloat32) return false;
   if (tensors.x_gradient == nullptr || tensors.weight_gradient == nullptr || problem.multiplier != 1) return false;
-  const bool flat =
-      problem.input[0] == 1 && problem.output[0] == 1 && problem.kernel[0] == 1 && problem.pad_low[0] == 0;
-  if (!flat || problem.input[1] == 1) return false;
+  if (!has_two_axes(problem) || problem.input[1] == 1) return false;
   constexpr int64_t kMostTaps = 49;
   if (problem.kernel[1] * problem.kernel[2] > kMostTaps) return false;
   const std::vector<AxisResidue> residues = axis_residues(conv_axis(problem, 2));
@@ -148,7 +137,7 @@ bool direct_backward_pays(const KernelTable& kernels, const ConvProblem& problem
 void depthwise_direct_backward(const ConvProblem& problem, const WeightSources& weights,
                                const DepthwiseBackwardTensors& tensors) {
   DirectPlan plan(kernels(), problem);
-  const int64_t parts = plan.parts(), part_floats = plan.blocks * (plan.taps() + 1) * plan.lanes;
+  const int64_t parts = plan.parts(), part_floats = plan.blocks * plan.sums_of_block();
   Layout layout;
   const int64_t packed_at = layout.add(plan.packed_floats());
   const int64_t sums_at = layout.add(parts * part_floats);

@@ -19,8 +19,7 @@ void RowRing::place(float* memory, int64_t group, int64_t width, int64_t rows) {
 
 RowsPlan::RowsPlan(const KernelTable& kernels, const ConvProblem& of, bool backward)
     : BandPlan(kernels, of, backward), pixel_stride(of.channels) {
-  const bool flat = of.input[0] == 1 && of.output[0] == 1 && of.kernel[0] == 1 && of.pad_low[0] == 0;
-  if (!flat || of.multiplier != 1 || (backward && of.element_type != ElementType::kFloat32)) return;
+  if (!has_two_axes(of) || of.multiplier != 1 || (backward && of.element_type != ElementType::kFloat32)) return;
   const int64_t reach = (height.kernel - 1) * height.dilation;
   const int64_t budget = l2_cache_bytes() / 2 / static_cast<int64_t>(sizeof(float));
   const auto rings = [&](int64_t rows) {
@@ -50,17 +49,13 @@ RowsPlan::RowsPlan(const KernelTable& kernels, const ConvProblem& of, bool backw
   if (!backward) group = std::min(group, std::max<int64_t>(1, blocks * items() / kLeastUnits));
   const int64_t pixels = of.batch * of.output[1] * of.output[2];
   if (!backward || pixels * of.channels * static_cast<int64_t>(sizeof(float)) > kLargeBytes) return;
-  // Small images: each part has sums of its own for every tap, so that few pixels must not be cut into many parts.
-  constexpr int64_t kPartPixels = 128, kUnits = 16, kWideFloats = 128;
-  most_parts = std::clamp<int64_t>(pixels / kPartPixels, 1, most_parts);
-  group = std::min(group, std::max(kWideFloats / lanes, blocks * parts() / kUnits));
-  group = ceil_div(blocks, ceil_div(blocks, group));
+  limit_parts(pixels);
 }
 
 bool RowsPlan::pays(bool backward) const {
   if (group == 0 || height.input == 1) return false;
   if (problem.element_type == ElementType::kBFloat16) return half_pays();
-  if (!backward && has_large_second_cache() && lanes >= 16) return pays_beside_direct();
+  if (!backward && is_beside_direct()) return pays_beside_direct();
   // Short rows are few sums at a time for the direct kernel, and a tile of planes has a whole image of them.
   const bool neighbours = height.dilation == 1 && width.dilation == 1;
   const bool short_rows = width.input <= 14 && (taps() <= 9 ? width.stride == 1 : width.output <= 8);
@@ -73,14 +68,21 @@ bool RowsPlan::pays(bool backward) const {
   return pixels * problem.channels * static_cast<int64_t>(sizeof(float)) > kLargeBytes;
 }
 
-// Of a forward where the second cache is large. The direct kernel reads each operand from there as often as there are
-// kernel rows, which short rows of many taps cannot hide; it has loops of its own for 3, 5 and 7 taps. Measured on a
-// Xeon with 2 MiB a core.
+bool RowsPlan::leaves_to_direct() const { return is_beside_direct() && !pays_beside_direct(); }
+
+// Of a forward: whether rows and the direct kernel are the ways to choose from, and planes the slowest, as measured on
+// a Xeon with 2 MiB of second cache a core.
+bool RowsPlan::is_beside_direct() const {
+  if (group == 0 || height.input == 1 || problem.element_type != ElementType::kFloat32 || lanes < 16) return false;
+  return height.stride == 1 && width.stride == 1 && has_large_second_cache();
+}
+
+// There: the direct kernel reads each operand from that cache as often as there are kernel rows, which short rows of
+// many taps cannot hide; it has loops of its own for 3, 5 and 7 taps.
 bool RowsPlan::pays_beside_direct() const {
-  if (height.stride != 1 || width.stride != 1) return false;
-  constexpr int64_t kFarBytes = int64_t{40} << 20, kShort = 14, kLong = 64;
+  constexpr int64_t kFewTaps = 9, kFarBytes = int64_t{40} << 20, kShort = 14, kLong = 64;
   const int64_t taps = width.kernel;
-  if (taps == 3) {
+  if (taps <= 3 && slice_taps() <= kFewTaps) {
     const int64_t pixels = problem.batch * (height.input * width.input + height.output * width.output);
     return pixels * problem.channels * static_cast<int64_t>(sizeof(float)) > kFarBytes;
   }

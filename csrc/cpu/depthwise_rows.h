@@ -49,9 +49,12 @@ struct RowsPlan : BandPlan {
   // Whether rows are the faster way without a stage, too, for channels-last tensors, measured: from memory they read
   // whole pixels, where planes read 64 channels of a pixel, but they prepare the taps of every row anew.
   bool pays(bool backward) const;
+  // Of a forward whose rows do not pay: whether the direct kernel does, where planes would be another way.
+  bool leaves_to_direct() const;
 
  private:
   bool half_pays() const;
+  bool is_beside_direct() const;
   bool pays_beside_direct() const;
 };
 

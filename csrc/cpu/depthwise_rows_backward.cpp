@@ -38,7 +38,7 @@ class BackwardRows : RowsGroup {
     zeros_ = result_ + result_floats(plan, taker);
     std::fill_n(zeros_, plan.inputs.row_floats(), 0.0f);
     of_taker_ = zeros_ + plan.inputs.row_floats();
-    std::fill_n(sums_ + block_ * sums_of_block(), group_ * sums_of_block(), 0.0f);
+    std::fill_n(sums_ + block_ * plan_.sums_of_block(), group_ * plan_.sums_of_block(), 0.0f);
     for (int64_t row = 0; affine_sums != nullptr && row < 2; ++row) {
       std::fill_n(affine_sums + row * plan.padded() + channel(), group_ * plan.lanes, 0.0);
     }
@@ -104,7 +104,6 @@ class BackwardRows : RowsGroup {
   bool wants_weight() const { return tensors_.weight_gradient != nullptr; }
   const float* gradient() const { return static_cast<const float*>(tensors_.gradient); }
   const float* x() const { return static_cast<const float*>(tensors_.x); }
-  int64_t sums_of_block() const { return (plan_.taps() + 1) * plan_.lanes; }
 
   // The first input row that no output row before `row` is the last to reach.
   int64_t first_result(int64_t row) const { return row * plan_.height.stride - plan_.height.pad_low; }
@@ -201,14 +200,14 @@ class BackwardRows : RowsGroup {
     for (int64_t block = 0; block < group_; ++block) {
       plan_.table.weight_gradient_rows(
           {pointers_.data(), end - begin, width.output, width.stride * lanes, width.dilation * lanes, height.kernel,
-           width.kernel, sums_ + (block_ + block) * sums_of_block(), width.kernel * lanes, share(2 * group_)});
+           width.kernel, sums_ + (block_ + block) * plan_.sums_of_block(), width.kernel * lanes, share(2 * group_)});
       for (std::size_t i = 0; i < pointers_.size(); ++i) pointers_[i] += steps_[i];
     }
   }
 
   void add_bias_gradient(int64_t begin, int64_t end) {
     for (int64_t block = 0; block < group_; ++block) {
-      float* sums = sums_ + (block_ + block) * sums_of_block() + plan_.taps() * plan_.lanes;
+      float* sums = sums_ + (block_ + block) * plan_.sums_of_block() + plan_.taps() * plan_.lanes;
       for (int64_t row = begin; row < end; ++row) {
         plan_.table.sum_row(gradients_.row(row, block), plan_.width.output, sums);
       }
@@ -280,7 +279,7 @@ void depthwise_rows_backward(RowsPlan& plan, const WeightSources& weights, const
                              const DepthwiseBackwardTensors& tensors, const GradientRows* taker) {
   const ConvProblem& problem = plan.problem;
   const int64_t parts = plan.parts();
-  const int64_t part_floats = plan.blocks * (plan.taps() + 1) * plan.lanes;
+  const int64_t part_floats = plan.blocks * plan.sums_of_block();
   const bool affine = stage.affine_gradient != nullptr;
   Layout layout;
   const int64_t packed_at = layout.add(plan.packed_floats());

@@ -21,14 +21,14 @@ class BackwardVolumes : VolumeGroup {
       : VolumeGroup(plan, first_block),
         tensors_(tensors),
         stream_(stream),
-        sums_(sums + first_block * sums_of_block()),
+        sums_(sums + first_block * plan_.sums_of_block()),
         inputs_(plan.inputs),
         gradients_(plan.gradients) {
     inputs_.place(memory, group_, plan.width.input);
     gradients_.place(memory + plan.group * plan.inputs.block_floats(), group_, plan.width.output);
     zeros_ = memory + plan.group * (plan.inputs.block_floats() + plan.gradients.block_floats());
     std::fill_n(zeros_, plan.inputs.row_floats(), 0.0f);
-    std::fill_n(sums_, group_ * sums_of_block(), 0.0f);
+    std::fill_n(sums_, group_ * plan_.sums_of_block(), 0.0f);
   }
 
   static int64_t floats(const VolumePlan& plan) {
@@ -83,7 +83,6 @@ class BackwardVolumes : VolumeGroup {
   bool wants_weight() const { return tensors_.weight_gradient != nullptr; }
   const float* gradient() const { return static_cast<const float*>(tensors_.gradient); }
   const float* x() const { return static_cast<const float*>(tensors_.x); }
-  int64_t sums_of_block() const { return (plan_.taps() + 1) * plan_.lanes; }
 
   void set(int64_t item) {
     const ConvAxis& height = plan_.height;
@@ -127,14 +126,14 @@ class BackwardVolumes : VolumeGroup {
       }
       plan_.table.weight_gradient_rows({pointers_.data(), band_.size(), width.output, width.stride * lanes,
                                         width.dilation * lanes, taps.size() * height.kernel, width.kernel,
-                                        sums_ + block * sums_of_block() + taps.begin * plan_.slice_taps() * lanes,
+                                        sums_ + block * plan_.sums_of_block() + taps.begin * plan_.slice_taps() * lanes,
                                         width.kernel * lanes, share(2 * group_)});
     }
   }
 
   void add_bias_gradient(int64_t slice) {
     for (int64_t block = 0; block < group_; ++block) {
-      float* sums = sums_ + block * sums_of_block() + plan_.taps() * plan_.lanes;
+      float* sums = sums_ + block * plan_.sums_of_block() + plan_.taps() * plan_.lanes;
       for (int64_t row = band_.begin; row < band_.end; ++row) {
         plan_.table.sum_row(gradient_row(block, slice, row), plan_.width.output, sums);
       }
@@ -175,7 +174,7 @@ class BackwardVolumes : VolumeGroup {
 void depthwise_volumes_backward(VolumePlan& plan, const WeightSources& weights,
                                 const DepthwiseBackwardTensors& tensors) {
   const ConvProblem& problem = plan.problem;
-  const int64_t parts = plan.parts(), part_floats = plan.blocks * (plan.taps() + 1) * plan.lanes;
+  const int64_t parts = plan.parts(), part_floats = plan.blocks * plan.sums_of_block();
   Layout layout;
   const int64_t packed_at = layout.add(plan.packed_floats()), sums_at = layout.add(parts * part_floats);
   float* memory = scratch(Scratch::kPack, static_cast<std::size_t>(layout.size()));

@@ -80,8 +80,9 @@ class DeepLabV3Plus(nn.Module):
         dense: bool = False,
     ) -> None:
         super().__init__()
-        _parts.check_counts(num_classes=num_classes, in_channels=in_channels, decoder_channels=decoder_channels)
-        _parts.check_counts(enlarge=enlarge)
+        _parts.check_counts(
+            num_classes=num_classes, in_channels=in_channels, decoder_channels=decoder_channels, enlarge=enlarge
+        )
         _parts.check_dropout(dropout)
         _parts.check_switches(encoder_head=encoder_head, dense=dense)
         if encoder not in ENCODERS:
