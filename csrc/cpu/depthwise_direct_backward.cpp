@@ -35,8 +35,10 @@ class DirectBackward : BandGroup {
         tensors_(tensors),
         sums_(sums + first_block * plan.sums_of_block()),
         row_(memory) {
-    job_.outputs = plan.width.output;
+    job_.first_output = 0;
+    job_.end_output = plan.width.output;
     job_.pixel_stride = plan.problem.channels;
+    job_.block_stride = job_.out_block_stride = job_.gradient_block_stride = plan.lanes;
     job_.channels = channels();
     job_.block_floats = plan.taps() * plan.lanes;
     job_.sums_stride = plan.sums_of_block();
@@ -101,8 +103,9 @@ class DirectBackward : BandGroup {
         job_.first = residue.from + i;
         job_.x = static_cast<const float*>(tensors_.x) + here + column * pixel;
         job_.x_gradient = static_cast<float*>(tensors_.x_gradient) + here + column * pixel;
-        job_.next_x = more ? job_.x + width.input * pixel : nullptr;
-        job_.next_gradient = fresh ? gradient(image, below) + (residue.from + i) * pixel : nullptr;
+        job_.next[0] = more ? job_.x + width.input * pixel : nullptr;
+        job_.next[1] = fresh ? gradient(image, below) + (residue.from + i) * pixel : nullptr;
+        job_.next_steps[0] = job_.next_steps[1] = job_.column_step;
         plan_.table.direct_back_row(job_);
       }
     }

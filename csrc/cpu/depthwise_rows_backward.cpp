@@ -2,6 +2,7 @@
 
 #include "cpu/cache_size.h"
 #include "cpu/depthwise_backward_tile.h"
+#include "cpu/depthwise_direct_stage.h"
 #include "cpu/depthwise_rows.h"
 #include "cpu/layout.h"
 #include "cpu/moments.h"
@@ -277,6 +278,7 @@ class BackwardRows : RowsGroup {
 
 void depthwise_rows_backward(RowsPlan& plan, const WeightSources& weights, const StageBackward& stage,
                              const DepthwiseBackwardTensors& tensors, const GradientRows* taker) {
+  if (direct_stage_pays(plan, tensors, taker)) return depthwise_direct_stage(plan, weights, stage, tensors, taker);
   const ConvProblem& problem = plan.problem;
   const int64_t parts = plan.parts();
   const int64_t part_floats = plan.blocks * plan.sums_of_block();

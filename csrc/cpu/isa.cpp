@@ -20,10 +20,11 @@ struct Entry {
   bool on_request = false;  // never chosen as the best
 };
 
-#if defined(DWSEP_HAS_AVX2) || defined(DWSEP_HAS_AVX512)
-bool cpu_has_avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
+// A build may have any of the paths.
+#if defined(__x86_64__) || defined(_M_X64)
+[[maybe_unused]] bool cpu_has_avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
 
-bool cpu_has_avx512() {
+[[maybe_unused]] bool cpu_has_avx512() {
 #ifdef DWSEP_EMULATE_AVX512
   return true;  // a test build: its 512-bit vectors are made of shorter ones
 #endif
@@ -32,8 +33,8 @@ bool cpu_has_avx512() {
 }
 #endif
 
-#ifdef DWSEP_HAS_AVX512_BF16
-bool cpu_has_avx512_bf16() { return cpu_has_avx512() && __builtin_cpu_supports("avx512bf16"); }
+#if defined(DWSEP_HAS_AVX512_BF16) || defined(DWSEP_HAS_AMX)
+[[maybe_unused]] bool cpu_has_avx512_bf16() { return cpu_has_avx512() && __builtin_cpu_supports("avx512bf16"); }
 #endif
 
 #ifdef DWSEP_HAS_AMX

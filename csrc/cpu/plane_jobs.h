@@ -129,20 +129,23 @@ struct DirectBackLine {
   int64_t weights;        // floats from a block's first weight, or its first sum, to the kernel row's
 };
 
-// The way back to some columns of a row of a channels-last input of floats: x_gradient[column] = the sum over lines and
-// taps of weights[tap] * gradient[first + (column + taps - 1 - tap) * gradient_step], and the same products of x and
-// gradient are added to the sums.
+// The way back to some columns of a row of an input of floats: x_gradient[column] = the sum over lines and taps of
+// weights[tap] * gradient[first + (column + taps - 1 - tap) * gradient_step], and the same products of x and gradient
+// are added to the sums. Each of the three is a channels-last tensor, or planes.
 struct DirectBackRow {
   const float* x;
   float* x_gradient;
   const DirectBackLine* lines;
   int64_t line_count;
   int64_t columns;
-  int64_t column_step;  // floats from one to the next
-  int64_t first;        // column of the gradient that the last tap brings to the first column, possibly outside
+  int64_t column_step;   // floats from one to the next, of x and of its gradient
+  int64_t block_stride;  // of x: floats from a channel block to the next
+  int64_t out_block_stride;
+  int64_t first;  // column of the gradient that the last tap brings to the first column, possibly outside
   int64_t gradient_step;
-  int64_t outputs;  // columns of the gradient
-  int64_t pixel_stride;
+  int64_t first_output, end_output;  // columns of the gradient that are in memory; others are zeros
+  int64_t pixel_stride;              // of the gradient
+  int64_t gradient_block_stride;
   int64_t channels;
   int64_t taps;
   int64_t tap_floats;    // from a tap's weight, or sum, to the next one's
@@ -150,9 +153,10 @@ struct DirectBackRow {
   int64_t block_floats;  // from a block to the next
   float* sums;           // alike
   int64_t sums_stride;
-  bool stream;          // store x_gradient past the caches: its channels are whole cache lines
-  const float* next_x;  // what comes next of x and the gradient, as far apart as x's columns, or null
-  const float* next_gradient;
+  bool stream;  // store x_gradient past the caches: its channels are whole cache lines
+  // What comes next in channels-last tensors, or null: pixels a step apart, as many as columns.
+  const float* next[3];
+  int64_t next_steps[3];
 };
 
 // A slice of a kernel with three axes: floats from the plane to what it reads, and from the weights to its own.

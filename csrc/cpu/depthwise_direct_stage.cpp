@@ -1,0 +1,302 @@
+#include "cpu/depthwise_direct_stage.h"
+
+#include <algorithm>
+#include <vector>
+
+#include "cpu/cache_size.h"
+#include "cpu/depthwise_backward_tile.h"
+#include "cpu/layout.h"
+#include "cpu/moments.h"
+#include "cpu/streaming.h"
+
+namespace dwsep {
+namespace {
+
+constexpr auto kFloatBytes = static_cast<int64_t>(sizeof(float));
+
+// How rows and channel blocks are taken together.
+struct Batch {
+  int64_t rows, blocks;  // whose inputs, and gradients of them, lie in the first cache
+  int64_t taken;         // rows that somebody takes together; else the same
+
+  Batch(const RowsPlan& plan, const GradientRows* taker) {
+    constexpr int64_t kMostBlocks = 4, kMostRows = 8;
+    const int64_t near = l1_cache_bytes() / 2 / (2 * plan.lanes * kFloatBytes), columns = plan.width.input;
+    rows = std::clamp<int64_t>(near / (columns * kMostBlocks), 1, std::min(kMostRows, plan.height.input));
+    blocks = std::clamp<int64_t>(near / (columns * rows), 1, kMostBlocks);
+    taken = rows;
+    if (taker == nullptr) return;
+    constexpr int64_t kTakenOutputs = 4;
+    taken = ceil_div(std::min(kTakenOutputs * plan.height.stride, plan.height.input), rows) * rows;
+  }
+};
+
+int64_t ring_slots(const RowsPlan& plan, const Batch& batch) {
+  const ConvAxis& height = plan.height;
+  const int64_t reach = (height.kernel - 1) * height.dilation;
+  return std::min(height.output, (reach + batch.rows - 1) / height.stride + 2);
+}
+
+class DirectStage : RowsGroup {
+ public:
+  // `sums` [block][taps, then bias][lane], `affine_sums` [2][padded channels] or null: this group's begin at zero.
+  DirectStage(const RowsPlan& plan, int64_t part, int64_t first_block, const StageBackward& stage,
+              const DepthwiseBackwardTensors& tensors, const GradientRows* taker, bool stream, float* sums,
+              double* affine_sums, float* memory)
+      : RowsGroup(plan, first_block),
+        part_(part),
+        stage_(stage),
+        tensors_(tensors),
+        taker_(taker),
+        stream_(stream),
+        sums_(sums + first_block * plan.sums_of_block()),
+        affine_sums_(affine_sums),
+        input_load_{nullptr, stage.scale, stage.shift, stage.activation},
+        gradient_load_{},
+        batch_(plan, taker),
+        gradients_(ring_slots(plan, batch_), gradient_columns(plan.width), plan.lanes) {
+    if (stage.correction != nullptr) {
+      gradient_load_ = {stage.y, stage.correction, stage.correction + plan.pixel_stride, Activation::kNone};
+    }
+    gradients_.place(memory, group_, plan.width.output, plan.height.output);
+    values_ = memory + plan.group * gradients_.block_floats();
+    results_ = values_ + batch_.blocks * batch_.rows * plan.width.input * plan.lanes;
+    of_taker_ = results_ + result_floats(plan, batch_, taker);
+    job_.first_output = gradients_.columns().begin;
+    job_.end_output = gradients_.columns().end;
+    job_.pixel_stride = plan.lanes;
+    job_.gradient_block_stride = gradients_.block_floats();
+    job_.block_floats = plan.taps() * plan.lanes;
+    job_.sums_stride = plan.sums_of_block();
+    std::fill_n(sums_, group_ * plan.sums_of_block(), 0.0f);
+    for (int64_t row = 0; affine_sums != nullptr && row < 2; ++row) {
+      std::fill_n(affine_sums + row * plan.padded() + channel(), group_ * plan.lanes, 0.0);
+    }
+  }
+
+  static int64_t floats(const RowsPlan& plan, const GradientRows* taker) {
+    const Batch batch(plan, taker);
+    const RowRing ring(ring_slots(plan, batch), gradient_columns(plan.width), plan.lanes);
+    const int64_t of_taker = taker != nullptr ? taker->memory_floats(batch.taken * plan.width.input) : 0;
+    return plan.group * ring.block_floats() + batch.blocks * batch.rows * plan.width.input * plan.lanes +
+           result_floats(plan, batch, taker) + of_taker;
+  }
+
+  // A band of input rows. What comes behind is item `next`, if there is one.
+  void run(int64_t item, int64_t next) {
+    image_ = item / plan_.bands;
+    const Range band = plan_.band_of(plan_.height.input, item);
+    next_gradient_ = first_gradient(band.begin);
+    const bool more = next < plan_.items();
+    for (int64_t begin = band.begin; begin < band.end; begin += batch_.taken) {
+      const int64_t end = std::min(band.end, begin + batch_.taken);
+      for (int64_t row = begin; row < end; row += batch_.rows) {
+        const int64_t stop = std::min(end, row + batch_.rows);
+        fetch_gradients(last_gradient(stop - 1) + 1);
+        const bool last = stop == band.end;
+        for (int64_t block = 0; block < group_; block += batch_.blocks) {
+          compute(block, std::min(group_, block + batch_.blocks), {row, stop}, {begin, end}, !last || more);
+        }
+      }
+      if (taker_ != nullptr) {
+        const int64_t columns = plan_.width.input, first = (image_ * plan_.height.input + begin) * columns;
+        taker_->take(part_, first, (end - begin) * columns, results_, of_taker_, {});
+      }
+    }
+  }
+
+ private:
+  int64_t part_;
+  const StageBackward& stage_;
+  const DepthwiseBackwardTensors& tensors_;
+  const GradientRows* taker_;
+  bool stream_;
+  float* sums_;  // of the group
+  double* affine_sums_;
+  StageLoad input_load_, gradient_load_;
+  Batch batch_;
+  RowRing gradients_;
+  float* values_;   // [block][pixel][lane], inputs through norm and activation
+  float* results_;  // their gradients
+  float* of_taker_;
+  DirectBackRow job_ = {};
+  std::vector<DirectBackLine> lines_;
+  int64_t image_ = 0, next_gradient_ = 0;
+
+  static int64_t result_floats(const RowsPlan& plan, const Batch& batch, const GradientRows* taker) {
+    return (taker != nullptr ? plan.group * batch.taken : batch.blocks * batch.rows) * plan.width.input * plan.lanes;
+  }
+  const float* gradient() const { return static_cast<const float*>(tensors_.gradient); }
+  const float* x() const { return static_cast<const float*>(tensors_.x); }
+  // Output rows between which lie all that an input row meets.
+  int64_t first_gradient(int64_t row) const {
+    const ConvAxis& height = plan_.height;
+    return std::max<int64_t>(0, ceil_div(row + height.pad_low - (height.kernel - 1) * height.dilation, height.stride));
+  }
+  int64_t last_gradient(int64_t row) const {
+    return std::min(plan_.height.output - 1, (row + plan_.height.pad_low) / plan_.height.stride);
+  }
+
+  void fetch_gradients(int64_t end) {
+    for (; next_gradient_ < end; ++next_gradient_) {
+      fetch(gradients_, gradient(), gradient_load_, image_, plan_.height.output, plan_.width.output, next_gradient_);
+    }
+  }
+
+  // The output row whose gradient an input row is the first to meet.
+  int64_t newest_gradient(int64_t row) const { return (row + plan_.height.pad_low) / plan_.height.stride; }
+
+  // Channel blocks [block, end) of the group, input rows `rows` of those which are taken together.
+  void compute(int64_t block, int64_t end, Range rows, Range taken, bool more) {
+    const int64_t lanes = plan_.lanes, columns = plan_.width.input, pixels = rows.size() * columns;
+    const int64_t first = channel() + block * lanes, count = (end - block - 1) * lanes + valid(end - 1);
+    const int64_t offset = at(image_, plan_.height.input, columns, rows.begin) + block * lanes;
+    StageRow load = {};
+    load.x = x();
+    load.pixel_stride = plan_.pixel_stride;
+    load.pixels = pixels;
+    load.channels = count;
+    load.plane = values_;
+    load.block_stride = pixels * lanes;
+    load_stage_row(plan_.table, input_load_, offset, first, load);
+    const int64_t out_block = (taker_ != nullptr ? taken.size() * columns : pixels) * lanes;
+    float* out = results_;
+    if (taker_ != nullptr) out += block * out_block + (rows.begin - taken.begin) * columns * lanes;
+    job_.channels = (end - block) * lanes;
+    job_.block_stride = pixels * lanes;
+    job_.out_block_stride = out_block;
+    for (int64_t row = rows.begin; row < rows.end; ++row) {
+      const int64_t place = (row - rows.begin) * columns * lanes;
+      add_row(block, row, values_ + place, out + place, more);
+    }
+    if (stage_.scale == nullptr && stage_.activation == Activation::kNone && taker_ != nullptr) return;
+    const bool affine = stage_.scale != nullptr;
+    StageGradientRow job = {out,
+                            lanes,
+                            out_block,
+                            x() + offset,
+                            affine ? stage_.scale + first : nullptr,
+                            affine ? stage_.shift + first : nullptr,
+                            stage_.activation,
+                            plan_.pixel_stride,
+                            pixels,
+                            count,
+                            out,
+                            stream_,
+                            affine ? affine_sums_ + first : nullptr,
+                            plan_.padded()};
+    job.out_stride = lanes;
+    if (taker_ == nullptr) {
+      job.out = static_cast<float*>(tensors_.x_gradient) + offset;
+      job.out_stride = plan_.pixel_stride;
+    } else {
+      // In place, block by block: the kernel writes blocks a vector apart.
+      for (int64_t b = 0; b < end - block; ++b) {
+        StageGradientRow one = job;
+        one.gradient = out + b * out_block;
+        one.out = out + b * out_block;
+        one.x += b * lanes;
+        one.scale = affine ? job.scale + b * lanes : nullptr;
+        one.shift = affine ? job.shift + b * lanes : nullptr;
+        one.channels = valid(block + b);
+        one.sums = affine ? job.sums + b * lanes : nullptr;
+        plan_.table.stage_gradient_row(one);
+      }
+      return;
+    }
+    plan_.table.stage_gradient_row(job);
+  }
+
+  // What an input row gives to both gradients.
+  void add_row(int64_t block, int64_t row, const float* values, float* out, bool more) {
+    const ConvAxis &height = plan_.height, &width = plan_.width;
+    const int64_t lanes = plan_.lanes, reached = row + height.pad_low, pixel = plan_.pixel_stride;
+    const Range taps = height.taps_reaching(row);
+    lines_.clear();
+    for (int64_t tap = taps.begin; tap < taps.end; ++tap) {
+      const int64_t from = reached - tap * height.dilation;
+      if (from % height.stride != 0) continue;
+      lines_.push_back({gradients_.row(from / height.stride, block), tap * width.kernel * lanes});
+    }
+    job_.lines = lines_.data();
+    job_.line_count = static_cast<int64_t>(lines_.size());
+    // In the order of memory, in which images follow each other.
+    const int64_t coming = row + batch_.rows;
+    const float* next_x = nullptr;
+    int64_t next_gradient = -1;
+    if (more) {
+      next_x = x() + at(image_, height.input, width.input, coming) + block * lanes;
+      if ((coming + height.pad_low) % height.stride == 0) {
+        next_gradient = at(image_, height.output, width.output, newest_gradient(coming)) + block * lanes;
+      }
+    }
+    for (const AxisResidue& residue : plan_.width_residues) {
+      const int64_t tap = residue.last_tap - (residue.taps - 1) * residue.tap_step;
+      job_.taps = residue.taps;
+      job_.tap_floats = residue.tap_step * lanes;
+      job_.weights = plan_.weights + ((block_ + block) * plan_.taps() + tap) * lanes;
+      job_.sums = sums_ + block * plan_.sums_of_block() + tap * lanes;
+      job_.column_step = width.stride * residue.dilation * lanes;
+      job_.gradient_step = residue.dilation;
+      // Columns whose taps meet the same gradients.
+      for (int64_t i = 0; i < residue.dilation; ++i) {
+        const int64_t column = residue.first + i * width.stride;
+        if (column >= width.input) break;
+        job_.columns = ceil_div(width.input - column, width.stride * residue.dilation);
+        job_.first = residue.from + i;
+        job_.x = values + column * lanes;
+        job_.x_gradient = out + column * lanes;
+        job_.next[0] = next_x != nullptr ? next_x + column * pixel : nullptr;
+        job_.next_steps[0] = width.stride * residue.dilation * pixel;
+        const bool asks = next_gradient >= 0 && residue.first == 0;
+        job_.next[1] = asks ? gradient() + next_gradient + i * pixel : nullptr;
+        job_.next[2] = asks && gradient_load_.y != nullptr ? gradient_load_.y + next_gradient + i * pixel : nullptr;
+        job_.next_steps[1] = job_.next_steps[2] = residue.dilation * pixel;
+        plan_.table.direct_back_row(job_);
+      }
+    }
+  }
+};
+
+}  // namespace
+
+bool direct_stage_pays(const RowsPlan& plan, const DepthwiseBackwardTensors& tensors, const GradientRows* taker) {
+  if (plan.table.direct_back_row == nullptr || plan.height.input == 1) return false;
+  if ((tensors.x_gradient == nullptr && taker == nullptr) || tensors.weight_gradient == nullptr) return false;
+  if (tensors.bias_gradient != nullptr) return false;
+  constexpr int64_t kMostTaps = 49;
+  if (plan.taps() > kMostTaps) return false;
+  return std::all_of(plan.width_residues.begin(), plan.width_residues.end(), [](const AxisResidue& residue) {
+    return residue.taps > 0 && (residue.taps <= 5 || residue.taps == 7);
+  });
+}
+
+void depthwise_direct_stage(RowsPlan& plan, const WeightSources& weights, const StageBackward& stage,
+                            const DepthwiseBackwardTensors& tensors, const GradientRows* taker) {
+  const ConvProblem& problem = plan.problem;
+  const int64_t parts = plan.parts();
+  const int64_t part_floats = plan.blocks * plan.sums_of_block();
+  const bool affine = stage.affine_gradient != nullptr;
+  Layout layout;
+  const int64_t packed_at = layout.add(plan.packed_floats());
+  const int64_t sums_at = layout.add(parts * part_floats);
+  const int64_t affine_at = layout.add_doubles(affine ? parts * 2 * plan.padded() : 0);
+  float* memory = scratch(Scratch::kPack, static_cast<std::size_t>(layout.size()));
+  plan.pack(weights, memory + packed_at);
+  float* sums = memory + sums_at;
+  auto* affine_sums = reinterpret_cast<double*>(memory + affine_at);
+  const auto* x_gradient = static_cast<const float*>(tensors.x_gradient);
+  const int64_t pixels = problem.batch * problem.input[1] * problem.input[2];
+  const bool stream =
+      x_gradient != nullptr && streams(x_gradient, pixels, problem.channels, plan.pixel_stride, kTrainingStreamBytes);
+  run_parts(plan, DirectStage::floats(plan, taker), [&](int64_t part, int64_t first_block, float* panel) {
+    return DirectStage(plan, part, first_block, stage, tensors, taker, stream, sums + part * part_floats,
+                       affine ? affine_sums + part * 2 * plan.padded() : nullptr, panel);
+  });
+  write_weight_gradients(problem, plan.lanes, tensors, sums, parts);
+  if (affine) {
+    add_moments(affine_sums, parts, plan.padded(), problem.channels, stage.affine_gradient, plan.pixel_stride);
+  }
+}
+
+}  // namespace dwsep
