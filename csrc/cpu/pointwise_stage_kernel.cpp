@@ -188,15 +188,20 @@ void Backward::pass_gate(int64_t part, int64_t first, int64_t pixels, int64_t ch
   });
 }
 
+// A vector of inputs lies together in the sums, an output's in the gradient: a few outputs of every vector at a time, so
+// that either side is read and written a few cache lines at a stretch.
 void Backward::write_weight_gradient() const {
-  const int64_t used = stage_.out_channels * lanes_;
-  parallel_for(inner_blocks_, std::max<int64_t>(1, 16384 / used), [&](int64_t begin, int64_t end) {
-    for (int64_t vector = begin; vector < end; ++vector) {
-      float* sums = weight_sums_ + vector * k_padded() * lanes_;
-      add_parts(sums, pixels_.parts, weight_floats(), used);
-      const int64_t channel = vector * lanes_, valid = std::min(lanes_, stage_.channels - channel);
-      for (int64_t k = 0; k < stage_.out_channels; ++k) {
-        std::copy_n(sums + k * lanes_, valid, gradients_.weight_gradient + k * stage_.channels + channel);
+  constexpr int64_t kOutputs = 8;
+  const int64_t outputs = stage_.out_channels, channels = stage_.channels;
+  const int64_t grain = std::max<int64_t>(1, 16384 / (kOutputs * inner_padded()));
+  parallel_for(ceil_div(outputs, kOutputs), grain, [&](int64_t begin, int64_t end) {
+    for (int64_t first = begin * kOutputs; first < std::min(outputs, end * kOutputs); first += kOutputs) {
+      const int64_t stop = std::min(first + kOutputs, outputs);
+      for (int64_t channel = 0; channel < channels; channel += lanes_) {
+        for (int64_t k = first; k < stop; ++k) {
+          sum_of_parts(weight_sums_ + channel * k_padded() + k * lanes_, pixels_.parts, weight_floats(),
+                       std::min(lanes_, channels - channel), gradients_.weight_gradient + k * channels + channel);
+        }
       }
     }
   });

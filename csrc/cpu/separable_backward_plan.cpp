@@ -7,6 +7,7 @@
 #include "cpu/channels_last.h"
 #include "cpu/elements.h"
 #include "cpu/isa.h"
+#include "cpu/moments.h"
 #include "cpu/packing.h"
 #include "cpu/panel_operands.h"
 #include "cpu/parallel.h"
@@ -110,21 +111,6 @@ void SeparableBackwardPlan::pack_panel_weights(float* target) const {
     }
   }
 }
-
-namespace {
-
-// target[i] = the sum of every part's source[i], in their order.
-void sum_of_parts(const float* source, int64_t parts, int64_t part_floats, int64_t count, float* target) {
-  constexpr int64_t kLine = 16;  // a count known beforehand spares the call of a copying function
-  for (int64_t i = 0; i + kLine <= count; i += kLine) std::copy_n(source + i, kLine, target + i);
-  std::copy_n(source + count / kLine * kLine, count % kLine, target + count / kLine * kLine);
-  for (int64_t part = 1; part < parts; ++part) {
-    const float* more = source + part * part_floats;
-    for (int64_t i = 0; i < count; ++i) target[i] += more[i];
-  }
-}
-
-}  // namespace
 
 void SeparableBackwardPlan::write_pointwise_gradients(const float* sums, int64_t parts) const {
   const int64_t size = part_floats(), lanes = planes.lanes, inner = problem.inner_channels;
