@@ -19,9 +19,10 @@ struct Batch {
   int64_t rows, blocks;  // whose inputs, and gradients of them, lie in the first cache
   int64_t taken;         // rows that somebody takes together; else the same
 
-  Batch(const RowsPlan& plan, const GradientRows* taker) {
+  Batch(const RowsPlan& plan, const StageBackward& stage, const GradientRows* taker) {
     constexpr int64_t kMostBlocks = 4, kMostRows = 8;
-    const int64_t near = l1_cache_bytes() / 2 / (2 * plan.lanes * kFloatBytes), columns = plan.width.input;
+    const int64_t planes = keeps_slopes(stage.activation) ? 3 : 2, columns = plan.width.input;
+    const int64_t near = l1_cache_bytes() / 2 / (planes * plan.lanes * kFloatBytes);
     rows = std::clamp<int64_t>(near / (columns * kMostBlocks), 1, std::min(kMostRows, plan.height.input));
     blocks = std::clamp<int64_t>(near / (columns * rows), 1, kMostBlocks);
     taken = rows;
@@ -53,14 +54,16 @@ class DirectStage : RowsGroup {
         affine_sums_(affine_sums),
         input_load_{nullptr, stage.scale, stage.shift, stage.activation},
         gradient_load_{},
-        batch_(plan, taker),
+        batch_(plan, stage, taker),
         gradients_(ring_slots(plan, batch_), gradient_columns(plan.width), plan.lanes) {
     if (stage.correction != nullptr) {
       gradient_load_ = {stage.y, stage.correction, stage.correction + plan.pixel_stride, Activation::kNone};
     }
     gradients_.place(memory, group_, plan.width.output, plan.height.output);
     values_ = memory + plan.group * gradients_.block_floats();
-    results_ = values_ + batch_.blocks * batch_.rows * plan.width.input * plan.lanes;
+    const int64_t near = batch_.blocks * batch_.rows * plan.width.input * plan.lanes;
+    slopes_ = keeps_slopes(stage.activation) ? values_ + near : nullptr;
+    results_ = values_ + (keeps_slopes(stage.activation) ? 2 : 1) * near;
     of_taker_ = results_ + result_floats(plan, batch_, taker);
     job_.first_output = gradients_.columns().begin;
     job_.end_output = gradients_.columns().end;
@@ -74,11 +77,12 @@ class DirectStage : RowsGroup {
     }
   }
 
-  static int64_t floats(const RowsPlan& plan, const GradientRows* taker) {
-    const Batch batch(plan, taker);
+  static int64_t floats(const RowsPlan& plan, const StageBackward& stage, const GradientRows* taker) {
+    const Batch batch(plan, stage, taker);
     const RowRing ring(ring_slots(plan, batch), gradient_columns(plan.width), plan.lanes);
     const int64_t of_taker = taker != nullptr ? taker->memory_floats(batch.taken * plan.width.input) : 0;
-    return plan.group * ring.block_floats() + batch.blocks * batch.rows * plan.width.input * plan.lanes +
+    const int64_t near = batch.blocks * batch.rows * plan.width.input * plan.lanes;
+    return plan.group * ring.block_floats() + (keeps_slopes(stage.activation) ? 2 : 1) * near +
            result_floats(plan, batch, taker) + of_taker;
   }
 
@@ -117,6 +121,7 @@ class DirectStage : RowsGroup {
   Batch batch_;
   RowRing gradients_;
   float* values_;   // [block][pixel][lane], inputs through norm and activation
+  float* slopes_;   // the activation's derivatives there, or null
   float* results_;  // their gradients
   float* of_taker_;
   DirectBackRow job_ = {};
@@ -158,6 +163,7 @@ class DirectStage : RowsGroup {
     load.channels = count;
     load.plane = values_;
     load.block_stride = pixels * lanes;
+    load.slopes = slopes_;
     load_stage_row(plan_.table, input_load_, offset, first, load);
     const int64_t out_block = (taker_ != nullptr ? taken.size() * columns : pixels) * lanes;
     float* out = results_;
@@ -186,6 +192,8 @@ class DirectStage : RowsGroup {
                             affine ? affine_sums_ + first : nullptr,
                             plan_.padded()};
     job.out_stride = lanes;
+    job.slopes = slopes_;
+    job.slopes_block_stride = pixels * lanes;
     if (taker_ == nullptr) {
       job.out = static_cast<float*>(tensors_.x_gradient) + offset;
       job.out_stride = plan_.pixel_stride;
@@ -199,6 +207,7 @@ class DirectStage : RowsGroup {
         one.scale = affine ? job.scale + b * lanes : nullptr;
         one.shift = affine ? job.shift + b * lanes : nullptr;
         one.channels = valid(block + b);
+        if (slopes_ != nullptr) one.slopes += b * pixels * lanes;
         one.sums = affine ? job.sums + b * lanes : nullptr;
         plan_.table.stage_gradient_row(one);
       }
@@ -289,7 +298,7 @@ void depthwise_direct_stage(RowsPlan& plan, const WeightSources& weights, const 
   const int64_t pixels = problem.batch * problem.input[1] * problem.input[2];
   const bool stream =
       x_gradient != nullptr && streams(x_gradient, pixels, problem.channels, plan.pixel_stride, kTrainingStreamBytes);
-  run_parts(plan, DirectStage::floats(plan, taker), [&](int64_t part, int64_t first_block, float* panel) {
+  run_parts(plan, DirectStage::floats(plan, stage, taker), [&](int64_t part, int64_t first_block, float* panel) {
     return DirectStage(plan, part, first_block, stage, tensors, taker, stream, sums + part * part_floats,
                        affine ? affine_sums + part * 2 * plan.padded() : nullptr, panel);
   });

@@ -70,7 +70,7 @@ class Backward {
         column_blocks_(ceil_div(stage.channels, table_.tile_columns)),
         vectors_(table_.tile_columns / lanes_),
         operands_(float_operands(table_, stage.out_channels, stage.channels, stage.rounds)) {
-    const int64_t bytes_of_pixel = (k_blocks_ + inner_blocks_) * lanes_ * kFloatBytes;
+    const int64_t bytes_of_pixel = (k_blocks_ + (has_slopes() ? 2 : 1) * inner_blocks_) * lanes_ * kFloatBytes;
     const int64_t fit = l2_cache_bytes() / 2 / bytes_of_pixel;
     pixels_.tile = panel_pixels(table_, operands_, fit);
     pixels_.whole_tiles = multiplies_tiles(table_, operands_);
@@ -98,6 +98,11 @@ class Backward {
   double* affine_sums_ = nullptr;  // [part][2][inner]
   double* gate_sums_ = nullptr;    // [part][image that the part has pixels of][inner]
 
+  // Whether the activation's derivatives are computed with its values, which the weight's gradient needs.
+  bool has_slopes() const {
+    return keeps_slopes(stage_.activation) && stage_.gate == nullptr && gradients_.x_gradient != nullptr &&
+           gradients_.weight_gradient != nullptr;
+  }
   int64_t k_padded() const { return k_blocks_ * lanes_; }
   int64_t inner_padded() const { return inner_blocks_ * lanes_; }
   // Images of which a part has pixels, at most.
@@ -126,6 +131,7 @@ void Backward::run_tile(int64_t part, int64_t first, int64_t end, int64_t next_e
   float* gradient = memory;
   float* input = gradient + k_blocks_ * pixels * lanes_;
   float* product = input + inner_blocks_ * pixels * lanes_;
+  float* slopes = has_slopes() ? product + vectors_ * pixels * lanes_ : nullptr;
   const int64_t outputs = stage_.out_channels;
   load_gradients(table_, stage_, gradients_, first, pixels, gradient);
   if (gradients_.bias_gradient != nullptr) {
@@ -141,7 +147,7 @@ void Backward::run_tile(int64_t part, int64_t first, int64_t end, int64_t next_e
   if (gradients_.weight_gradient != nullptr || passes_gate) {
     PointwiseStage before = stage_;
     if (passes_gate) before.gate = nullptr;
-    load_inputs(table_, before, first, pixels, input);
+    load_inputs(table_, before, first, pixels, input, slopes);
   }
   if (gradients_.x_gradient != nullptr) {
     const bool affine = stage_.scale != nullptr;
@@ -161,11 +167,23 @@ void Backward::run_tile(int64_t part, int64_t first, int64_t end, int64_t next_e
         pass_gate(part, first, pixels, channel, job.columns, product, input, stream);
         continue;
       }
-      table_.stage_gradient_row({product, lanes_, pixels * lanes_, stage_.x + at,
-                                 affine ? stage_.scale + channel : nullptr, affine ? stage_.shift + channel : nullptr,
-                                 stage_.activation, stage_.x_stride, pixels, job.columns, gradients_.x_gradient + at,
-                                 stream, affine ? affine_sums_ + 2 * part * inner_padded() + channel : nullptr,
-                                 inner_padded()});
+      StageGradientRow back = {product,
+                               lanes_,
+                               pixels * lanes_,
+                               stage_.x + at,
+                               affine ? stage_.scale + channel : nullptr,
+                               affine ? stage_.shift + channel : nullptr,
+                               stage_.activation,
+                               stage_.x_stride,
+                               pixels,
+                               job.columns,
+                               gradients_.x_gradient + at,
+                               stream,
+                               affine ? affine_sums_ + 2 * part * inner_padded() + channel : nullptr,
+                               inner_padded()};
+      if (slopes != nullptr) back.slopes = slopes + channel * pixels;
+      back.slopes_block_stride = pixels * lanes_;
+      table_.stage_gradient_row(back);
     }
   }
   if (gradients_.weight_gradient != nullptr) {
@@ -188,8 +206,8 @@ void Backward::pass_gate(int64_t part, int64_t first, int64_t pixels, int64_t ch
   });
 }
 
-// A vector of inputs lies together in the sums, an output's in the gradient: a few outputs of every vector at a time, so
-// that either side is read and written a few cache lines at a stretch.
+// A vector of inputs lies together in the sums, an output's in the gradient: a few outputs of every vector at a time,
+// so that either side is read and written a few cache lines at a stretch.
 void Backward::write_weight_gradient() const {
   constexpr int64_t kOutputs = 8;
   const int64_t outputs = stage_.out_channels, channels = stage_.channels;
@@ -247,7 +265,7 @@ void Backward::run() {
     pack_pointwise_transposed(table_, stage_.weight, stage_.channels, stage_.out_channels, memory + transposed_at,
                               operands_);
   }
-  const int64_t panel = pixels_.tile * lanes_ * (k_blocks_ + inner_blocks_ + vectors_);
+  const int64_t panel = pixels_.tile * lanes_ * (k_blocks_ + (has_slopes() ? 2 : 1) * inner_blocks_ + vectors_);
   parallel_parts(pixels_.parts, [&](int64_t part_begin, int64_t part_end) {
     float* panels = scratch(Scratch::kPanel, static_cast<std::size_t>(panel));
     for (int64_t part = part_begin; part < part_end; ++part) {

@@ -17,15 +17,16 @@ void for_images(const PointwiseStage& stage, int64_t first, int64_t pixels, cons
               [&](int64_t done, int64_t image, int64_t, int64_t run) { f(done, run, image); });
 }
 
-// Inputs, through their norm, activation and gate.
+// Inputs, through their norm, activation and gate. `slopes`: another panel for the activation's derivatives, or null;
+// without a gate, where keeps_slopes(activation).
 inline void load_inputs(const KernelTable& table, const PointwiseStage& stage, int64_t first, int64_t pixels,
-                        float* panel) {
+                        float* panel, float* slopes = nullptr) {
   const StageLoad load = {nullptr, stage.scale, stage.shift, stage.activation};
   for_images(stage, first, pixels, [&](int64_t done, int64_t run, int64_t image) {
     load_stage_row(table, load, (first + done) * stage.x_stride, 0,
                    {stage.x, nullptr, nullptr, nullptr, Activation::kNone, stage.x_stride, run, stage.channels,
                     panel + done * table.lanes, pixels * table.lanes,
-                    stage.gate != nullptr ? stage.gate + image * stage.channels : nullptr});
+                    stage.gate != nullptr ? stage.gate + image * stage.channels : nullptr, slopes});
   });
 }
 

@@ -22,6 +22,7 @@ struct StageRow {
   float* plane;                 // [block][pixel][lane]
   int64_t block_stride;         // floats from a block's row to the next block's
   const float* gate = nullptr;  // per channel, times the activation; or null; none of a gradient
+  float* slopes = nullptr;      // the activation's derivatives, as the plane; or null. Of SiLU and GELU without a gate
 };
 
 // The way back: from the gradient of activation(scale * x + shift) to that of x, which lies as x does.
@@ -46,6 +47,9 @@ struct StageGradientRow {
   float addend_factor = 1.0f;
   int64_t ahead = 0;       // pixels behind the one being read, to be asked for
   int64_t out_stride = 0;  // floats from a pixel of `out` to the next; 0: as x
+  // The activation's derivatives [block][pixel][lane], where they are known; null: they are computed.
+  const float* slopes = nullptr;
+  int64_t slopes_block_stride = 0;
 };
 
 // The way back through a product with a gate, of a row of an image's pixels in planes [block][pixel][lane]: the

@@ -5,6 +5,11 @@
 
 namespace dwsep {
 
+// Activations whose derivatives take as long as their values: who needs both has them computed at once, and kept.
+inline bool keeps_slopes(Activation activation) {
+  return activation == Activation::kSilu || activation == Activation::kGelu;
+}
+
 // What a stage does to a channels-last float tensor on its way into planes; channels from the first.
 struct StageLoad {
   const float* y;  // of a gradient, whose correction scale and shift then are; else null
