@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <vector>
 
 #include "cpu/conv_problem.h"
 
@@ -29,6 +30,16 @@ struct PointwiseStage {
 // `sums` (2, out_channels): of y and of its squares.
 void pointwise_stage_forward(const PointwiseStage& stage, const float* bias, float* y, double* sums);
 
+struct PointwiseStageOutputs {
+  const float* bias;  // (out_channels), or null
+  float* y;
+  double* sums;
+};
+
+// Of stages which share their tensors: their channels follow each other, and are all that a pixel has.
+void pointwise_stages_forward(const std::vector<PointwiseStage>& stages,
+                              const std::vector<PointwiseStageOutputs>& outputs);
+
 // Null where a result is not wanted.
 struct PointwiseStageGradients {
   const float* gradient;    // (pixels, out_channels)
@@ -42,5 +53,9 @@ struct PointwiseStageGradients {
 };
 
 void pointwise_stage_backward(const PointwiseStage& stage, const PointwiseStageGradients& gradients);
+
+// As pointwise_stages_forward.
+void pointwise_stages_backward(const std::vector<PointwiseStage>& stages,
+                               const std::vector<PointwiseStageGradients>& gradients);
 
 }  // namespace dwsep

@@ -99,6 +99,8 @@ StageResult mixed_stage(const Tensor& x, const std::optional<Tensor>& scale, con
   const std::optional<Tensor> dense_bias = check_vector("bias", bias, x, stage.outputs());
   const Tensor y = empty_stage_output(x.size(0), stage.outputs(), stage.spatial());
   const Tensor sums = empty_sums(stage.outputs());
+  std::vector<PointwiseStage> pointwise;
+  std::vector<PointwiseStageOutputs> pointwise_outputs;
   for (const Part& part : stage.parts()) {
     const float* part_bias = dense_bias.has_value() ? floats(*dense_bias) + part.first_output : nullptr;
     float* out = mutable_floats(y) + part.first_output;
@@ -108,9 +110,11 @@ StageResult mixed_stage(const Tensor& x, const std::optional<Tensor>& scale, con
                               {nullptr, stage.scale(part), stage.shift(part), input.activation}, stage.x(part),
                               stage.input_strides(part), out, stage.output_strides(part), part_sums);
     } else {
-      pointwise_stage_forward(stage.pointwise(part), part_bias, out, part_sums);
+      pointwise.push_back(stage.pointwise(part));
+      pointwise_outputs.push_back({part_bias, out, part_sums});
     }
   }
+  if (!pointwise.empty()) pointwise_stages_forward(pointwise, pointwise_outputs);
   return {y, sums};
 }
 
@@ -136,6 +140,8 @@ MixedStageGradientResult mixed_stage_backward(const Tensor& grad, const Tensor& 
   const Tensor affine = wants_affine ? empty_sums(x.size(1)) : none();
   const Tensor bias_gradient = wants_weights && has_bias ? empty_float({stage.outputs()}) : none();
   std::vector<Tensor> weight_gradients;
+  std::vector<PointwiseStage> pointwise;
+  std::vector<PointwiseStageGradients> pointwise_gradients;
   for (const Part& part : stage.parts()) {
     const int64_t first = part.first_output;
     if (wants_weights) weight_gradients.push_back(empty_contiguous(part.weight));
@@ -145,8 +151,9 @@ MixedStageGradientResult mixed_stage_backward(const Tensor& grad, const Tensor& 
     float* part_bias = wants_weights && has_bias ? mutable_floats(bias_gradient) + first : nullptr;
     const float* part_correction = correction.has_value() ? floats(*correction) + first : nullptr;
     if (!stage.depthwise()) {
-      pointwise_stage_backward(stage.pointwise(part), {floats(gradient) + first, floats(raw) + first, part_correction,
-                                                       part_x, part_affine, part_weight, part_bias});
+      pointwise.push_back(stage.pointwise(part));
+      pointwise_gradients.push_back({floats(gradient) + first, floats(raw) + first, part_correction, part_x,
+                                     part_affine, part_weight, part_bias});
       continue;
     }
     const Strides in = stage.input_strides(part);
@@ -156,6 +163,7 @@ MixedStageGradientResult mixed_stage_backward(const Tensor& grad, const Tensor& 
          stage.outputs()},
         {floats(gradient) + first, stage.output_strides(part), stage.x(part), in, part_x, in, part_weight, part_bias});
   }
+  if (!pointwise.empty()) pointwise_stages_backward(pointwise, pointwise_gradients);
   return {x_gradient, affine, weight_gradients, bias_gradient};
 }
 

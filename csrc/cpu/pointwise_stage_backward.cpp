@@ -1,6 +1,5 @@
-#include "cpu/pointwise_stage_kernel.h"
-
 #include <algorithm>
+#include <vector>
 
 #include "cpu/cache_size.h"
 #include "cpu/few_pixels_stage.h"
@@ -10,8 +9,9 @@
 #include "cpu/packing.h"
 #include "cpu/panel_operands.h"
 #include "cpu/parallel.h"
-#include "cpu/plane_tiling.h"
+#include "cpu/pointwise_stage_kernel.h"
 #include "cpu/pointwise_stage_load.h"
+#include "cpu/pointwise_stage_pixels.h"
 #include "cpu/scratch.h"
 #include "cpu/streaming.h"
 
@@ -20,50 +20,13 @@ namespace {
 
 constexpr auto kFloatBytes = static_cast<int64_t>(sizeof(float));
 
-// What both directions need. Parts of the pixels have sums of their own, added in their order: their number depends on
-// the shape alone, so that results do not depend on the threads.
-class Pixels {
- public:
-  int64_t count, parts, tile;
-  bool whole_tiles;  // all but a part's last
-
-  int64_t begin(int64_t part) const { return count * part / parts; }
-
-  // f(a tile's first pixel, that of the tile behind it, that of the one behind both) for the tiles of a part. Behind
-  // its last is the next part's first: most often it is the same thread's.
-  template <class F>
-  void for_tiles(int64_t part, const F& f) const {
-    const int64_t tiles = tiles_of(part);
-    for (int64_t i = 0; i < tiles; ++i) {
-      const int64_t next = i + 1 < tiles ? at(part, i + 2) : part + 1 < parts ? at(part + 1, 1) : at(part, tiles);
-      f(at(part, i), at(part, i + 1), next);
-    }
-  }
-
- private:
-  int64_t tiles_of(int64_t part) const { return ceil_div(begin(part + 1) - begin(part), tile); }
-  int64_t at(int64_t part, int64_t i) const {
-    const int64_t size = begin(part + 1) - begin(part);
-    return begin(part) + (whole_tiles ? std::min(size, i * tile) : size * i / std::max<int64_t>(1, tiles_of(part)));
-  }
-};
-
-// The pixels [begin, end) of a tensor, if these are all of its channels.
-MemoryRange rows(const float* tensor, int64_t channels, int64_t pixel_stride, int64_t begin, int64_t end) {
-  if (pixel_stride != channels) end = begin;
-  return {tensor + begin * pixel_stride, (end - begin) * pixel_stride * kFloatBytes};
-}
-
-MemoryRange input_rows(const PointwiseStage& stage, int64_t begin, int64_t end) {
-  return rows(stage.x, stage.channels, stage.x_stride, begin, end);
-}
-
 class Backward {
  public:
-  Backward(const PointwiseStage& stage, const PointwiseStageGradients& gradients)
+  Backward(const PointwiseStage& stage, const PointwiseStageGradients& gradients, const Turn& turn)
       : table_(kernels()),
         stage_(stage),
         gradients_(gradients),
+        turn_(turn),
         lanes_(table_.lanes),
         k_blocks_(ceil_div(stage.out_channels, lanes_)),
         inner_blocks_(ceil_div(stage.channels, lanes_)),
@@ -79,12 +42,14 @@ class Backward {
     while (pixels_.parts < 8 && pixels_.parts * 256 < stage.pixels) pixels_.parts *= 2;
   }
 
-  void run();
+  // All stages of a turn.
+  static void run(std::vector<Backward>& stages);
 
  private:
   const KernelTable& table_;
   const PointwiseStage& stage_;
   const PointwiseStageGradients& gradients_;
+  Turn turn_;
   int64_t lanes_;
   int64_t k_blocks_;       // of the outputs, a vector each
   int64_t inner_blocks_;   // of the inputs
@@ -92,6 +57,9 @@ class Backward {
   int64_t vectors_;        // of a column block
   Operands operands_;      // of the product with the weights
   Pixels pixels_{};
+  struct {
+    int64_t transposed, weights, bias, affine, gate;
+  } at_ = {};
   const float* transposed_ = nullptr;
   float* weight_sums_ = nullptr;   // [part][input vector][k][lane]
   float* bias_sums_ = nullptr;     // [part][k]
@@ -110,13 +78,24 @@ class Backward {
     return stage_.gate != nullptr ? ceil_div(ceil_div(pixels_.count, pixels_.parts), stage_.image_pixels) + 1 : 0;
   }
   int64_t weight_floats() const { return gradients_.weight_gradient != nullptr ? k_padded() * inner_padded() : 0; }
+  // Of a panel of a pixel.
+  int64_t panel_floats() const { return lanes_ * (k_blocks_ + (has_slopes() ? 2 : 1) * inner_blocks_ + vectors_); }
+  void place(Layout& layout);
+  void prepare(float* memory);
+  void begin_part(int64_t part) const;
   void run_tile(int64_t part, int64_t first, int64_t end, int64_t next_end, float* memory, bool is_first) const;
+  void finish() const;
   // What the pixels [begin, end) are read from.
   Prefetch next_rows(int64_t begin, int64_t end) const {
     const int64_t outputs = stage_.out_channels, stride = stage_.y_stride;
+    const bool corrected = gradients_.correction != nullptr;
+    if (turn_.count > 1) {
+      return {{turn_.rows(turn_.gradient, stride, begin, end),
+               turn_.rows(turn_.y, stride, begin, corrected ? end : begin),
+               turn_.rows(turn_.x, stage_.x_stride, begin, end)}};
+    }
     return {{rows(gradients_.gradient, outputs, stride, begin, end),
-             rows(gradients_.y, outputs, stride, begin, gradients_.correction != nullptr ? end : begin),
-             input_rows(stage_, begin, end)}};
+             rows(gradients_.y, outputs, stride, begin, corrected ? end : begin), input_rows(stage_, begin, end)}};
   }
   void pass_gate(int64_t part, int64_t first, int64_t pixels, int64_t channel, int64_t channels, const float* product,
                  float* input, bool stream) const;
@@ -245,43 +224,38 @@ void Backward::write_gate_gradient() const {
   }
 }
 
-void Backward::run() {
-  Layout layout;
-  const int64_t transposed_at =
-      layout.add(column_blocks_ * weight_block_floats(table_, operands_, stage_.out_channels));
-  const int64_t weights_at = layout.add(pixels_.parts * weight_floats());
-  const int64_t bias_at = layout.add(pixels_.parts * k_padded());
-  const int64_t affine_at = layout.add_doubles(pixels_.parts * 2 * inner_padded());
-  const int64_t gate_values = pixels_.parts * part_images() * inner_padded();
-  const int64_t gate_at = layout.add_doubles(gate_values);
-  float* memory = scratch(Scratch::kPack, static_cast<std::size_t>(layout.size()));
-  gate_sums_ = reinterpret_cast<double*>(memory + gate_at);
-  std::fill_n(gate_sums_, gate_values, 0.0);
-  transposed_ = memory + transposed_at;
-  weight_sums_ = memory + weights_at;
-  bias_sums_ = memory + bias_at;
-  affine_sums_ = reinterpret_cast<double*>(memory + affine_at);
+// Where the stage's memory lies, before it is there.
+void Backward::place(Layout& layout) {
+  at_.transposed = layout.add(column_blocks_ * weight_block_floats(table_, operands_, stage_.out_channels));
+  at_.weights = layout.add(pixels_.parts * weight_floats());
+  at_.bias = layout.add(pixels_.parts * k_padded());
+  at_.affine = layout.add_doubles(pixels_.parts * 2 * inner_padded());
+  at_.gate = layout.add_doubles(pixels_.parts * part_images() * inner_padded());
+}
+
+void Backward::prepare(float* memory) {
+  gate_sums_ = reinterpret_cast<double*>(memory + at_.gate);
+  std::fill_n(gate_sums_, pixels_.parts * part_images() * inner_padded(), 0.0);
+  transposed_ = memory + at_.transposed;
+  weight_sums_ = memory + at_.weights;
+  bias_sums_ = memory + at_.bias;
+  affine_sums_ = reinterpret_cast<double*>(memory + at_.affine);
   if (gradients_.x_gradient != nullptr) {
-    pack_pointwise_transposed(table_, stage_.weight, stage_.channels, stage_.out_channels, memory + transposed_at,
+    pack_pointwise_transposed(table_, stage_.weight, stage_.channels, stage_.out_channels, memory + at_.transposed,
                               operands_);
   }
-  const int64_t panel = pixels_.tile * lanes_ * (k_blocks_ + (has_slopes() ? 2 : 1) * inner_blocks_ + vectors_);
-  parallel_parts(pixels_.parts, [&](int64_t part_begin, int64_t part_end) {
-    float* panels = scratch(Scratch::kPanel, static_cast<std::size_t>(panel));
-    for (int64_t part = part_begin; part < part_end; ++part) {
-      const int64_t from = pixels_.begin(part);
-      std::fill_n(bias_sums_ + part * k_padded(), k_padded(), 0.0f);
-      std::fill_n(affine_sums_ + 2 * part * inner_padded(), 2 * inner_padded(), 0.0);
-      // A part without pixels writes no sums.
-      if (pixels_.begin(part + 1) == from) {
-        std::fill_n(weight_sums_ + part * weight_floats(), weight_floats(), 0.0f);
-      }
-      pixels_.for_tiles(part, [&](int64_t first, int64_t end, int64_t next_end) {
-        run_tile(part, first, end, next_end, panels, first == from);
-      });
-    }
-    table_.finish_streams();
-  });
+}
+
+void Backward::begin_part(int64_t part) const {
+  std::fill_n(bias_sums_ + part * k_padded(), k_padded(), 0.0f);
+  std::fill_n(affine_sums_ + 2 * part * inner_padded(), 2 * inner_padded(), 0.0);
+  // A part without pixels writes no sums.
+  if (pixels_.begin(part + 1) == pixels_.begin(part)) {
+    std::fill_n(weight_sums_ + part * weight_floats(), weight_floats(), 0.0f);
+  }
+}
+
+void Backward::finish() const {
   if (gradients_.weight_gradient != nullptr) write_weight_gradient();
   for (int64_t k = 0; gradients_.bias_gradient != nullptr && k < stage_.out_channels; ++k) {
     float sum = 0.0f;
@@ -295,68 +269,53 @@ void Backward::run() {
   }
 }
 
-}  // namespace
-
-void pointwise_stage_forward(const PointwiseStage& stage, const float* bias, float* y, double* sums) {
-  if (has_few_pixels(stage)) return few_pixels_stage_forward(stage, bias, y, sums);
-  const KernelTable& table = kernels();
-  const int64_t lanes = table.lanes, inner_blocks = ceil_div(stage.channels, lanes);
-  const int64_t blocks = ceil_div(stage.out_channels, table.tile_columns), k_padded = blocks * table.tile_columns;
-  const int64_t bytes_of_pixel = inner_blocks * lanes * kFloatBytes;
-  const Operands operands = float_operands(table, stage.channels, stage.out_channels, stage.rounds);
-  const int64_t weight_floats = blocks * weight_block_floats(table, operands, stage.channels);
-  // As in the separable forward: a panel in L1 while the weights stream from L2, a larger one where they outgrow it.
-  const bool large = weight_floats * kFloatBytes > l2_cache_bytes() / 2;
-  const int64_t budget = large || operands == Operands::kPieces ? l2_cache_bytes() / 4 : l1_cache_bytes() / 2;
-  Pixels pixels = {};
-  pixels.count = stage.pixels;
-  pixels.tile = panel_pixels(table, operands, budget / bytes_of_pixel);
-  pixels.whole_tiles = multiplies_tiles(table, operands);
-  pixels.parts = std::clamp<int64_t>(stage.pixels / (2 * table.tile_pixels), 1, 16);
-
+void Backward::run(std::vector<Backward>& stages) {
+  Pixels& pixels = stages[0].pixels_;
   Layout layout;
-  const int64_t weights_at = layout.add(weight_floats);
-  const int64_t bias_at = layout.add(k_padded);
-  const int64_t sums_at = layout.add_doubles(pixels.parts * 2 * k_padded);
+  int64_t panel = 0;
+  for (Backward& stage : stages) {
+    pixels.join(stage.pixels_);
+    stage.place(layout);
+  }
   float* memory = scratch(Scratch::kPack, static_cast<std::size_t>(layout.size()));
-  pack_pointwise_blocks(table, stage.weight, stage.channels, stage.out_channels, memory + weights_at, operands);
-  float* packed_bias = memory + bias_at;
-  std::fill_n(packed_bias, k_padded, 0.0f);
-  if (bias != nullptr) std::copy_n(bias, stage.out_channels, packed_bias);
-  const bool stream = streams(y, stage.pixels, stage.out_channels, stage.y_stride, kTrainingStreamBytes);
-  auto* part_sums = reinterpret_cast<double*>(memory + sums_at);
-  parallel_parts(pixels.parts, [&](int64_t begin, int64_t end) {
-    const int64_t panel_floats = pixels.tile * inner_blocks * lanes;
-    float* panel = scratch(Scratch::kPanel, static_cast<std::size_t>(panel_floats));
-    for (int64_t part = begin; part < end; ++part) {
-      double* own = part_sums + part * 2 * k_padded;
-      std::fill_n(own, 2 * k_padded, 0.0);
-      pixels.for_tiles(part, [&](int64_t first, int64_t next, int64_t next_end) {
-        const int64_t count = next - first;
-        load_inputs(table, stage, first, count, panel);
-        table.pointwise_stage_tile({last_panel_operand(table, operands, panel, stage.channels, count),
-                                    stage.channels,
-                                    count,
-                                    stage.out_channels,
-                                    memory + weights_at,
-                                    packed_bias,
-                                    y + first * stage.y_stride,
-                                    stage.y_stride,
-                                    own,
-                                    k_padded,
-                                    stream,
-                                    {{input_rows(stage, next, next_end)}},
-                                    operands});
+  for (Backward& stage : stages) {
+    stage.prepare(memory);
+    panel = std::max(panel, pixels.tile * stage.panel_floats());
+  }
+  parallel_parts(pixels.parts, [&](int64_t part_begin, int64_t part_end) {
+    float* panels = scratch(Scratch::kPanel, static_cast<std::size_t>(panel));
+    for (int64_t part = part_begin; part < part_end; ++part) {
+      const int64_t from = pixels.begin(part);
+      for (const Backward& stage : stages) stage.begin_part(part);
+      pixels.for_tiles(part, [&](int64_t first, int64_t end, int64_t next_end) {
+        for (const Backward& stage : stages) stage.run_tile(part, first, end, next_end, panels, first == from);
       });
     }
-    table.finish_streams();
+    stages[0].table_.finish_streams();
   });
-  add_moments(part_sums, pixels.parts, k_padded, stage.out_channels, sums, stage.y_stride);
+  for (const Backward& stage : stages) stage.finish();
 }
 
+}  // namespace
+
 void pointwise_stage_backward(const PointwiseStage& stage, const PointwiseStageGradients& gradients) {
-  if (has_few_pixels(stage)) return few_pixels_stage_backward(stage, gradients);
-  Backward(stage, gradients).run();
+  pointwise_stages_backward({stage}, {gradients});
+}
+
+void pointwise_stages_backward(const std::vector<PointwiseStage>& stages,
+                               const std::vector<PointwiseStageGradients>& gradients) {
+  if (has_few_pixels(stages[0])) {
+    for (std::size_t i = 0; i < stages.size(); ++i) few_pixels_stage_backward(stages[i], gradients[i]);
+    return;
+  }
+  std::vector<Backward> all;
+  all.reserve(stages.size());
+  for (std::size_t i = 0; i < stages.size(); ++i) {
+    const Turn turn = {static_cast<int64_t>(i), static_cast<int64_t>(stages.size()), stages[0].x, gradients[0].gradient,
+                       gradients[0].y};
+    all.emplace_back(stages[i], gradients[i], turn);
+  }
+  Backward::run(all);
 }
 
 }  // namespace dwsep
