@@ -97,6 +97,27 @@ def test_drawn_problems_exact_on_integers(isa):
     isas.run_on(isa, "from tests.kernels import test_native_stages as t; t.check_many(400, seed=3)")
 
 
+def check_batches_of_rows() -> None:
+    """Depthwise problems around the numbers of rows and channel blocks that the way back takes together."""
+    rng = random.Random(5)
+    torch.manual_seed(5)
+    for width in (4, 7, 14, 15, 30, 57, 130):
+        for kernel, stride, dilation in ((3, 1, 1), (3, 2, 1), (5, 1, 1), (5, 2, 1), (7, 1, 1), (3, 1, 2), (2, 3, 1)):
+            pad, height = (kernel - 1) * dilation // 2, rng.choice((3, 5, 8, 17)) + (kernel - 1) * (dilation - 1)
+            channels = rng.choice((16, 40, 64, 80, 150))
+            options = {"affine": rng.random() < 0.7, "bias": False, "corrected": rng.random() < 0.7}
+            weight = integers(channels, 1, kernel, kernel, top=1)
+            x = last(integers(rng.choice((1, 3)), channels, max(height, kernel), max(width, kernel)))
+            geometry = ([stride] * 2, [pad] * 4, [dilation] * 2)
+            for activation in ("none", "relu6"):
+                check("depthwise_stage", x, weight, geometry, activation, mask=[True, True], **options)
+
+
+@pytest.mark.parametrize("isa", isas.SUPPORTED)
+def test_batches_of_rows_exact_on_integers(isa):
+    isas.run_on(isa, "from tests.kernels import test_native_stages as t; t.check_batches_of_rows()")
+
+
 def check_few_pixels() -> None:
     """As many pixels as there are images behind a pooling, around the numbers that are computed together."""
     torch.manual_seed(4)
@@ -145,22 +166,26 @@ def test_floats_within_rounding(activation):
         # Sums of at most 40 products of numbers around 1, and an activation within 4e-7 of its argument.
         torch.testing.assert_close(y.double(), wanted, rtol=1e-5, atol=2e-5)
         torch.testing.assert_close(sums[1], wanted_sums[1], rtol=1e-5, atol=1e-3)
-        arguments = (
-            last(torch.randn_like(y)),
-            y,
-            torch.randn(2, y.shape[1]),
-            x,
-            scale,
-            shift,
-            activation,
-            weight,
-            True,
-        )
-        found = getattr(ops, f"{op}_backward")(*arguments, *geometry, [True, True])
-        expected = stage_reference.stage_backward(*_double(arguments), geometry, [True, True])
-        for name, got, value in zip(NAMES, found, expected, strict=True):
-            distance = (got.double() - value).norm() / value.norm()
-            assert distance < 2e-6, f"gradient of {name}, {op}: {distance:.1e}"
+        # Without a bias both of the depthwise gradients come from one reading.
+        for bias in (True, False):
+            arguments = (
+                last(torch.randn_like(y)),
+                y,
+                torch.randn(2, y.shape[1]),
+                x,
+                scale,
+                shift,
+                activation,
+                weight,
+                bias,
+            )
+            found = getattr(ops, f"{op}_backward")(*arguments, *geometry, [True, True])
+            expected = stage_reference.stage_backward(*_double(arguments), geometry, [True, True])
+            for name, got, value in zip(NAMES, found, expected, strict=True):
+                if value is None:
+                    continue
+                distance = (got.double() - value).norm() / value.norm()
+                assert distance < 2e-6, f"gradient of {name}, {op}, {bias=}: {distance:.1e}"
 
 
 @pytest.mark.parametrize("op", ["pointwise_stage", "depthwise_stage", "stage_sums"])
