@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "cpu/depthwise_backward_tile.h"
+#include "cpu/direct_rows.h"
 #include "cpu/isa.h"
 #include "cpu/layout.h"
 #include "cpu/streaming.h"
@@ -40,8 +41,6 @@ class DirectBackward : BandGroup {
     job_.pixel_stride = plan.problem.channels;
     job_.block_stride = job_.out_block_stride = job_.gradient_block_stride = plan.lanes;
     job_.channels = channels();
-    job_.block_floats = plan.taps() * plan.lanes;
-    job_.sums_stride = plan.sums_of_block();
     job_.stream = stream;
     std::fill_n(sums_, group_ * plan.sums_of_block(), 0.0f);
   }
@@ -62,7 +61,7 @@ class DirectBackward : BandGroup {
   float* sums_;
   float* row_;
   DirectBackRow job_ = {};
-  std::vector<DirectBackLine> lines_;
+  DirectRows rows_;
 
   int64_t at(int64_t image, const int64_t size[3], int64_t row) const {
     return (image * size[1] + row) * size[2] * plan_.problem.channels + channel();
@@ -76,39 +75,18 @@ class DirectBackward : BandGroup {
     const ConvAxis &height = plan_.height, &width = plan_.width;
     const int64_t here = at(image, plan_.problem.input, row), pixel = plan_.problem.channels;
     const int64_t reached = row + height.pad_low;
-    const Range taps = height.taps_reaching(row);
-    lines_.clear();
-    for (int64_t tap = taps.begin; tap < taps.end; ++tap) {
-      const int64_t from = reached - tap * height.dilation;
-      if (from % height.stride != 0) continue;
-      lines_.push_back({gradient(image, from / height.stride), tap * width.kernel * plan_.lanes});
-    }
-    job_.lines = lines_.data();
-    job_.line_count = static_cast<int64_t>(lines_.size());
+    rows_.set_lines(plan_, row, [&](int64_t output) { return gradient(image, output); });
     const int64_t below = (reached + 1) / height.stride;
     const bool fresh = more && (reached + 1) % height.stride == 0 && below < height.output;
-    for (const AxisResidue& residue : plan_.residues) {
-      const int64_t tap = residue.last_tap - (residue.taps - 1) * residue.tap_step;
-      job_.taps = residue.taps;
-      job_.tap_floats = residue.tap_step * plan_.lanes;
-      job_.weights = plan_.weights + (block_ * plan_.taps() + tap) * plan_.lanes;
-      job_.sums = sums_ + tap * plan_.lanes;
-      job_.column_step = width.stride * residue.dilation * pixel;
-      job_.gradient_step = residue.dilation;
-      // Columns whose taps meet the same gradients.
-      for (int64_t i = 0; i < residue.dilation; ++i) {
-        const int64_t column = residue.first + i * width.stride;
-        if (column >= width.input) break;
-        job_.columns = ceil_div(width.input - column, width.stride * residue.dilation);
-        job_.first = residue.from + i;
-        job_.x = static_cast<const float*>(tensors_.x) + here + column * pixel;
-        job_.x_gradient = static_cast<float*>(tensors_.x_gradient) + here + column * pixel;
-        job_.next[0] = more ? job_.x + width.input * pixel : nullptr;
-        job_.next[1] = fresh ? gradient(image, below) + (residue.from + i) * pixel : nullptr;
-        job_.next_steps[0] = job_.next_steps[1] = job_.column_step;
-        plan_.table.direct_back_row(job_);
-      }
-    }
+    rows_.for_columns(plan_, plan_.residues, block_, sums_, pixel, job_,
+                      [&](DirectBackRow& job, int64_t column, int64_t, const AxisResidue& residue, int64_t i) {
+                        job.x = static_cast<const float*>(tensors_.x) + here + column * pixel;
+                        job.x_gradient = static_cast<float*>(tensors_.x_gradient) + here + column * pixel;
+                        job.next[0] = more ? job.x + width.input * pixel : nullptr;
+                        job.next[1] = fresh ? gradient(image, below) + (residue.from + i) * pixel : nullptr;
+                        job.next_steps[0] = job.next_steps[1] = job.column_step;
+                        plan_.table.direct_back_row(job);
+                      });
   }
 
   void add_bias_gradient(const float* gradients) {
@@ -131,10 +109,7 @@ bool direct_backward_pays(const KernelTable& kernels, const ConvProblem& problem
   if (!has_two_axes(problem) || problem.input[1] == 1) return false;
   constexpr int64_t kMostTaps = 49;
   if (problem.kernel[1] * problem.kernel[2] > kMostTaps) return false;
-  const std::vector<AxisResidue> residues = axis_residues(conv_axis(problem, 2));
-  return std::all_of(residues.begin(), residues.end(), [](const AxisResidue& residue) {
-    return residue.taps > 0 && (residue.taps <= 5 || residue.taps == 7);
-  });
+  return has_direct_columns(axis_residues(conv_axis(problem, 2)));
 }
 
 void depthwise_direct_backward(const ConvProblem& problem, const WeightSources& weights,

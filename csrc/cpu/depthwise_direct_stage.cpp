@@ -1,10 +1,10 @@
 #include "cpu/depthwise_direct_stage.h"
 
 #include <algorithm>
-#include <vector>
 
 #include "cpu/cache_size.h"
 #include "cpu/depthwise_backward_tile.h"
+#include "cpu/direct_rows.h"
 #include "cpu/layout.h"
 #include "cpu/moments.h"
 #include "cpu/streaming.h"
@@ -69,8 +69,6 @@ class DirectStage : RowsGroup {
     job_.end_output = gradients_.columns().end;
     job_.pixel_stride = plan.lanes;
     job_.gradient_block_stride = gradients_.block_floats();
-    job_.block_floats = plan.taps() * plan.lanes;
-    job_.sums_stride = plan.sums_of_block();
     std::fill_n(sums_, group_ * plan.sums_of_block(), 0.0f);
     for (int64_t row = 0; affine_sums != nullptr && row < 2; ++row) {
       std::fill_n(affine_sums + row * plan.padded() + channel(), group_ * plan.lanes, 0.0);
@@ -125,7 +123,7 @@ class DirectStage : RowsGroup {
   float* results_;  // their gradients
   float* of_taker_;
   DirectBackRow job_ = {};
-  std::vector<DirectBackLine> lines_;
+  DirectRows rows_;
   int64_t image_ = 0, next_gradient_ = 0;
 
   static int64_t result_floats(const RowsPlan& plan, const Batch& batch, const GradientRows* taker) {
@@ -219,16 +217,8 @@ class DirectStage : RowsGroup {
   // What an input row gives to both gradients.
   void add_row(int64_t block, int64_t row, const float* values, float* out, bool more) {
     const ConvAxis &height = plan_.height, &width = plan_.width;
-    const int64_t lanes = plan_.lanes, reached = row + height.pad_low, pixel = plan_.pixel_stride;
-    const Range taps = height.taps_reaching(row);
-    lines_.clear();
-    for (int64_t tap = taps.begin; tap < taps.end; ++tap) {
-      const int64_t from = reached - tap * height.dilation;
-      if (from % height.stride != 0) continue;
-      lines_.push_back({gradients_.row(from / height.stride, block), tap * width.kernel * lanes});
-    }
-    job_.lines = lines_.data();
-    job_.line_count = static_cast<int64_t>(lines_.size());
+    const int64_t lanes = plan_.lanes, pixel = plan_.pixel_stride;
+    rows_.set_lines(plan_, row, [&](int64_t output) { return gradients_.row(output, block); });
     // In the order of memory, in which images follow each other.
     const int64_t coming = row + batch_.rows;
     const float* next_x = nullptr;
@@ -239,31 +229,20 @@ class DirectStage : RowsGroup {
         next_gradient = at(image_, height.output, width.output, newest_gradient(coming)) + block * lanes;
       }
     }
-    for (const AxisResidue& residue : plan_.width_residues) {
-      const int64_t tap = residue.last_tap - (residue.taps - 1) * residue.tap_step;
-      job_.taps = residue.taps;
-      job_.tap_floats = residue.tap_step * lanes;
-      job_.weights = plan_.weights + ((block_ + block) * plan_.taps() + tap) * lanes;
-      job_.sums = sums_ + block * plan_.sums_of_block() + tap * lanes;
-      job_.column_step = width.stride * residue.dilation * lanes;
-      job_.gradient_step = residue.dilation;
-      // Columns whose taps meet the same gradients.
-      for (int64_t i = 0; i < residue.dilation; ++i) {
-        const int64_t column = residue.first + i * width.stride;
-        if (column >= width.input) break;
-        job_.columns = ceil_div(width.input - column, width.stride * residue.dilation);
-        job_.first = residue.from + i;
-        job_.x = values + column * lanes;
-        job_.x_gradient = out + column * lanes;
-        job_.next[0] = next_x != nullptr ? next_x + column * pixel : nullptr;
-        job_.next_steps[0] = width.stride * residue.dilation * pixel;
-        const bool asks = next_gradient >= 0 && residue.first == 0;
-        job_.next[1] = asks ? gradient() + next_gradient + i * pixel : nullptr;
-        job_.next[2] = asks && gradient_load_.y != nullptr ? gradient_load_.y + next_gradient + i * pixel : nullptr;
-        job_.next_steps[1] = job_.next_steps[2] = residue.dilation * pixel;
-        plan_.table.direct_back_row(job_);
-      }
-    }
+    float* sums = sums_ + block * plan_.sums_of_block();
+    rows_.for_columns(plan_, plan_.width_residues, block_ + block, sums, lanes, job_,
+                      [&](DirectBackRow& job, int64_t column, int64_t step, const AxisResidue& residue, int64_t i) {
+                        job.x = values + column * lanes;
+                        job.x_gradient = out + column * lanes;
+                        job.next[0] = next_x != nullptr ? next_x + column * pixel : nullptr;
+                        job.next_steps[0] = step * pixel;
+                        const bool asks = next_gradient >= 0 && residue.first == 0;
+                        const int64_t at = next_gradient + i * pixel;
+                        job.next[1] = asks ? gradient() + at : nullptr;
+                        job.next[2] = asks && gradient_load_.y != nullptr ? gradient_load_.y + at : nullptr;
+                        job.next_steps[1] = job.next_steps[2] = residue.dilation * pixel;
+                        plan_.table.direct_back_row(job);
+                      });
   }
 };
 
@@ -275,9 +254,7 @@ bool direct_stage_pays(const RowsPlan& plan, const DepthwiseBackwardTensors& ten
   if (tensors.bias_gradient != nullptr) return false;
   constexpr int64_t kMostTaps = 49;
   if (plan.taps() > kMostTaps) return false;
-  return std::all_of(plan.width_residues.begin(), plan.width_residues.end(), [](const AxisResidue& residue) {
-    return residue.taps > 0 && (residue.taps <= 5 || residue.taps == 7);
-  });
+  return has_direct_columns(plan.width_residues);
 }
 
 void depthwise_direct_stage(RowsPlan& plan, const WeightSources& weights, const StageBackward& stage,
