@@ -107,9 +107,7 @@ bool direct_backward_pays(const KernelTable& kernels, const ConvProblem& problem
   if (kernels.direct_back_row == nullptr || problem.element_type != ElementType::kFloat32) return false;
   if (tensors.x_gradient == nullptr || tensors.weight_gradient == nullptr || problem.multiplier != 1) return false;
   if (!has_two_axes(problem) || problem.input[1] == 1) return false;
-  constexpr int64_t kMostTaps = 49;
-  if (problem.kernel[1] * problem.kernel[2] > kMostTaps) return false;
-  return has_direct_columns(axis_residues(conv_axis(problem, 2)));
+  return has_direct_loops(problem.kernel[1] * problem.kernel[2], axis_residues(conv_axis(problem, 2)));
 }
 
 void depthwise_direct_backward(const ConvProblem& problem, const WeightSources& weights,

@@ -3,11 +3,8 @@
 #include <algorithm>
 
 #include "cpu/cache_size.h"
-#include "cpu/depthwise_backward_tile.h"
+#include "cpu/depthwise_stage_rows.h"
 #include "cpu/direct_rows.h"
-#include "cpu/layout.h"
-#include "cpu/moments.h"
-#include "cpu/streaming.h"
 
 namespace dwsep {
 namespace {
@@ -16,12 +13,14 @@ constexpr auto kFloatBytes = static_cast<int64_t>(sizeof(float));
 
 // How rows and channel blocks are taken together.
 struct Batch {
-  int64_t rows, blocks;  // whose inputs, and gradients of them, lie in the first cache
+  int64_t planes;        // inputs, the activation's derivatives where they are kept, gradients
+  int64_t rows, blocks;  // whose planes lie in the first cache
   int64_t taken;         // rows that somebody takes together; else the same
 
-  Batch(const RowsPlan& plan, const StageBackward& stage, const GradientRows* taker) {
+  Batch(const RowsPlan& plan, const StageBackward& stage, const GradientRows* taker)
+      : planes(keeps_slopes(stage.activation) ? 3 : 2) {
     constexpr int64_t kMostBlocks = 4, kMostRows = 8;
-    const int64_t planes = keeps_slopes(stage.activation) ? 3 : 2, columns = plan.width.input;
+    const int64_t columns = plan.width.input;
     const int64_t near = l1_cache_bytes() / 2 / (planes * plan.lanes * kFloatBytes);
     rows = std::clamp<int64_t>(near / (columns * kMostBlocks), 1, std::min(kMostRows, plan.height.input));
     blocks = std::clamp<int64_t>(near / (columns * rows), 1, kMostBlocks);
@@ -30,6 +29,8 @@ struct Batch {
     constexpr int64_t kTakenOutputs = 4;
     taken = ceil_div(std::min(kTakenOutputs * plan.height.stride, plan.height.input), rows) * rows;
   }
+
+  int64_t near_floats(const RowsPlan& plan) const { return blocks * rows * plan.width.input * plan.lanes; }
 };
 
 int64_t ring_slots(const RowsPlan& plan, const Batch& batch) {
@@ -38,49 +39,31 @@ int64_t ring_slots(const RowsPlan& plan, const Batch& batch) {
   return std::min(height.output, (reach + batch.rows - 1) / height.stride + 2);
 }
 
-class DirectStage : RowsGroup {
+class DirectStage : StageRows {
  public:
-  // `sums` [block][taps, then bias][lane], `affine_sums` [2][padded channels] or null: this group's begin at zero.
   DirectStage(const RowsPlan& plan, int64_t part, int64_t first_block, const StageBackward& stage,
               const DepthwiseBackwardTensors& tensors, const GradientRows* taker, bool stream, float* sums,
               double* affine_sums, float* memory)
-      : RowsGroup(plan, first_block),
-        part_(part),
-        stage_(stage),
-        tensors_(tensors),
-        taker_(taker),
-        stream_(stream),
-        sums_(sums + first_block * plan.sums_of_block()),
-        affine_sums_(affine_sums),
-        input_load_{nullptr, stage.scale, stage.shift, stage.activation},
-        gradient_load_{},
+      : StageRows(plan, part, first_block, stage, tensors, taker, stream, sums, affine_sums),
         batch_(plan, stage, taker),
         gradients_(ring_slots(plan, batch_), gradient_columns(plan.width), plan.lanes) {
-    if (stage.correction != nullptr) {
-      gradient_load_ = {stage.y, stage.correction, stage.correction + plan.pixel_stride, Activation::kNone};
-    }
     gradients_.place(memory, group_, plan.width.output, plan.height.output);
     values_ = memory + plan.group * gradients_.block_floats();
-    const int64_t near = batch_.blocks * batch_.rows * plan.width.input * plan.lanes;
-    slopes_ = keeps_slopes(stage.activation) ? values_ + near : nullptr;
-    results_ = values_ + (keeps_slopes(stage.activation) ? 2 : 1) * near;
+    const int64_t near = batch_.near_floats(plan);
+    slopes_ = batch_.planes > 2 ? values_ + near : nullptr;
+    results_ = values_ + (batch_.planes - 1) * near;
     of_taker_ = results_ + result_floats(plan, batch_, taker);
     job_.first_output = gradients_.columns().begin;
     job_.end_output = gradients_.columns().end;
     job_.pixel_stride = plan.lanes;
     job_.gradient_block_stride = gradients_.block_floats();
-    std::fill_n(sums_, group_ * plan.sums_of_block(), 0.0f);
-    for (int64_t row = 0; affine_sums != nullptr && row < 2; ++row) {
-      std::fill_n(affine_sums + row * plan.padded() + channel(), group_ * plan.lanes, 0.0);
-    }
   }
 
   static int64_t floats(const RowsPlan& plan, const StageBackward& stage, const GradientRows* taker) {
     const Batch batch(plan, stage, taker);
     const RowRing ring(ring_slots(plan, batch), gradient_columns(plan.width), plan.lanes);
     const int64_t of_taker = taker != nullptr ? taker->memory_floats(batch.taken * plan.width.input) : 0;
-    const int64_t near = batch.blocks * batch.rows * plan.width.input * plan.lanes;
-    return plan.group * ring.block_floats() + (keeps_slopes(stage.activation) ? 2 : 1) * near +
+    return plan.group * ring.block_floats() + (batch.planes - 1) * batch.near_floats(plan) +
            result_floats(plan, batch, taker) + of_taker;
   }
 
@@ -108,14 +91,6 @@ class DirectStage : RowsGroup {
   }
 
  private:
-  int64_t part_;
-  const StageBackward& stage_;
-  const DepthwiseBackwardTensors& tensors_;
-  const GradientRows* taker_;
-  bool stream_;
-  float* sums_;  // of the group
-  double* affine_sums_;
-  StageLoad input_load_, gradient_load_;
   Batch batch_;
   RowRing gradients_;
   float* values_;   // [block][pixel][lane], inputs through norm and activation
@@ -127,10 +102,8 @@ class DirectStage : RowsGroup {
   int64_t image_ = 0, next_gradient_ = 0;
 
   static int64_t result_floats(const RowsPlan& plan, const Batch& batch, const GradientRows* taker) {
-    return (taker != nullptr ? plan.group * batch.taken : batch.blocks * batch.rows) * plan.width.input * plan.lanes;
+    return taker != nullptr ? plan.group * batch.taken * plan.width.input * plan.lanes : batch.near_floats(plan);
   }
-  const float* gradient() const { return static_cast<const float*>(tensors_.gradient); }
-  const float* x() const { return static_cast<const float*>(tensors_.x); }
   // Output rows between which lie all that an input row meets.
   int64_t first_gradient(int64_t row) const {
     const ConvAxis& height = plan_.height;
@@ -152,17 +125,16 @@ class DirectStage : RowsGroup {
   // Channel blocks [block, end) of the group, input rows `rows` of those which are taken together.
   void compute(int64_t block, int64_t end, Range rows, Range taken, bool more) {
     const int64_t lanes = plan_.lanes, columns = plan_.width.input, pixels = rows.size() * columns;
-    const int64_t first = channel() + block * lanes, count = (end - block - 1) * lanes + valid(end - 1);
-    const int64_t offset = at(image_, plan_.height.input, columns, rows.begin) + block * lanes;
+    const int64_t offset = at(image_, plan_.height.input, columns, rows.begin);
     StageRow load = {};
     load.x = x();
     load.pixel_stride = plan_.pixel_stride;
     load.pixels = pixels;
-    load.channels = count;
+    load.channels = (end - block - 1) * lanes + valid(end - 1);
     load.plane = values_;
     load.block_stride = pixels * lanes;
     load.slopes = slopes_;
-    load_stage_row(plan_.table, input_load_, offset, first, load);
+    load_stage_row(plan_.table, input_load_, offset + block * lanes, channel() + block * lanes, load);
     const int64_t out_block = (taker_ != nullptr ? taken.size() * columns : pixels) * lanes;
     float* out = results_;
     if (taker_ != nullptr) out += block * out_block + (rows.begin - taken.begin) * columns * lanes;
@@ -173,45 +145,14 @@ class DirectStage : RowsGroup {
       const int64_t place = (row - rows.begin) * columns * lanes;
       add_row(block, row, values_ + place, out + place, more);
     }
-    if (stage_.scale == nullptr && stage_.activation == Activation::kNone && taker_ != nullptr) return;
-    const bool affine = stage_.scale != nullptr;
-    StageGradientRow job = {out,
-                            lanes,
-                            out_block,
-                            x() + offset,
-                            affine ? stage_.scale + first : nullptr,
-                            affine ? stage_.shift + first : nullptr,
-                            stage_.activation,
-                            plan_.pixel_stride,
-                            pixels,
-                            count,
-                            out,
-                            stream_,
-                            affine ? affine_sums_ + first : nullptr,
-                            plan_.padded()};
-    job.out_stride = lanes;
-    job.slopes = slopes_;
-    job.slopes_block_stride = pixels * lanes;
-    if (taker_ == nullptr) {
-      job.out = static_cast<float*>(tensors_.x_gradient) + offset;
-      job.out_stride = plan_.pixel_stride;
-    } else {
-      // In place, block by block: the kernel writes blocks a vector apart.
-      for (int64_t b = 0; b < end - block; ++b) {
-        StageGradientRow one = job;
-        one.gradient = out + b * out_block;
-        one.out = out + b * out_block;
-        one.x += b * lanes;
-        one.scale = affine ? job.scale + b * lanes : nullptr;
-        one.shift = affine ? job.shift + b * lanes : nullptr;
-        one.channels = valid(block + b);
-        if (slopes_ != nullptr) one.slopes += b * pixels * lanes;
-        one.sums = affine ? job.sums + b * lanes : nullptr;
-        plan_.table.stage_gradient_row(one);
-      }
-      return;
+    if (is_plain() && taker_ != nullptr) return;
+    const int64_t together = taker_ != nullptr ? 1 : end - block;
+    for (int64_t b = block; b < end; b += together) {
+      StageGradientRow job = back(out + (b - block) * out_block, out_block, {b, b + together}, offset, pixels);
+      if (slopes_ != nullptr) job.slopes = slopes_ + (b - block) * pixels * lanes;
+      job.slopes_block_stride = pixels * lanes;
+      plan_.table.stage_gradient_row(job);
     }
-    plan_.table.stage_gradient_row(job);
   }
 
   // What an input row gives to both gradients.
@@ -252,37 +193,12 @@ bool direct_stage_pays(const RowsPlan& plan, const DepthwiseBackwardTensors& ten
   if (plan.table.direct_back_row == nullptr || plan.height.input == 1) return false;
   if ((tensors.x_gradient == nullptr && taker == nullptr) || tensors.weight_gradient == nullptr) return false;
   if (tensors.bias_gradient != nullptr) return false;
-  constexpr int64_t kMostTaps = 49;
-  if (plan.taps() > kMostTaps) return false;
-  return has_direct_columns(plan.width_residues);
+  return has_direct_loops(plan.taps(), plan.width_residues);
 }
 
 void depthwise_direct_stage(RowsPlan& plan, const WeightSources& weights, const StageBackward& stage,
                             const DepthwiseBackwardTensors& tensors, const GradientRows* taker) {
-  const ConvProblem& problem = plan.problem;
-  const int64_t parts = plan.parts();
-  const int64_t part_floats = plan.blocks * plan.sums_of_block();
-  const bool affine = stage.affine_gradient != nullptr;
-  Layout layout;
-  const int64_t packed_at = layout.add(plan.packed_floats());
-  const int64_t sums_at = layout.add(parts * part_floats);
-  const int64_t affine_at = layout.add_doubles(affine ? parts * 2 * plan.padded() : 0);
-  float* memory = scratch(Scratch::kPack, static_cast<std::size_t>(layout.size()));
-  plan.pack(weights, memory + packed_at);
-  float* sums = memory + sums_at;
-  auto* affine_sums = reinterpret_cast<double*>(memory + affine_at);
-  const auto* x_gradient = static_cast<const float*>(tensors.x_gradient);
-  const int64_t pixels = problem.batch * problem.input[1] * problem.input[2];
-  const bool stream =
-      x_gradient != nullptr && streams(x_gradient, pixels, problem.channels, plan.pixel_stride, kTrainingStreamBytes);
-  run_parts(plan, DirectStage::floats(plan, stage, taker), [&](int64_t part, int64_t first_block, float* panel) {
-    return DirectStage(plan, part, first_block, stage, tensors, taker, stream, sums + part * part_floats,
-                       affine ? affine_sums + part * 2 * plan.padded() : nullptr, panel);
-  });
-  write_weight_gradients(problem, plan.lanes, tensors, sums, parts);
-  if (affine) {
-    add_moments(affine_sums, parts, plan.padded(), problem.channels, stage.affine_gradient, plan.pixel_stride);
-  }
+  run_stage_rows<DirectStage>(plan, weights, stage, tensors, taker);
 }
 
 }  // namespace dwsep

@@ -1,37 +1,20 @@
 #include <algorithm>
 
 #include "cpu/cache_size.h"
-#include "cpu/depthwise_backward_tile.h"
 #include "cpu/depthwise_direct_stage.h"
-#include "cpu/depthwise_rows.h"
-#include "cpu/layout.h"
-#include "cpu/moments.h"
-#include "cpu/streaming.h"
+#include "cpu/depthwise_stage_rows.h"
 
 namespace dwsep {
 namespace {
 
-class BackwardRows : RowsGroup {
+class BackwardRows : StageRows {
  public:
-  // `sums` [block][taps, then bias][lane], `affine_sums` [2][padded channels] or null: this group's begin at zero.
   BackwardRows(const RowsPlan& plan, int64_t part, int64_t first_block, const StageBackward& stage,
                const DepthwiseBackwardTensors& tensors, const GradientRows* taker, bool stream, float* sums,
                double* affine_sums, float* memory)
-      : RowsGroup(plan, first_block),
-        part_(part),
-        stage_(stage),
-        tensors_(tensors),
-        taker_(taker),
-        stream_(stream),
-        sums_(sums),
-        affine_sums_(affine_sums),
-        input_load_{nullptr, stage.scale, stage.shift, stage.activation},
-        gradient_load_{},
+      : StageRows(plan, part, first_block, stage, tensors, taker, stream, sums, affine_sums),
         inputs_(plan.inputs),
         gradients_(plan.gradients) {
-    if (stage.correction != nullptr) {
-      gradient_load_ = {stage.y, stage.correction, stage.correction + plan.pixel_stride, Activation::kNone};
-    }
     inputs_.place(memory, group_, plan.width.input, plan.height.input);
     float* behind = memory + plan.group * plan.inputs.block_floats();
     gradients_.place(behind, group_, plan.width.output, plan.height.output);
@@ -39,13 +22,9 @@ class BackwardRows : RowsGroup {
     zeros_ = result_ + result_floats(plan, taker);
     std::fill_n(zeros_, plan.inputs.row_floats(), 0.0f);
     of_taker_ = zeros_ + plan.inputs.row_floats();
-    std::fill_n(sums_ + block_ * plan_.sums_of_block(), group_ * plan_.sums_of_block(), 0.0f);
-    for (int64_t row = 0; affine_sums != nullptr && row < 2; ++row) {
-      std::fill_n(affine_sums + row * plan.padded() + channel(), group_ * plan.lanes, 0.0);
-    }
   }
 
-  static int64_t floats(const RowsPlan& plan, const GradientRows* taker) {
+  static int64_t floats(const RowsPlan& plan, const StageBackward&, const GradientRows* taker) {
     return plan.group * (plan.inputs.block_floats() + plan.gradients.block_floats()) + result_floats(plan, taker) +
            plan.inputs.row_floats() + (taker != nullptr ? taker->memory_floats(result_pixels(plan)) : 0);
   }
@@ -84,14 +63,6 @@ class BackwardRows : RowsGroup {
   }
 
  private:
-  int64_t part_;
-  const StageBackward& stage_;
-  const DepthwiseBackwardTensors& tensors_;
-  const GradientRows* taker_;
-  bool stream_;
-  float* sums_;
-  double* affine_sums_;
-  StageLoad input_load_, gradient_load_;
   RowRing inputs_, gradients_;
   float* result_;  // gradients of inputs, before the stage
   float* zeros_;
@@ -103,8 +74,6 @@ class BackwardRows : RowsGroup {
 
   bool wants_x() const { return tensors_.x_gradient != nullptr || taker_ != nullptr; }
   bool wants_weight() const { return tensors_.weight_gradient != nullptr; }
-  const float* gradient() const { return static_cast<const float*>(tensors_.gradient); }
-  const float* x() const { return static_cast<const float*>(tensors_.x); }
 
   // The first input row that no output row before `row` is the last to reach.
   int64_t first_result(int64_t row) const { return row * plan_.height.stride - plan_.height.pad_low; }
@@ -201,14 +170,14 @@ class BackwardRows : RowsGroup {
     for (int64_t block = 0; block < group_; ++block) {
       plan_.table.weight_gradient_rows(
           {pointers_.data(), end - begin, width.output, width.stride * lanes, width.dilation * lanes, height.kernel,
-           width.kernel, sums_ + (block_ + block) * plan_.sums_of_block(), width.kernel * lanes, share(2 * group_)});
+           width.kernel, sums_ + block * plan_.sums_of_block(), width.kernel * lanes, share(2 * group_)});
       for (std::size_t i = 0; i < pointers_.size(); ++i) pointers_[i] += steps_[i];
     }
   }
 
   void add_bias_gradient(int64_t begin, int64_t end) {
     for (int64_t block = 0; block < group_; ++block) {
-      float* sums = sums_ + (block_ + block) * plan_.sums_of_block() + plan_.taps() * plan_.lanes;
+      float* sums = sums_ + block * plan_.sums_of_block() + plan_.taps() * plan_.lanes;
       for (int64_t row = begin; row < end; ++row) {
         plan_.table.sum_row(gradients_.row(row, block), plan_.width.output, sums);
       }
@@ -219,39 +188,18 @@ class BackwardRows : RowsGroup {
   void compute_x_gradient(int64_t begin, int64_t end) {
     const int64_t lanes = plan_.lanes, columns = plan_.width.input, pixels = (end - begin) * columns;
     const int64_t offset = at(image_, plan_.height.input, columns, begin);
-    const bool plain = stage_.scale == nullptr && stage_.activation == Activation::kNone;
-    const bool affine = stage_.scale != nullptr;
-    if (plain && taker_ == nullptr) {
+    if (is_plain() && taker_ == nullptr) {
       float* target = static_cast<float*>(tensors_.x_gradient) + offset;
       correlate({0, group_}, begin, end, target, plan_.pixel_stride, lanes, valid(group_ - 1), stream_);
       return;
     }
     const int64_t together = result_blocks(plan_, taker_);
     for (int64_t block = 0; block < group_; block += together) {
-      const int64_t stop = std::min(group_, block + together), first = channel() + block * lanes;
+      const int64_t stop = std::min(group_, block + together);
       float* planes = taker_ != nullptr ? result_ + block * pixels * lanes : result_;
       correlate({block, stop}, begin, end, planes, lanes, pixels * lanes, lanes, false);
-      if (plain) continue;
-      StageGradientRow job = {planes,
-                              lanes,
-                              pixels * lanes,
-                              x() + offset + block * lanes,
-                              affine ? stage_.scale + first : nullptr,
-                              affine ? stage_.shift + first : nullptr,
-                              stage_.activation,
-                              plan_.pixel_stride,
-                              pixels,
-                              (stop - block - 1) * lanes + valid(stop - 1),
-                              planes,
-                              stream_,
-                              affine ? affine_sums_ + first : nullptr,
-                              plan_.padded()};
-      job.out_stride = lanes;
-      if (taker_ == nullptr) {
-        job.out = static_cast<float*>(tensors_.x_gradient) + offset + block * lanes;
-        job.out_stride = plan_.pixel_stride;
-      }
-      plan_.table.stage_gradient_row(job);
+      if (is_plain()) continue;
+      plan_.table.stage_gradient_row(back(planes, pixels * lanes, {block, stop}, offset, pixels));
     }
     if (taker_ != nullptr) taker_->take(part_, pixel_of(image_, begin), pixels, result_, of_taker_, next_);
   }
@@ -279,32 +227,7 @@ class BackwardRows : RowsGroup {
 void depthwise_rows_backward(RowsPlan& plan, const WeightSources& weights, const StageBackward& stage,
                              const DepthwiseBackwardTensors& tensors, const GradientRows* taker) {
   if (direct_stage_pays(plan, tensors, taker)) return depthwise_direct_stage(plan, weights, stage, tensors, taker);
-  const ConvProblem& problem = plan.problem;
-  const int64_t parts = plan.parts();
-  const int64_t part_floats = plan.blocks * plan.sums_of_block();
-  const bool affine = stage.affine_gradient != nullptr;
-  Layout layout;
-  const int64_t packed_at = layout.add(plan.packed_floats());
-  const int64_t sums_at = layout.add(parts * part_floats);
-  const int64_t affine_at = layout.add_doubles(affine ? parts * 2 * plan.padded() : 0);
-  float* memory = scratch(Scratch::kPack, static_cast<std::size_t>(layout.size()));
-  plan.pack(weights, memory + packed_at);
-  float* sums = memory + sums_at;
-  auto* affine_sums = reinterpret_cast<double*>(memory + affine_at);
-  const auto* x_gradient = static_cast<const float*>(tensors.x_gradient);
-  const int64_t pixels = problem.batch * problem.input[1] * problem.input[2];
-  const bool stream =
-      x_gradient != nullptr && streams(x_gradient, pixels, problem.channels, plan.pixel_stride, kTrainingStreamBytes);
-  run_parts(plan, BackwardRows::floats(plan, taker), [&](int64_t part, int64_t first_block, float* panel) {
-    return BackwardRows(plan, part, first_block, stage, tensors, taker, stream, sums + part * part_floats,
-                        affine ? affine_sums + part * 2 * plan.padded() : nullptr, panel);
-  });
-  if (tensors.weight_gradient != nullptr || tensors.bias_gradient != nullptr) {
-    write_weight_gradients(problem, plan.lanes, tensors, sums, parts);
-  }
-  if (affine) {
-    add_moments(affine_sums, parts, plan.padded(), problem.channels, stage.affine_gradient, plan.pixel_stride);
-  }
+  run_stage_rows<BackwardRows>(plan, weights, stage, tensors, taker);
 }
 
 }  // namespace dwsep

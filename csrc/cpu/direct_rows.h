@@ -9,11 +9,12 @@
 
 namespace dwsep {
 
-// Whether every column of an input meets taps of which there is a loop.
-inline bool has_direct_columns(const std::vector<AxisResidue>& residues) {
-  return std::all_of(residues.begin(), residues.end(), [](const AxisResidue& residue) {
-    return residue.taps > 0 && (residue.taps <= 5 || residue.taps == 7);
-  });
+// Whether there are loops for a kernel of so many taps, and for those that every column of an input meets.
+inline bool has_direct_loops(int64_t taps, const std::vector<AxisResidue>& residues) {
+  constexpr int64_t kMostTaps = 49;
+  return taps <= kMostTaps && std::all_of(residues.begin(), residues.end(), [](const AxisResidue& residue) {
+           return residue.taps > 0 && (residue.taps <= 5 || residue.taps == 7);
+         });
 }
 
 class DirectRows {

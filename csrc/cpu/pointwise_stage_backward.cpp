@@ -1,10 +1,8 @@
 #include <algorithm>
-#include <vector>
 
 #include "cpu/cache_size.h"
 #include "cpu/few_pixels_stage.h"
 #include "cpu/isa.h"
-#include "cpu/layout.h"
 #include "cpu/moments.h"
 #include "cpu/packing.h"
 #include "cpu/panel_operands.h"
@@ -12,7 +10,6 @@
 #include "cpu/pointwise_stage_kernel.h"
 #include "cpu/pointwise_stage_load.h"
 #include "cpu/pointwise_stage_pixels.h"
-#include "cpu/scratch.h"
 #include "cpu/streaming.h"
 
 namespace dwsep {
@@ -42,8 +39,16 @@ class Backward {
     while (pixels_.parts < 8 && pixels_.parts * 256 < stage.pixels) pixels_.parts *= 2;
   }
 
-  // All stages of a turn.
-  static void run(std::vector<Backward>& stages);
+  const Pixels& pixels() const { return pixels_; }
+  // Of all panels.
+  int64_t pixel_floats() const { return lanes_ * (k_blocks_ + (has_slopes() ? 2 : 1) * inner_blocks_ + vectors_); }
+  // Where the stage's memory lies, before it is there.
+  void place(Layout& layout);
+  void prepare(float* memory);
+  void begin_part(int64_t part) const;
+  // Pixels [first, end); what comes next ends at `next_end`.
+  void run_tile(int64_t part, int64_t first, int64_t end, int64_t next_end, float* memory) const;
+  void finish() const;
 
  private:
   const KernelTable& table_;
@@ -78,13 +83,6 @@ class Backward {
     return stage_.gate != nullptr ? ceil_div(ceil_div(pixels_.count, pixels_.parts), stage_.image_pixels) + 1 : 0;
   }
   int64_t weight_floats() const { return gradients_.weight_gradient != nullptr ? k_padded() * inner_padded() : 0; }
-  // Of a panel of a pixel.
-  int64_t panel_floats() const { return lanes_ * (k_blocks_ + (has_slopes() ? 2 : 1) * inner_blocks_ + vectors_); }
-  void place(Layout& layout);
-  void prepare(float* memory);
-  void begin_part(int64_t part) const;
-  void run_tile(int64_t part, int64_t first, int64_t end, int64_t next_end, float* memory, bool is_first) const;
-  void finish() const;
   // What the pixels [begin, end) are read from.
   Prefetch next_rows(int64_t begin, int64_t end) const {
     const int64_t outputs = stage_.out_channels, stride = stage_.y_stride;
@@ -103,9 +101,7 @@ class Backward {
   void write_gate_gradient() const;
 };
 
-// Pixels [first, end); what comes next ends at `next_end`.
-void Backward::run_tile(int64_t part, int64_t first, int64_t end, int64_t next_end, float* memory,
-                        bool is_first) const {
+void Backward::run_tile(int64_t part, int64_t first, int64_t end, int64_t next_end, float* memory) const {
   const int64_t pixels = end - first;
   float* gradient = memory;
   float* input = gradient + k_blocks_ * pixels * lanes_;
@@ -167,7 +163,7 @@ void Backward::run_tile(int64_t part, int64_t first, int64_t end, int64_t next_e
   }
   if (gradients_.weight_gradient != nullptr) {
     table_.outer_product({gradient, outputs, input, inner_blocks_, pixels, weight_sums_ + part * weight_floats(),
-                          k_padded() * lanes_, is_first,
+                          k_padded() * lanes_, first == pixels_.begin(part),
                           next_rows(end + (next_end - end) * multiplied / shares, next_end),
                           outer_product_memory(table_, outputs, inner_blocks_, pixels, stage_.rounds), stage_.rounds});
   }
@@ -224,7 +220,6 @@ void Backward::write_gate_gradient() const {
   }
 }
 
-// Where the stage's memory lies, before it is there.
 void Backward::place(Layout& layout) {
   at_.transposed = layout.add(column_blocks_ * weight_block_floats(table_, operands_, stage_.out_channels));
   at_.weights = layout.add(pixels_.parts * weight_floats());
@@ -269,53 +264,18 @@ void Backward::finish() const {
   }
 }
 
-void Backward::run(std::vector<Backward>& stages) {
-  Pixels& pixels = stages[0].pixels_;
-  Layout layout;
-  int64_t panel = 0;
-  for (Backward& stage : stages) {
-    pixels.join(stage.pixels_);
-    stage.place(layout);
-  }
-  float* memory = scratch(Scratch::kPack, static_cast<std::size_t>(layout.size()));
-  for (Backward& stage : stages) {
-    stage.prepare(memory);
-    panel = std::max(panel, pixels.tile * stage.panel_floats());
-  }
-  parallel_parts(pixels.parts, [&](int64_t part_begin, int64_t part_end) {
-    float* panels = scratch(Scratch::kPanel, static_cast<std::size_t>(panel));
-    for (int64_t part = part_begin; part < part_end; ++part) {
-      const int64_t from = pixels.begin(part);
-      for (const Backward& stage : stages) stage.begin_part(part);
-      pixels.for_tiles(part, [&](int64_t first, int64_t end, int64_t next_end) {
-        for (const Backward& stage : stages) stage.run_tile(part, first, end, next_end, panels, first == from);
-      });
-    }
-    stages[0].table_.finish_streams();
-  });
-  for (const Backward& stage : stages) stage.finish();
-}
-
 }  // namespace
 
 void pointwise_stage_backward(const PointwiseStage& stage, const PointwiseStageGradients& gradients) {
-  pointwise_stages_backward({stage}, {gradients});
+  pointwise_stages_backward({&stage, 1}, {&gradients, 1});
 }
 
-void pointwise_stages_backward(const std::vector<PointwiseStage>& stages,
-                               const std::vector<PointwiseStageGradients>& gradients) {
-  if (has_few_pixels(stages[0])) {
-    for (std::size_t i = 0; i < stages.size(); ++i) few_pixels_stage_backward(stages[i], gradients[i]);
-    return;
+void pointwise_stages_backward(std::span<const PointwiseStage> stages,
+                               std::span<const PointwiseStageGradients> gradients) {
+  if (!has_few_pixels(stages[0])) {
+    return run_in_turns<Backward>(stages, gradients, {.gradient = gradients[0].gradient, .y = gradients[0].y});
   }
-  std::vector<Backward> all;
-  all.reserve(stages.size());
-  for (std::size_t i = 0; i < stages.size(); ++i) {
-    const Turn turn = {static_cast<int64_t>(i), static_cast<int64_t>(stages.size()), stages[0].x, gradients[0].gradient,
-                       gradients[0].y};
-    all.emplace_back(stages[i], gradients[i], turn);
-  }
-  Backward::run(all);
+  for (std::size_t i = 0; i < stages.size(); ++i) few_pixels_stage_backward(stages[i], gradients[i]);
 }
 
 }  // namespace dwsep

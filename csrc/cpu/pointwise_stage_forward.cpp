@@ -1,18 +1,13 @@
 #include <algorithm>
-#include <vector>
 
 #include "cpu/cache_size.h"
 #include "cpu/few_pixels_stage.h"
-#include "cpu/isa.h"
-#include "cpu/layout.h"
 #include "cpu/moments.h"
 #include "cpu/packing.h"
 #include "cpu/panel_operands.h"
-#include "cpu/parallel.h"
 #include "cpu/pointwise_stage_kernel.h"
 #include "cpu/pointwise_stage_load.h"
 #include "cpu/pointwise_stage_pixels.h"
-#include "cpu/scratch.h"
 #include "cpu/streaming.h"
 
 namespace dwsep {
@@ -31,7 +26,7 @@ class Forward {
         column_blocks_(ceil_div(stage.out_channels, table_.tile_columns)),
         operands_(float_operands(table_, stage.channels, stage.out_channels, stage.rounds)),
         stream_(streams(outputs.y, stage.pixels, stage.out_channels, stage.y_stride, kTrainingStreamBytes)) {
-    const int64_t bytes_of_pixel = inner_blocks_ * table_.lanes * kFloatBytes;
+    const int64_t bytes_of_pixel = pixel_floats() * kFloatBytes;
     // As in the separable forward: a panel in L1 while the weights stream from L2, a larger one where they outgrow it.
     const bool large = weight_floats() * kFloatBytes > l2_cache_bytes() / 2;
     const int64_t budget = large || operands_ == Operands::kPieces ? l2_cache_bytes() / 4 : l1_cache_bytes() / 2;
@@ -41,8 +36,18 @@ class Forward {
     pixels_.parts = std::clamp<int64_t>(stage.pixels / (2 * table_.tile_pixels), 1, 16);
   }
 
-  // All stages of a turn.
-  static void run(std::vector<Forward>& stages);
+  const Pixels& pixels() const { return pixels_; }
+  // Of a panel.
+  int64_t pixel_floats() const { return inner_blocks_ * table_.lanes; }
+  // Where the stage's memory lies, before it is there.
+  void place(Layout& layout);
+  void prepare(float* memory);
+  void begin_part(int64_t part) const { std::fill_n(sums_ + part * 2 * k_padded(), 2 * k_padded(), 0.0); }
+  // Pixels [first, end); what comes next ends at `next_end`.
+  void run_tile(int64_t part, int64_t first, int64_t end, int64_t next_end, float* panel) const;
+  void finish() const {
+    add_moments(sums_, pixels_.parts, k_padded(), stage_.out_channels, outputs_.sums, stage_.y_stride);
+  }
 
  private:
   const KernelTable& table_;
@@ -62,16 +67,8 @@ class Forward {
 
   int64_t k_padded() const { return column_blocks_ * table_.tile_columns; }
   int64_t weight_floats() const { return column_blocks_ * weight_block_floats(table_, operands_, stage_.channels); }
-  void place(Layout& layout);
-  void prepare(float* memory);
-  void begin_part(int64_t part) const { std::fill_n(sums_ + part * 2 * k_padded(), 2 * k_padded(), 0.0); }
-  void run_tile(int64_t part, int64_t first, int64_t end, int64_t next_end, float* panel) const;
-  void finish() const {
-    add_moments(sums_, pixels_.parts, k_padded(), stage_.out_channels, outputs_.sums, stage_.y_stride);
-  }
 };
 
-// Where the stage's memory lies, before it is there.
 void Forward::place(Layout& layout) {
   at_.weights = layout.add(weight_floats());
   at_.bias = layout.add(k_padded());
@@ -88,7 +85,6 @@ void Forward::prepare(float* memory) {
   if (outputs_.bias != nullptr) std::copy_n(outputs_.bias, stage_.out_channels, bias);
 }
 
-// Pixels [first, end); what comes next ends at `next_end`.
 void Forward::run_tile(int64_t part, int64_t first, int64_t end, int64_t next_end, float* panel) const {
   const int64_t count = end - first;
   load_inputs(table_, stage_, first, count, panel);
@@ -109,54 +105,18 @@ void Forward::run_tile(int64_t part, int64_t first, int64_t end, int64_t next_en
                                operands_});
 }
 
-void Forward::run(std::vector<Forward>& stages) {
-  Pixels& pixels = stages[0].pixels_;
-  Layout layout;
-  for (Forward& stage : stages) {
-    pixels.join(stage.pixels_);
-    stage.place(layout);
-  }
-  float* memory = scratch(Scratch::kPack, static_cast<std::size_t>(layout.size()));
-  int64_t blocks = 0;
-  for (Forward& stage : stages) {
-    stage.prepare(memory);
-    blocks = std::max(blocks, stage.inner_blocks_);
-  }
-  const KernelTable& table = stages[0].table_;
-  parallel_parts(pixels.parts, [&](int64_t begin, int64_t end) {
-    float* panel = scratch(Scratch::kPanel, static_cast<std::size_t>(pixels.tile * blocks * table.lanes));
-    for (int64_t part = begin; part < end; ++part) {
-      for (const Forward& stage : stages) stage.begin_part(part);
-      pixels.for_tiles(part, [&](int64_t first, int64_t next, int64_t next_end) {
-        for (const Forward& stage : stages) stage.run_tile(part, first, next, next_end, panel);
-      });
-    }
-    table.finish_streams();
-  });
-  for (const Forward& stage : stages) stage.finish();
-}
-
 }  // namespace
 
 void pointwise_stage_forward(const PointwiseStage& stage, const float* bias, float* y, double* sums) {
-  pointwise_stages_forward({stage}, {{bias, y, sums}});
+  const PointwiseStageOutputs outputs = {bias, y, sums};
+  pointwise_stages_forward({&stage, 1}, {&outputs, 1});
 }
 
-void pointwise_stages_forward(const std::vector<PointwiseStage>& stages,
-                              const std::vector<PointwiseStageOutputs>& outputs) {
-  if (has_few_pixels(stages[0])) {
-    for (std::size_t i = 0; i < stages.size(); ++i) {
-      few_pixels_stage_forward(stages[i], outputs[i].bias, outputs[i].y, outputs[i].sums);
-    }
-    return;
-  }
-  std::vector<Forward> all;
-  all.reserve(stages.size());
+void pointwise_stages_forward(std::span<const PointwiseStage> stages, std::span<const PointwiseStageOutputs> outputs) {
+  if (!has_few_pixels(stages[0])) return run_in_turns<Forward>(stages, outputs, {});
   for (std::size_t i = 0; i < stages.size(); ++i) {
-    const Turn turn = {static_cast<int64_t>(i), static_cast<int64_t>(stages.size()), stages[0].x};
-    all.emplace_back(stages[i], outputs[i], turn);
+    few_pixels_stage_forward(stages[i], outputs[i].bias, outputs[i].y, outputs[i].sums);
   }
-  Forward::run(all);
 }
 
 }  // namespace dwsep

@@ -2,7 +2,7 @@
 #pragma once
 
 #include <cstdint>
-#include <vector>
+#include <span>
 
 #include "cpu/conv_problem.h"
 
@@ -37,8 +37,7 @@ struct PointwiseStageOutputs {
 };
 
 // Of stages which share their tensors: their channels follow each other, and are all that a pixel has.
-void pointwise_stages_forward(const std::vector<PointwiseStage>& stages,
-                              const std::vector<PointwiseStageOutputs>& outputs);
+void pointwise_stages_forward(std::span<const PointwiseStage> stages, std::span<const PointwiseStageOutputs> outputs);
 
 // Null where a result is not wanted.
 struct PointwiseStageGradients {
@@ -55,7 +54,7 @@ struct PointwiseStageGradients {
 void pointwise_stage_backward(const PointwiseStage& stage, const PointwiseStageGradients& gradients);
 
 // As pointwise_stages_forward.
-void pointwise_stages_backward(const std::vector<PointwiseStage>& stages,
-                               const std::vector<PointwiseStageGradients>& gradients);
+void pointwise_stages_backward(std::span<const PointwiseStage> stages,
+                               std::span<const PointwiseStageGradients> gradients);
 
 }  // namespace dwsep

@@ -3,10 +3,16 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <span>
+#include <vector>
 
+#include "cpu/isa.h"
+#include "cpu/layout.h"
+#include "cpu/parallel.h"
 #include "cpu/plane_jobs.h"
 #include "cpu/plane_tiling.h"
 #include "cpu/pointwise_stage_kernel.h"
+#include "cpu/scratch.h"
 
 namespace dwsep {
 
@@ -65,5 +71,37 @@ struct Turn {
     return dwsep::rows(tensor, pixel_stride, pixel_stride, from, to);
   }
 };
+
+// One direction of all stages of a turn, each a `Direction` made of a stage, its results and its turn: of which `turn`
+// says where the first stage's are.
+template <class Direction, class Results>
+void run_in_turns(std::span<const PointwiseStage> stages, std::span<const Results> results, Turn turn) {
+  std::vector<Direction> all;
+  all.reserve(stages.size());
+  turn.count = static_cast<int64_t>(stages.size());
+  turn.x = stages[0].x;
+  for (std::size_t i = 0; i < stages.size(); ++i, ++turn.index) all.emplace_back(stages[i], results[i], turn);
+  Pixels pixels = all[0].pixels();
+  Layout layout;
+  int64_t pixel_floats = 0;
+  for (Direction& stage : all) {
+    pixels.join(stage.pixels());
+    pixel_floats = std::max(pixel_floats, stage.pixel_floats());
+    stage.place(layout);
+  }
+  float* memory = scratch(Scratch::kPack, static_cast<std::size_t>(layout.size()));
+  for (Direction& stage : all) stage.prepare(memory);
+  parallel_parts(pixels.parts, [&](int64_t part_begin, int64_t part_end) {
+    float* panels = scratch(Scratch::kPanel, static_cast<std::size_t>(pixels.tile * pixel_floats));
+    for (int64_t part = part_begin; part < part_end; ++part) {
+      for (const Direction& stage : all) stage.begin_part(part);
+      pixels.for_tiles(part, [&](int64_t first, int64_t end, int64_t next_end) {
+        for (const Direction& stage : all) stage.run_tile(part, first, end, next_end, panels);
+      });
+    }
+    kernels().finish_streams();
+  });
+  for (const Direction& stage : all) stage.finish();
+}
 
 }  // namespace dwsep
