@@ -293,38 +293,9 @@ void pair_pointwise_blocks(const KernelTable& kernels, int64_t inner, int64_t ou
   }
 }
 
-namespace {
-
-// Row by row, in the order in which the weight lies: most of a step's time for it goes into reading it from memory.
-template <int64_t kColumns>
-void pack_rows_transposed(const float* weight, int64_t inner, int64_t out_channels, int64_t padded, float* packed) {
-  const int64_t whole = inner / kColumns, rest = inner % kColumns, block_floats = padded * kColumns;
-  parallel_for(padded, std::max<int64_t>(1, 16384 / inner), [&](int64_t begin, int64_t end) {
-    for (int64_t k = begin; k < end; ++k) {
-      const float* row = weight + k * inner;
-      float* target = packed + k * kColumns;
-      const bool inside = k < out_channels;
-      for (int64_t block = 0; block < whole; ++block, row += kColumns, target += block_floats) {
-        if (inside) {
-          std::copy_n(row, kColumns, target);
-        } else {
-          std::fill_n(target, kColumns, 0.0f);
-        }
-      }
-      if (rest == 0) continue;
-      if (inside) std::copy_n(row, rest, target);
-      std::fill_n(target + (inside ? rest : 0), kColumns - (inside ? rest : 0), 0.0f);
-    }
-  });
-}
-
-}  // namespace
-
 void pack_pointwise_transposed(const KernelTable& kernels, const float* weight, int64_t inner, int64_t out_channels,
                                float* packed, Operands operands) {
   const int64_t columns = kernels.tile_columns, padded = padded_to(kernels.lanes, out_channels);
-  if (operands == Operands::kFloats && columns == 32)
-    return pack_rows_transposed<32>(weight, inner, out_channels, padded, packed);
   pack_blocks(kernels, ceil_div(inner, columns), padded, packed, operands, [&](int64_t block, float* target) {
     const int64_t first = block * columns, valid = std::min(columns, inner - first);
     for (int64_t k = 0; k < out_channels; ++k, target += columns) {
