@@ -52,6 +52,13 @@ bool cpu_has_amx() {
 }
 #endif
 
+#if defined(DWSEP_HAS_AVX512_BF16) || defined(DWSEP_HAS_AMX)
+KernelTable with_vectors(KernelTable table, const VectorKernels& vectors) {
+  static_cast<VectorKernels&>(table) = vectors;
+  return table;
+}
+#endif
+
 const std::vector<Entry>& entries() {
   static const std::vector<Entry> list = [] {
     std::vector<Entry> all;
@@ -63,12 +70,15 @@ const std::vector<Entry>& entries() {
     all.push_back({&avx512::table, cpu_has_avx512()});
 #endif
 #ifdef DWSEP_HAS_AVX512_BF16
-    all.push_back({&avx512_bf16::table, cpu_has_avx512_bf16()});
+    static const KernelTable with_pairs = with_vectors(avx512_bf16::table, avx512::table);
+    all.push_back({&with_pairs, cpu_has_avx512_bf16()});
 #endif
 #ifdef DWSEP_HAS_AMX
     // Where a core's other thread is busy, tiles take two to four times as long, and floats as vectors are the faster.
-    all.push_back({&amx::table_of_pieces, cpu_has_amx(), true});
-    all.push_back({&amx::table, cpu_has_amx()});
+    static const KernelTable with_pieces = with_vectors(amx::table_of_pieces, avx512::table);
+    static const KernelTable with_tiles = with_vectors(amx::table, avx512::table);
+    all.push_back({&with_pieces, cpu_has_amx(), true});
+    all.push_back({&with_tiles, cpu_has_amx()});
 #endif
 #ifdef DWSEP_HAS_NEON
     all.push_back({&neon::table, true});  // part of every 64-bit Arm CPU

@@ -145,6 +145,7 @@ struct PairKernels {
   // A row of a channels-last tensor of bfloat16, each pixel with the one `distance` behind it, zeros beyond the row;
   // `plane` is the first pixel's place, and `before` places in front of it are written, too.
   void (*row)(const RowCopy&, int64_t distance, int64_t before, const void* source, float* plane);
+  void (*plane_conv)(const PlaneConv&);  // of planes of such rows
 };
 
 // Operands of products which an instruction set wants in a form of its own; for what is multiplied as it lies,
