@@ -57,7 +57,7 @@ struct KernelTable : VectorKernels {
   // Floats of memory that separable_tile needs for a tile of so many pixels.
   int64_t (*separable_floats)(const ConvProblem&, int64_t pixels);
   void (*depthwise_panel)(const ConvProblem&, const PackedWeights&, Activation, const void* x, const Tile&,
-                          float* panel);
+                          float* panel, int64_t block_stride);
   void (*correlate_line)(const CorrelateLine&);
   void (*gather_row)(const RowCopy&, const void* source, float* plane);
   void (*scatter_row)(const RowCopy&, const float* plane, void* target);

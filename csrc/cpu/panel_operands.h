@@ -16,6 +16,17 @@ inline int64_t panel_pixels(const KernelTable& table, Operands operands, int64_t
   return std::clamp<int64_t>(fit / kGroup, 1, kGroups) * kGroup;
 }
 
+// A panel [block][pixel][lane] of `inner` channels as pieces or pairs.
+inline void pack_panel_operand(const KernelTable& table, Operands operands, const float* panel, int64_t block_stride,
+                               int64_t inner, int64_t pixels, float* operand) {
+  const int64_t blocks = (inner + table.lanes - 1) / table.lanes;
+  if (operands == Operands::kPairs) {
+    table.pairs.panel(panel, block_stride, blocks, pixels, operand);
+  } else {
+    table.operands.pack_panel(panel, block_stride, blocks, pixels, operand);
+  }
+}
+
 // What a product takes of a panel [block][pixel][lane] of `inner` channels: the panel, or its pieces or pairs in this
 // thread's memory, valid until its next. `block_stride` is 0 where blocks of `pixels` follow one another.
 inline const float* panel_operand(const KernelTable& table, Operands operands, const float* panel, int64_t inner,
@@ -24,12 +35,7 @@ inline const float* panel_operand(const KernelTable& table, Operands operands, c
   const int64_t floats = panel_operand_floats(table, operands, inner, pixels);
   float* operand = scratch(Scratch::kOperands, static_cast<std::size_t>(floats));
   if (block_stride == 0) block_stride = pixels * table.lanes;
-  const int64_t blocks = (inner + table.lanes - 1) / table.lanes;
-  if (operands == Operands::kPairs) {
-    table.pairs.panel(panel, block_stride, blocks, pixels, operand);
-  } else {
-    table.operands.pack_panel(panel, block_stride, blocks, pixels, operand);
-  }
+  pack_panel_operand(table, operands, panel, block_stride, inner, pixels, operand);
   return operand;
 }
 

@@ -6,6 +6,7 @@
 #include "cpu/layout.h"
 #include "cpu/parallel.h"
 #include "cpu/scratch.h"
+#include "cpu/separable_backward_channels.h"
 #include "cpu/separable_backward_plan.h"
 #include "cpu/separable_backward_rows.h"
 #include "cpu/tiling.h"
@@ -23,13 +24,10 @@ class SeparableBackward {
   SeparableBackwardPlan& plan_;
   SeparableBackwardRows rows_;
 
+  void run_by_channels(const WeightSources& weights, bool add_depthwise);
   void run_by_image(int64_t parts, float* sums, float* depthwise_sums) const;
   void run_by_phase(int64_t parts, int64_t tile_parts, float* sums, float* depthwise_sums) const;
-  template <class RowsOf, class PlanesOf>
-  void run_rows_then_products(int64_t parts, const RowsOf& rows_of, const PlanesOf& planes_of, float* sums) const;
-  // Rows of the largest part.
-  int64_t most_rows(int64_t parts) const { return ceil_div(plan_.rows_per_image * plan_.problem.batch, parts); }
-  bool keeps_panels(int64_t parts) const;
+  void write_depthwise_gradients(float* sums, int64_t parts) const;
   int64_t rows_before(int64_t tile) const;
   void run_below(BackwardTile& tile, int64_t image, int64_t of_image, const float* planes, int64_t block_begin,
                  int64_t block_end) const;
@@ -46,7 +44,7 @@ void SeparableBackward::run_by_image(int64_t parts, float* sums, float* depthwis
     float* memory = scratch(Scratch::kPanel, static_cast<std::size_t>(layout.size()));
     float* planes = memory + planes_at;
     for (int64_t i = 0; plan_.wants_below() && i < plan_.images_together; ++i)
-      rows_.clear_margins(planes + i * plan_.planes_of_image());
+      rows_.clear_margins(planes + i * plan_.planes_of_image(), plan_.inner_blocks);
     for (int64_t part = begin; part < end; ++part) {
       BackwardTile tile(plan_.planes, plan_.depthwise_tensors, Activation::kNone, memory + tile_at,
                         depthwise_sums + part * depthwise_part);
@@ -101,32 +99,6 @@ void SeparableBackward::run_below(BackwardTile& tile, int64_t image, int64_t of_
   }
 }
 
-// Every part keeps its panels, for the pointwise weight's gradient by its channels behind all of them: sums of whole
-// parts would be more to write and read than the panels are.
-template <class RowsOf, class PlanesOf>
-void SeparableBackward::run_rows_then_products(int64_t parts, const RowsOf& rows_of, const PlanesOf& planes_of,
-                                               float* sums) const {
-  const int64_t pixels = most_rows(parts) * plan_.problem.output[kWidth];
-  const int64_t floats = plan_.panel_floats(pixels);
-  float* panels = scratch(Scratch::kRows, static_cast<std::size_t>(parts * floats));
-  std::vector<RowPanels> filled(static_cast<std::size_t>(parts));
-  parallel_parts(parts, [&](int64_t begin, int64_t end) {
-    float* product = scratch(Scratch::kPanel, static_cast<std::size_t>(plan_.product_floats(pixels)));
-    for (int64_t part = begin; part < end; ++part) {
-      const Range rows = rows_of(part);
-      filled[static_cast<std::size_t>(part)] =
-          rows_.fill(rows.begin, rows.end, panels + part * floats, product, planes_of(part));
-    }
-  });
-  constexpr int64_t kTogether = 3;  // the vectors that the outer product takes at a time
-  parallel_runs(ceil_div(plan_.inner_blocks, kTogether), [&](int64_t begin, int64_t end) {
-    const int64_t stop = std::min(end * kTogether, plan_.inner_blocks);
-    for (std::size_t part = 0; part < filled.size(); ++part)
-      rows_.add_products(filled[part], begin * kTogether, stop, sums, part == 0, {});
-  });
-  for (const RowPanels& part : filled) rows_.add_bias(part, sums + plan_.pointwise_sums());
-}
-
 // Few images: first their rows in parts, then, when all are done, their channels, of few channels by tiles in parts.
 void SeparableBackward::run_by_phase(int64_t parts, int64_t tile_parts, float* sums, float* depthwise_sums) const {
   const int64_t bands = parts / plan_.problem.batch;
@@ -136,20 +108,16 @@ void SeparableBackward::run_by_phase(int64_t parts, int64_t tile_parts, float* s
     return Range{image * rows + rows * band / bands, image * rows + rows * (band + 1) / bands};
   };
   const auto planes_of = [&](int64_t part) { return planes + part / bands * plan_.planes_of_image(); };
-  if (keeps_panels(parts)) {
-    run_rows_then_products(parts, rows_of, planes_of, sums);
-  } else {
-    parallel_parts(parts, [&](int64_t begin, int64_t end) {
-      float* panels = scratch(Scratch::kPanel, static_cast<std::size_t>(plan_.tile_floats()));
-      for (int64_t part = begin; part < end; ++part) {
-        const Range rows = rows_of(part);
-        rows_.run(rows.begin, rows.end, panels, planes_of(part), sums + part * plan_.part_floats(), true);
-      }
-    });
-  }
+  parallel_parts(parts, [&](int64_t begin, int64_t end) {
+    float* panels = scratch(Scratch::kPanel, static_cast<std::size_t>(plan_.tile_floats()));
+    for (int64_t part = begin; part < end; ++part) {
+      const Range rows = rows_of(part);
+      rows_.run(rows.begin, rows.end, panels, planes_of(part), sums + part * plan_.part_floats(), true);
+    }
+  });
   if (!plan_.wants_below()) return;
   for (int64_t image = 0; image < plan_.problem.batch; ++image)
-    rows_.clear_margins(planes + image * plan_.planes_of_image());
+    rows_.clear_margins(planes + image * plan_.planes_of_image(), plan_.inner_blocks);
   const int64_t depthwise_part = plan_.planes.blocks * sums_of_block(plan_.planes), tiles = plan_.planes.tile_count();
   parallel_runs(plan_.planes.groups() * tile_parts, [&](int64_t begin, int64_t end) {
     const std::size_t floats = static_cast<std::size_t>(BackwardTile::floats_without_gradient(plan_.planes));
@@ -170,19 +138,31 @@ void SeparableBackward::run_by_phase(int64_t parts, int64_t tile_parts, float* s
   });
 }
 
-bool SeparableBackward::keeps_panels(int64_t parts) const {
-  constexpr int64_t kTimes = 4;  // measured: at a half of the sums both ways take the same time
-  const int64_t pixels = parts * most_rows(parts) * plan_.problem.output[kWidth];
-  return kTimes * plan_.panel_floats(pixels) <= parts * plan_.pointwise_sums();
-}
-
 int64_t power_of_two_below(int64_t value) {
   int64_t power = 1;
   while (power * 2 <= value) power *= 2;
   return power;
 }
 
+void SeparableBackward::run_by_channels(const WeightSources& weights, bool add_depthwise) {
+  const int64_t depthwise_part = plan_.planes.blocks * sums_of_block(plan_.planes);
+  Layout layout;
+  const int64_t packed_at = layout.add(plan_.depthwise_floats());
+  const int64_t depthwise_sums_at = layout.add(depthwise_part);
+  float* memory = scratch(Scratch::kPack, static_cast<std::size_t>(layout.size()));
+  plan_.pack_depthwise(weights, memory + packed_at);
+  std::fill_n(memory + depthwise_sums_at, depthwise_part, 0.0f);
+  SeparableBackwardChannels(plan_, weights, add_depthwise).run(memory + depthwise_sums_at);
+  write_depthwise_gradients(memory + depthwise_sums_at, 1);
+}
+
+void SeparableBackward::write_depthwise_gradients(float* sums, int64_t parts) const {
+  if (plan_.tensors.depthwise_gradient == nullptr && plan_.tensors.depthwise_bias_gradient == nullptr) return;
+  write_weight_gradients(plan_.problem, plan_.planes.lanes, plan_.depthwise_tensors, sums, parts);
+}
+
 void SeparableBackward::run(const WeightSources& weights, bool add_depthwise) {
+  if (plan_.by_channels) return run_by_channels(weights, add_depthwise);
   // Parts have sums of their own, added in order at the end. Their number depends on the shape alone, so that the
   // result does not depend on the threads; a part has pixels enough for that sum to cost little.
   const int64_t batch = plan_.problem.batch;
@@ -195,7 +175,6 @@ void SeparableBackward::run(const WeightSources& weights, bool add_depthwise) {
     const int64_t bands = ceil_div(parts, batch);
     parts = batch * std::clamp<int64_t>(bands, 1, plan_.rows_per_image);
   }
-  const int64_t sum_parts = !by_image && keeps_panels(parts) ? 1 : parts;
   // Channels that make a few groups alone leave threads without any.
   constexpr int64_t kManyGroups = 8, kTileParts = 4;
   const bool by_tile = plan_.planes.groups() < kManyGroups;
@@ -204,7 +183,7 @@ void SeparableBackward::run(const WeightSources& weights, bool add_depthwise) {
   const int64_t depthwise_part = plan_.planes.blocks * sums_of_block(plan_.planes);
   Layout layout;
   const int64_t packed_at = layout.add(plan_.packed_floats());
-  const int64_t sums_at = layout.add(sum_parts * plan_.part_floats());
+  const int64_t sums_at = layout.add(parts * plan_.part_floats());
   const int64_t depthwise_sums_at = layout.add(depthwise_parts * depthwise_part);
   float* memory = scratch(Scratch::kPack, static_cast<std::size_t>(layout.size()));
   float* sums = memory + sums_at;
@@ -212,7 +191,7 @@ void SeparableBackward::run(const WeightSources& weights, bool add_depthwise) {
   plan_.pack(weights, add_depthwise, memory + packed_at);
   // The first tile of a part writes the pointwise weight's sums, whatever was there.
   const int64_t written = batch > 0 ? plan_.pointwise_sums() : 0;
-  for (int64_t part = 0; part < sum_parts; ++part) {
+  for (int64_t part = 0; part < parts; ++part) {
     std::fill_n(sums + part * plan_.part_floats() + written, plan_.part_floats() - written, 0.0f);
   }
   std::fill_n(depthwise_sums, depthwise_parts * depthwise_part, 0.0f);
@@ -221,10 +200,8 @@ void SeparableBackward::run(const WeightSources& weights, bool add_depthwise) {
   } else {
     run_by_phase(parts, tile_parts, sums, depthwise_sums);
   }
-  plan_.write_pointwise_gradients(sums, sum_parts);
-  if (plan_.tensors.depthwise_gradient != nullptr || plan_.tensors.depthwise_bias_gradient != nullptr) {
-    write_weight_gradients(plan_.problem, plan_.planes.lanes, plan_.depthwise_tensors, depthwise_sums, depthwise_parts);
-  }
+  plan_.write_pointwise_gradients(sums, parts);
+  write_depthwise_gradients(depthwise_sums, depthwise_parts);
 }
 
 }  // namespace

@@ -36,6 +36,7 @@ SeparableBackwardPlan::SeparableBackwardPlan(const ConvProblem& of, Activation b
                        channels_last_strides(problem.input, problem.channels),
                        tensors.depthwise_gradient,
                        tensors.depthwise_bias_gradient};
+  by_channels = takes_channels();
   const int64_t bytes_of_pixel = (k_blocks + inner_blocks) * lanes * static_cast<int64_t>(sizeof(float));
   const int64_t fit = l2_cache_bytes() / 2 / bytes_of_pixel;
   tile_pixels = panel_pixels(planes.table, operands, fit);
@@ -51,12 +52,32 @@ SeparableBackwardPlan::SeparableBackwardPlan(const ConvProblem& of, Activation b
   images_together = std::max<int64_t>(1, tile_pixels / pixels);
 }
 
-void SeparableBackwardPlan::pack(const WeightSources& weights, bool add_depthwise, float* memory) {
+// Groups of channels are enough for the threads, and the output's gradients of all pixels stay in the last cache, from
+// which every group reads them. Of few images there is little else to give the threads, and groups may be smaller; of
+// more the threads' own sums would have to be larger than what the pixels are.
+bool SeparableBackwardPlan::takes_channels() {
+  constexpr int64_t kLeastGroups = 8, kPanelBytes = int64_t{4} << 20, kFewImages = 3;
+  const int64_t pixels = problem.batch * rows_per_image * problem.output[kWidth];
+  if (pixels < 1 || problem.multiplier != 1) return false;
+  if (pixels * k_padded() * static_cast<int64_t>(sizeof(float)) > kPanelBytes) return false;
+  const bool few = problem.batch <= kFewImages;
+  if (!few && pixels > problem.channels) return false;
+  const int64_t half = planes.group / 2, smaller = half % vectors == 0 && half > 0 ? half : planes.group;
+  const int64_t group = !few || planes.groups() >= kLeastGroups ? planes.group : smaller;
+  if (group % vectors != 0 || ceil_div(planes.blocks, group) < kLeastGroups) return false;
+  planes.group = group;
+  return true;
+}
+
+void SeparableBackwardPlan::pack_depthwise(const WeightSources& weights, float* memory) {
   planes.pack(weights, memory);
-  memory += planes.weight_floats();
-  pack_panel_weights(memory);
-  panel_weights = memory;
-  memory += planes.weight_floats();
+  panel_weights = memory + planes.weight_floats();
+  pack_panel_weights(memory + planes.weight_floats());
+}
+
+void SeparableBackwardPlan::pack(const WeightSources& weights, bool add_depthwise, float* memory) {
+  pack_depthwise(weights, memory);
+  memory += depthwise_floats();
   transposed = memory;
   if (!wants_below()) return;
   if (problem.element_type == ElementType::kFloat32 && problem.multiplier == 1 && !add_depthwise) {
@@ -71,31 +92,66 @@ void SeparableBackwardPlan::pack(const WeightSources& weights, bool add_depthwis
 
 template <class T>
 void SeparableBackwardPlan::pack_transposed(const T* pointwise, bool add_depthwise, float* memory) const {
-  const int64_t columns = planes.table.tile_columns, inner = problem.inner_channels;
-  const int64_t grain = std::max<int64_t>(1, 32768 / (k_padded() * columns));
+  const int64_t grain = std::max<int64_t>(1, 32768 / (k_padded() * planes.table.tile_columns));
   parallel_for(column_blocks, grain, [&](int64_t begin, int64_t end) {
-    for (int64_t block = begin; block < end; ++block) {
-      const bool plain = operands == Operands::kFloats;
-      float* packed = memory + block * transposed_block_floats();
-      float* target = plain ? packed : scratch(Scratch::kBlock, static_cast<std::size_t>(k_padded() * columns));
-      std::fill_n(target, k_padded() * columns, 0.0f);
-      int64_t run = 0;
-      for (int64_t column = 0; column < columns; column += run) {
-        // Channels that follow each other are copied as one.
-        const int64_t channel = inner_channel(block * columns + column);
-        run = 1;
-        if (channel < 0) continue;
-        while (column + run < columns && inner_channel(block * columns + column + run) == channel + run) ++run;
-        for (int64_t k = 0; k < problem.out_channels; ++k) {
-          const T* source = pointwise + k * inner + channel;
-          float* out = target + k * columns + column;
-          for (int64_t i = 0; i < run; ++i) out[i] = as_float(source[i]);
-          if (add_depthwise && k >= channel && k < channel + run) out[k - channel] += 1.0f;
-        }
-      }
-      if (!plain) pack_block_operand(planes.table, operands, target, k_padded(), packed);
-    }
+    for (int64_t block = begin; block < end; ++block)
+      pack_transposed_block(pointwise, add_depthwise, block, memory + block * transposed_block_floats());
   });
+}
+
+void SeparableBackwardPlan::pack_column_blocks(const WeightSources& weights, bool add_depthwise, int64_t first,
+                                               int64_t count, float* memory) const {
+  const int64_t columns = planes.table.tile_columns, inner = problem.inner_channels;
+  const bool whole = problem.multiplier == 1 && (first + count) * columns <= inner;
+  const auto* floats = static_cast<const float*>(weights.pointwise);
+  if (problem.element_type == ElementType::kFloat32 && operands == Operands::kFloats && whole && !add_depthwise) {
+    // A row's columns of all blocks at once, rows being far apart; those some rows ahead are asked for.
+    constexpr int64_t kAhead = 16, kLine = 16;
+    for (int64_t k = 0; k < problem.out_channels; ++k) {
+      const float* row = floats + k * inner + first * columns;
+      for (int64_t line = 0; k + kAhead < problem.out_channels && line < count * columns; line += kLine)
+        __builtin_prefetch(row + kAhead * inner + line);
+      for (int64_t block = 0; block < count; ++block)
+        std::copy_n(row + block * columns, columns, memory + block * transposed_block_floats() + k * columns);
+    }
+    for (int64_t block = 0; block < count; ++block) {
+      std::fill_n(memory + block * transposed_block_floats() + problem.out_channels * columns,
+                  (k_padded() - problem.out_channels) * columns, 0.0f);
+    }
+    return;
+  }
+  for (int64_t block = 0; block < count; ++block) {
+    float* target = memory + block * transposed_block_floats();
+    if (problem.element_type == ElementType::kFloat32) {
+      pack_transposed_block(floats, add_depthwise, first + block, target);
+    } else {
+      pack_transposed_block(static_cast<const uint16_t*>(weights.pointwise), add_depthwise, first + block, target);
+    }
+  }
+}
+
+template <class T>
+void SeparableBackwardPlan::pack_transposed_block(const T* pointwise, bool add_depthwise, int64_t block,
+                                                  float* packed) const {
+  const int64_t columns = planes.table.tile_columns, inner = problem.inner_channels;
+  const bool plain = operands == Operands::kFloats;
+  float* target = plain ? packed : scratch(Scratch::kBlock, static_cast<std::size_t>(k_padded() * columns));
+  std::fill_n(target, k_padded() * columns, 0.0f);
+  int64_t run = 0;
+  for (int64_t column = 0; column < columns; column += run) {
+    // Channels that follow each other are copied as one.
+    const int64_t channel = inner_channel(block * columns + column);
+    run = 1;
+    if (channel < 0) continue;
+    while (column + run < columns && inner_channel(block * columns + column + run) == channel + run) ++run;
+    for (int64_t k = 0; k < problem.out_channels; ++k) {
+      const T* source = pointwise + k * inner + channel;
+      float* out = target + k * columns + column;
+      for (int64_t i = 0; i < run; ++i) out[i] = as_float(source[i]);
+      if (add_depthwise && k >= channel && k < channel + run) out[k - channel] += 1.0f;
+    }
+  }
+  if (!plain) pack_block_operand(planes.table, operands, target, k_padded(), packed);
 }
 
 // planes.weights has the multiples of an input block next to each other; a panel takes all input blocks of one
@@ -142,9 +198,23 @@ void SeparableBackwardPlan::write_pointwise_gradients(const float* sums, int64_t
       }
     }
   });
+  write_pointwise_bias(sums + pointwise_sums(), parts);
+}
+
+void SeparableBackwardPlan::write_pointwise_vectors(const float* sums, int64_t begin, int64_t end) const {
+  const int64_t channel = begin * planes.lanes, inner = problem.channels;
+  const bool stream = streams(problem.element_type, tensors.pointwise_gradient, problem.out_channels, inner, inner,
+                              kTrainingStreamBytes);
+  const RowCopy copy = {
+      problem.element_type,      inner, 1, problem.out_channels, std::min(end * planes.lanes, inner) - channel,
+      k_padded() * planes.lanes, stream};
+  planes.table.scatter_row(copy, sums, advanced(tensors.pointwise_gradient, channel * planes.element_size));
+}
+
+void SeparableBackwardPlan::write_pointwise_bias(const float* sums, int64_t parts) const {
   for (int64_t k = 0; tensors.pointwise_bias_gradient != nullptr && k < problem.out_channels; ++k) {
     float sum = 0.0f;
-    for (int64_t part = 0; part < parts; ++part) sum += sums[part * size + pointwise_sums() + k];
+    for (int64_t part = 0; part < parts; ++part) sum += sums[part * part_floats() + k];
     store_element(tensors.pointwise_bias_gradient, problem.element_type, k, sum);
   }
 }

@@ -24,6 +24,7 @@ struct SeparableBackwardPlan {
   Operands operands;      // of the product with the pointwise weight
   int64_t tile_pixels;    // at most
   int64_t images_together;
+  bool by_channels;                      // a group of them after the other, see separable_backward_channels.h
   bool stream;                           // store the gradient of x past the caches
   bool ask;                              // for what comes next: it is not in a cache
   const float* transposed = nullptr;     // the pointwise weight [column block][k][column]
@@ -55,16 +56,27 @@ struct SeparableBackwardPlan {
   int64_t tile_floats() const { return panel_floats(tile_pixels) + product_floats(tile_pixels); }
 
   int64_t transposed_block_floats() const { return weight_block_floats(planes.table, operands, k_padded()); }
-  int64_t packed_floats() const { return 2 * planes.weight_floats() + column_blocks * transposed_block_floats(); }
-  // Packs all weights into `memory`, packed_floats() long, which must outlive the plan.
+  int64_t depthwise_floats() const { return 2 * planes.weight_floats(); }
+  int64_t packed_floats() const { return depthwise_floats() + column_blocks * transposed_block_floats(); }
+  // Packs all weights into `memory`, packed_floats() long, which must outlive the plan; or the depthwise ones, and
+  // some column blocks of the other, as `transposed` has them.
   void pack(const WeightSources& weights, bool add_depthwise, float* memory);
+  void pack_depthwise(const WeightSources& weights, float* memory);
+  void pack_column_blocks(const WeightSources& weights, bool add_depthwise, int64_t first, int64_t count,
+                          float* memory) const;
 
   // Adds the sums of `parts` parts in their order.
   void write_pointwise_gradients(const float* sums, int64_t parts) const;
+  // The same for vectors [begin, end) of channels of a multiplier of 1, from the sums of these alone; and for the bias.
+  void write_pointwise_vectors(const float* sums, int64_t begin, int64_t end) const;
+  void write_pointwise_bias(const float* sums, int64_t parts) const;
 
  private:
+  bool takes_channels();
   template <class T>
   void pack_transposed(const T* pointwise, bool add_depthwise, float* memory) const;
+  template <class T>
+  void pack_transposed_block(const T* pointwise, bool add_depthwise, int64_t block, float* packed) const;
   void pack_panel_weights(float* target) const;
 };
 

@@ -17,6 +17,14 @@ struct RowPanels {
   float* depthwise;
 };
 
+// Where the depthwise output's gradient goes: planes from `first` on of the images from `first_image` on.
+struct PlaneTarget {
+  float* planes;
+  int64_t first;
+  int64_t image_stride;  // floats
+  int64_t first_image;
+};
+
 class SeparableBackwardRows {
  public:
   explicit SeparableBackwardRows(const SeparableBackwardPlan& plan) : plan_(plan) {}
@@ -25,20 +33,27 @@ class SeparableBackwardRows {
   // images behind it. With `first` the sums hold nothing yet.
   void run(int64_t row_begin, int64_t row_end, float* panels, float* planes, float* sums, bool first) const;
 
-  // The same rows as one tile without the sums, for which `panels` are left filled; `product` is overwritten.
-  RowPanels fill(int64_t row_begin, int64_t row_end, float* panels, float* product, float* planes) const;
+  // What lies in the panels of a tile's pixels, blocks block_stride floats apart: gather() writes the output's gradient
+  // and the depthwise output before its activation; multiply() the product with one column block of the weight, which
+  // is weight_block of job.weights, through the activation into planes; activate() what add_products() wants of them.
+  void gather(const Tile& tile, float* gradient, float* depthwise, int64_t block_stride) const;
+  PanelProduct product_of(const RowPanels& panels, const float* weights, float* product) const;
+  void multiply(const RowPanels& panels, const Tile& tile, const PanelProduct& job, int64_t weight_block, int64_t block,
+                const PlaneTarget& target) const;
+  void activate(const RowPanels& panels, int64_t begin, int64_t end) const;
 
-  // Vectors [begin, end) of the pointwise weight's sums, and its bias's.
+  // Vectors [begin, end) of the pointwise weight's sums, those of `begin` first, and its bias's.
   void add_products(const RowPanels& panels, int64_t begin, int64_t end, float* sums, bool first,
                     const Prefetch& prefetch) const;
   void add_bias(const RowPanels& panels, float* sums) const;
 
-  // Zeros in the columns of an image's planes that lie outside the output.
-  void clear_margins(float* planes) const;
+  // Zeros in the columns of so many planes that lie outside the output.
+  void clear_margins(float* planes, int64_t blocks) const;
 
  private:
   const SeparableBackwardPlan& plan_;
 
+  bool activated() const { return plan_.activation != Activation::kNone; }
   RowPanels fill_tile(const Tile& tile, int64_t first_image, float* panels, float* product, float* planes) const;
   // Of what the next tile reads every column block of the product below asks for a share, and where there is a
   // pointwise gradient, which takes about the same time, that for as many.
@@ -47,7 +62,7 @@ class SeparableBackwardRows {
     return plan_.tensors.pointwise_gradient == nullptr ? shares_below() : std::max<int64_t>(1, 2 * shares_below());
   }
   Prefetch next_pixels(const Tile& tile, int64_t begin, int64_t end, int64_t parts) const;
-  void copy_to_plane(const Tile& tile, const float* source, float* plane, int64_t first_image) const;
+  void copy_to_plane(const Tile& tile, const float* source, int64_t plane, const PlaneTarget& target) const;
 };
 
 }  // namespace dwsep

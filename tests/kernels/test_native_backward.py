@@ -154,17 +154,25 @@ def test_drawn_geometries_exact_on_integers(drawn):
     _check_separable(problem, generator, channels_last, activations, dtype=dtype)
 
 
-@pytest.mark.parametrize("batch", [1, 2, 3])
-@pytest.mark.parametrize(("channels", "multiplier", "out_channels"), [(150, 1, 130), (70, 2, 90), (128, 1, 128)])
-def test_few_pixels_by_many_channels_exact_on_integers(batch, channels, multiplier, out_channels):
-    """Images whose panels are less than the sums for the pointwise weights are kept for these."""
+def check_few_pixels_exact() -> None:
+    """Few pixels by many channels, which go by groups of these; by their tails, strides and in many images, too."""
     generator = torch.Generator().manual_seed(8)
-    problem = problems.Problem(
-        "few pixels", batch, channels, multiplier, out_channels, (4, 3), (3, 3), (1, 1), (1, 1), (1, 1, 1, 1)
-    )
-    for activations in (("none", "none"), ("relu", "relu6")):
-        for dtype in DTYPES:
-            _check_separable(problem, generator, True, activations, dtype=dtype)
+    one, two, around = (1, 1), (2, 1), (1, 1, 1, 1)
+    for batch in (1, 3, 9):
+        for channels, out_channels in ((512, 72), (250, 130), (530, 530)):
+            geometry = (
+                ((4, 3), (3, 3), one, one, around) if channels != 250 else ((7, 5), (3, 3), two, two, (2, 1, 0, 1))
+            )
+            problem = problems.Problem("few pixels", batch, channels, 1, out_channels, *geometry)
+            for dtype in DTYPES:
+                _check_separable(problem, generator, True, ("relu", "relu6"), dtype=dtype)
+            residual = "depthwise" if channels == out_channels else "none"
+            _check_separable(problem, generator, False, ("none", "none"), residual)
+
+
+@pytest.mark.parametrize("isa", isas.SUPPORTED)
+def test_few_pixels_by_many_channels_exact_on_integers(isa):
+    isas.run_on(isa, "from tests.kernels import test_native_backward as t; t.check_few_pixels_exact()")
 
 
 @pytest.mark.parametrize("residual", ["depthwise", "input"])
@@ -187,10 +195,11 @@ def test_depth_multiplier_exact_on_integers(residual):
         _check_separable(problem, generator, True, ("relu", "none"), residual)
 
 
+@pytest.mark.parametrize("channels", [19, 513])  # by image, and by groups of channels
 @pytest.mark.parametrize("mask", [[i == j for j in range(5)] for i in range(5)])
-def test_each_gradient_alone_equals_it_among_all(mask):
+def test_each_gradient_alone_equals_it_among_all(mask, channels):
     generator = torch.Generator().manual_seed(5)
-    problem = problems.Problem("", 4, 19, 1, 21, (8, 9), (3, 3), (1, 1), (1, 1), (1, 1, 1, 1))
+    problem = problems.Problem("", 4, channels, 1, 21, (8, 9), (3, 3), (1, 1), (1, 1), (1, 1, 1, 1))
     tensors = _separable(problem, problems.normal(generator), True)
     arguments = (*problem.geometry, "silu", "none", "none")
     everything = ops.separable_conv_backward(*tensors, *arguments, [True] * 5)
