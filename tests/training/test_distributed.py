@@ -31,7 +31,7 @@ def config_of(folder, **changes):
 def fit(folder, resume=False, kill_at=None, changes=None):
     """Trains in one of the processes; returns what it found, and the seconds that it took."""
     if kill_at is not None:
-        _die_in_checkpoint(*kill_at)
+        _die_in_file(*kill_at)
     data = TOYS["series"](8 * STEPS), TOYS["series"](21, seed=1)
     config = config_of(folder, **(changes or {}))
     together = Processes.join()
@@ -45,16 +45,16 @@ def fit(folder, resume=False, kill_at=None, changes=None):
     return found, time.monotonic() - begun
 
 
-def _die_in_checkpoint(place, count):
-    """Have the process kill itself in a checkpoint: with some of the file written, with all of it, or renamed."""
+def _die_in_file(name, place, count):
+    """Have the process kill itself as it saves the file: with some of it written, with all of it, or renamed."""
     seen = [0]
     real = getattr(os, place)
 
     def at(*arguments, **options):
-        # A file's name is all that tells a checkpoint from the log.
+        # A file's name is all that tells one from the other, and from the log.
         named = arguments[1] if place == "replace" else os.readlink(f"/proc/self/fd/{arguments[0]}")
-        seen[0] += CHECKPOINT_FILE in str(named)
-        if CHECKPOINT_FILE in str(named) and seen[0] == count:
+        seen[0] += name in str(named)
+        if name in str(named) and seen[0] == count:
             if place == "fdopen":
                 os.write(arguments[0], b"some of a file")
             if place == "replace":
@@ -142,17 +142,27 @@ def test_a_run_killed_at_a_random_moment_goes_on_bit_for_bit(size, straight, tmp
 
 
 @pytest.mark.parametrize("size", [1, 2])
-@pytest.mark.parametrize(("place", "count"), [("fdopen", 7), ("fsync", 11), ("replace", 9)])
-def test_a_run_killed_inside_a_checkpoint_goes_on_bit_for_bit(size, place, count, straight, tmp_path):
+@pytest.mark.parametrize(
+    ("name", "place", "count"),
+    [
+        (CHECKPOINT_FILE, "fdopen", 7),
+        (CHECKPOINT_FILE, "fsync", 11),
+        (CHECKPOINT_FILE, "replace", 9),
+        (MODEL_FILE, "fdopen", 1),
+        (MODEL_FILE, "fsync", 1),
+    ],
+)
+def test_a_run_killed_as_it_saves_goes_on_bit_for_bit(name, place, count, size, straight, tmp_path):
     folder = tmp_path / "run"
-    started = processes.start(fit, folder, False, (place, count), folder=tmp_path / "out", size=size)
+    started = processes.start(fit, folder, False, (name, place, count), folder=tmp_path / "out", size=size)
     started[0].join(120)
     assert started[0].exitcode == -signal.SIGKILL
-    left = list(folder.glob(f".{CHECKPOINT_FILE}.*.part"))
+    left = list(folder.glob(f".{name}.*.part"))
     assert bool(left) == (place != "replace")
     for other in started[1:]:
         other.join(60)
-        assert other.exitcode not in (0, None), "a process without the first one must end with an error"
+        if name == CHECKPOINT_FILE:
+            assert other.exitcode not in (0, None), "a process without the first one must end with an error"
     assert not (folder / MODEL_FILE).exists()
     check_goes_on(folder, size, straight)
 
@@ -162,7 +172,9 @@ def test_three_processes_go_on_bit_for_bit(straight, tmp_path):
     changes = {"batch_size": 6}
     run(tmp_path / "a" / "run", 3, False, None, changes)
     folder = tmp_path / "b" / "run"
-    started = processes.start(fit, folder, False, ("replace", 3), changes, folder=tmp_path / "out", size=3)
+    started = processes.start(
+        fit, folder, False, (CHECKPOINT_FILE, "replace", 3), changes, folder=tmp_path / "out", size=3
+    )
     started[0].join(120)
     processes.kill(started)
     run(folder, 3, True, None, changes)

@@ -118,12 +118,12 @@ class Run:
         self.processes.wait()  # all have looked before the first one writes
         if self.folder is None or not self.processes.is_first:
             return
-        if not resume:
-            # Files of the run that is being replaced must not pass for this one's.
-            for name in (CHECKPOINT_FILE, MODEL_FILE):
+        for name in (CHECKPOINT_FILE, MODEL_FILE):
+            if not resume:
+                # Files of the run that is being replaced must not pass for this one's.
                 (self.folder / name).unlink(missing_ok=True)
-        for part in self.folder.glob(f".{CHECKPOINT_FILE}.*.part"):
-            part.unlink(missing_ok=True)  # left where a process was killed while it saved
+            for part in self.folder.glob(f".{name}.*.part"):
+                part.unlink(missing_ok=True)  # left where a process was killed while it saved
         self.log = RunLog(self.folder / LOG_FILE, [asdict(r) for r in self.state.history] if resume else None)
         if self.config.tensorboard:
             self.scalars = Scalars(self.folder / TENSORBOARD_FOLDER)
