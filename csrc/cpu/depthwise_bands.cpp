@@ -153,7 +153,6 @@ PlaneConv BandGroup::forward(int64_t block, const PlaneRows& inputs, Range rows,
   job.out_row_stride = width.output * pixel;
   job.out_pixel_stride = pixel;
   job.channels = valid(block);
-  job.pairs = bands_.pairs;
   return job;
 }
 

@@ -49,7 +49,7 @@ struct BandPlan {
   int64_t group = 0;  // channel blocks together; 0 where this is not for the problem
   int64_t bands = 1;
   int64_t most_parts = 16;
-  bool pairs;                      // planes and weights hold two bfloat16 in the place of a float, see PlaneConv
+  bool pairs;                      // planes and weights hold two bfloat16 in the place of a float, see PairKernels
   int64_t row_weights;             // vectors of a kernel row's weights: one a tap, or one for two
   const float* weights = nullptr;  // [block][kernel row][row_weights][lane]
   const float* bias = nullptr;     // [block][lane]
@@ -79,6 +79,7 @@ struct BandPlan {
   int64_t sums_of_block() const { return (taps() + 1) * lanes; }
   int64_t packed_floats() const { return blocks * ((is_backward() ? 2 : 1) * taps() + 1) * lanes; }
   void pack(const WeightSources& sources, float* memory);
+  void run(const PlaneConv& job) const { (pairs ? table.pairs.plane_conv : table.plane_conv)(job); }
 
  protected:
   // Each part has sums of its own for every tap, so that few pixels must not be cut into many parts: threads then share

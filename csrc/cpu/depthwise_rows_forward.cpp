@@ -87,7 +87,7 @@ class ForwardRows : RowsGroup {
     job.moments_stride = plan_.padded();
     job.stream = stream_;
     job.prefetch = share(1);
-    (job.pairs ? plan_.table.pairs.plane_conv : plan_.table.plane_conv)(job);
+    plan_.run(job);
   }
 };
 

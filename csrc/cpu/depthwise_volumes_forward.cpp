@@ -83,7 +83,7 @@ class ForwardVolumes : VolumeGroup {
       PlaneConv job = forward(block, inputs, band, activation_, out, plan_.problem.channels);
       job.stream = stream_;
       job.prefetch = share(group_);
-      (job.pairs ? plan_.table.pairs.plane_conv : plan_.table.plane_conv)(job);
+      plan_.run(job);
     }
   }
 };

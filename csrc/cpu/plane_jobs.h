@@ -192,9 +192,6 @@ struct PlaneConv {
   int64_t slice_count = 1;
   Prefetch prefetch = {};
   ElementType out_type = ElementType::kFloat32;
-  // The plane is of pairs, a pixel and the one under the kernel row's next tap, and so are the weights, two taps each,
-  // an odd row's last with a zero: a row then has ceil(kernel[1] / 2) of them.
-  bool pairs = false;
   int64_t blocks = 1;                           // each one's bias and moments follow those of the one before
   int64_t plane_stride = 0, weight_stride = 0;  // floats from a block to the next
   int64_t out_block_stride = 0;                 // and elements of `out`

@@ -145,7 +145,9 @@ struct PairKernels {
   // A row of a channels-last tensor of bfloat16, each pixel with the one `distance` behind it, zeros beyond the row;
   // `plane` is the first pixel's place, and `before` places in front of it are written, too.
   void (*row)(const RowCopy&, int64_t distance, int64_t before, const void* source, float* plane);
-  void (*plane_conv)(const PlaneConv&);  // of planes of such rows
+  // The plane is of such rows, a pixel and the one under the kernel row's next tap, and the weights are of two taps
+  // each, an odd row's last with a zero: a row then has ceil(kernel[1] / 2) of them.
+  void (*plane_conv)(const PlaneConv&);
 };
 
 // Operands of products which an instruction set wants in a form of its own; for what is multiplied as it lies,

@@ -77,13 +77,9 @@ void SeparableBackwardChannels::gather(const RowPanels& panels) const {
 void SeparableBackwardChannels::write_bias(const RowPanels& panels) const {
   if (plan_.tensors.pointwise_bias_gradient == nullptr) return;
   constexpr int64_t kPixels = 4096;  // of a vector each, that are worth a thread
-  const int64_t lanes = plan_.planes.lanes, floats = panels.pixels * lanes;
   std::vector<float> sums(static_cast<std::size_t>(plan_.k_padded()), 0.0f);
-  parallel_for(plan_.k_blocks, std::max<int64_t>(1, kPixels / panels.pixels), [&](int64_t begin, int64_t end) {
-    for (int64_t block = begin; block < end; ++block) {
-      plan_.planes.table.sum_row(panels.gradient + block * floats, panels.pixels, sums.data() + block * lanes);
-    }
-  });
+  parallel_for(plan_.k_blocks, std::max<int64_t>(1, kPixels / panels.pixels),
+               [&](int64_t begin, int64_t end) { rows_.add_bias(panels, begin, end, sums.data()); });
   plan_.write_pointwise_bias(sums.data(), 1);
 }
 

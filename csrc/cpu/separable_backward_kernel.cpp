@@ -103,16 +103,12 @@ void SeparableBackward::run_below(BackwardTile& tile, int64_t image, int64_t of_
 void SeparableBackward::run_by_phase(int64_t parts, int64_t tile_parts, float* sums, float* depthwise_sums) const {
   const int64_t bands = parts / plan_.problem.batch;
   float* planes = scratch(Scratch::kPlanes, static_cast<std::size_t>(plan_.problem.batch * plan_.planes_of_image()));
-  const auto rows_of = [&](int64_t part) {
-    const int64_t image = part / bands, band = part % bands, rows = plan_.rows_per_image;
-    return Range{image * rows + rows * band / bands, image * rows + rows * (band + 1) / bands};
-  };
-  const auto planes_of = [&](int64_t part) { return planes + part / bands * plan_.planes_of_image(); };
   parallel_parts(parts, [&](int64_t begin, int64_t end) {
     float* panels = scratch(Scratch::kPanel, static_cast<std::size_t>(plan_.tile_floats()));
     for (int64_t part = begin; part < end; ++part) {
-      const Range rows = rows_of(part);
-      rows_.run(rows.begin, rows.end, panels, planes_of(part), sums + part * plan_.part_floats(), true);
+      const int64_t image = part / bands, band = part % bands, rows = plan_.rows_per_image;
+      rows_.run(image * rows + rows * band / bands, image * rows + rows * (band + 1) / bands, panels,
+                planes + image * plan_.planes_of_image(), sums + part * plan_.part_floats(), true);
     }
   });
   if (!plan_.wants_below()) return;

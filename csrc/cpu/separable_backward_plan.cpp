@@ -80,22 +80,10 @@ void SeparableBackwardPlan::pack(const WeightSources& weights, bool add_depthwis
   memory += depthwise_floats();
   transposed = memory;
   if (!wants_below()) return;
-  if (problem.element_type == ElementType::kFloat32 && problem.multiplier == 1 && !add_depthwise) {
-    pack_pointwise_transposed(planes.table, static_cast<const float*>(weights.pointwise), problem.inner_channels,
-                              problem.out_channels, memory, operands);
-  } else if (problem.element_type == ElementType::kFloat32) {
-    pack_transposed(static_cast<const float*>(weights.pointwise), add_depthwise, memory);
-  } else {
-    pack_transposed(static_cast<const uint16_t*>(weights.pointwise), add_depthwise, memory);
-  }
-}
-
-template <class T>
-void SeparableBackwardPlan::pack_transposed(const T* pointwise, bool add_depthwise, float* memory) const {
   const int64_t grain = std::max<int64_t>(1, 32768 / (k_padded() * planes.table.tile_columns));
   parallel_for(column_blocks, grain, [&](int64_t begin, int64_t end) {
     for (int64_t block = begin; block < end; ++block)
-      pack_transposed_block(pointwise, add_depthwise, block, memory + block * transposed_block_floats());
+      pack_column_blocks(weights, add_depthwise, block, 1, memory + block * transposed_block_floats());
   });
 }
 

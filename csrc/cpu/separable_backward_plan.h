@@ -74,8 +74,6 @@ struct SeparableBackwardPlan {
  private:
   bool takes_channels();
   template <class T>
-  void pack_transposed(const T* pointwise, bool add_depthwise, float* memory) const;
-  template <class T>
   void pack_transposed_block(const T* pointwise, bool add_depthwise, int64_t block, float* packed) const;
   void pack_panel_weights(float* target) const;
 };

@@ -22,7 +22,7 @@ void SeparableBackwardRows::run(int64_t row_begin, int64_t row_end, float* panel
     tile.row_begin += row_begin;
     tile.row_end += row_begin;
     const RowPanels filled = fill_tile(tile, row_begin / plan_.rows_per_image, panels, product, planes);
-    add_bias(filled, sums + plan_.pointwise_sums());
+    add_bias(filled, 0, plan_.k_blocks, sums + plan_.pointwise_sums());
     add_products(filled, 0, plan_.inner_blocks, sums, first && i == 0,
                  next_pixels(tile, shares_below(), shares(), shares()));
   }
@@ -109,10 +109,10 @@ void SeparableBackwardRows::add_products(const RowPanels& panels, int64_t begin,
        plan_.rounds()});
 }
 
-void SeparableBackwardRows::add_bias(const RowPanels& panels, float* sums) const {
+void SeparableBackwardRows::add_bias(const RowPanels& panels, int64_t begin, int64_t end, float* sums) const {
   if (plan_.tensors.pointwise_bias_gradient == nullptr) return;
   const int64_t lanes = plan_.planes.lanes;
-  for (int64_t block = 0; block < plan_.k_blocks; ++block) {
+  for (int64_t block = begin; block < end; ++block) {
     plan_.planes.table.sum_row(panels.gradient + block * panels.pixels * lanes, panels.pixels, sums + block * lanes);
   }
 }

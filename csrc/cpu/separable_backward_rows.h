@@ -42,10 +42,11 @@ class SeparableBackwardRows {
                 const PlaneTarget& target) const;
   void activate(const RowPanels& panels, int64_t begin, int64_t end) const;
 
-  // Vectors [begin, end) of the pointwise weight's sums, those of `begin` first, and its bias's.
+  // Vectors [begin, end) of the pointwise weight's sums, those of `begin` first; output blocks [begin, end) of its
+  // bias's, of all of which there are sums.
   void add_products(const RowPanels& panels, int64_t begin, int64_t end, float* sums, bool first,
                     const Prefetch& prefetch) const;
-  void add_bias(const RowPanels& panels, float* sums) const;
+  void add_bias(const RowPanels& panels, int64_t begin, int64_t end, float* sums) const;
 
   // Zeros in the columns of so many planes that lie outside the output.
   void clear_margins(float* planes, int64_t blocks) const;

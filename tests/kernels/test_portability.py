@@ -39,7 +39,6 @@ def _build(compiler: str, tmp_path: Path, isas: dict[str, list[str]], *extra: st
     return program
 
 
-@pytest.mark.first
 @(pytest.mark.sweep if HAS_AVX512 else pytest.mark.first)
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="builds for x86-64")
 @pytest.mark.skipif(shutil.which("g++") is None, reason="no g++ here")
