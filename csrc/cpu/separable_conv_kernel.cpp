@@ -20,6 +20,10 @@ int64_t pixels_of(const ConvProblem& problem) {
   return problem.batch * problem.output[0] * problem.output[1] * problem.output[2];
 }
 
+// Where input and output take more than this together, an ordinary store waits for its line to come from memory,
+// although the last cache would hold both: other tensors and other cores have had it since.
+constexpr int64_t kKeptBytes = int64_t{8} << 20;
+
 // Prepared operands live in L2, whatever the weights do, and want whole groups of 32 pixels: of the tiles of whole rows
 // that fit, the one that leaves least of its last group unused.
 int64_t prepared_pixels(const ConvProblem& problem, const KernelTable& kernels, int64_t padded) {
@@ -91,12 +95,10 @@ void separable_conv_forward(ConvProblem problem, const PackedWeights& weights, S
   const int64_t element_size = element_bytes(problem.element_type);
   const int64_t x_pixels = problem.batch * problem.input[0] * problem.input[1] * problem.input[2];
   const int64_t elements = x_pixels * problem.channels + pixels_of(problem) * problem.out_channels;
-  // What the tensors do not both leave in a cache: input is asked for, and output is not worth keeping.
-  const bool outgrown = elements * element_size > kCachedBytes;
-  const bool ask = splits == 1 && (outgrown || x_pixels * problem.channels * element_size > l2_cache_bytes() / 2);
-  options.stream =
-      (outgrown || options.fresh) && streams(problem.element_type, out, pixels_of(problem), problem.out_channels,
-                                             problem.out_channels, kForwardStreamBytes);
+  const bool ask = splits == 1 && x_pixels * problem.channels * element_size > l2_cache_bytes() / 2;
+  options.stream = (elements * element_size > kKeptBytes || options.fresh) &&
+                   streams(problem.element_type, out, pixels_of(problem), problem.out_channels, problem.out_channels,
+                           kForwardStreamBytes);
   parallel_runs(tiling.count(), [&](int64_t begin, int64_t end) {
     float* panel = scratch(Scratch::kPanel, static_cast<std::size_t>(table.separable_floats(problem, tiling.pixels())));
     for (int64_t i = begin; i < end; ++i) {

@@ -124,3 +124,64 @@ def test_another_dtype_is_left_to_the_module(nets, x):
 def test_frozen_must_be_a_bool():
     with pytest.raises(TypeError, match="frozen must be True or False, got 1"):
         dwsep.accelerate_(nn.Sequential(), frozen=1)
+
+
+@pytest.fixture(name="whole")
+def _whole(nets):
+    """A frozen network that is one program by now, for inputs (1, 3, 20, 24), and the same as torch runs it."""
+    net, plain = nets
+    with torch.no_grad():
+        net(torch.randn(1, 3, 20, 24))
+    assert list(net.__dict__["forward"].kept[1].wholes) == [(1, 3, 20, 24)]
+    return net, plain
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_one_program_takes_either_layout(whole, layout):
+    net, plain = whole
+    x = torch.randn(1, 3, 20, 24).to(memory_format=layout)
+    assert _same(net, plain, x)
+    assert _same(net, plain, x.transpose(2, 3).contiguous().transpose(2, 3))
+
+
+def test_one_program_takes_no_sparse_input(whole):
+    net, _ = whole
+    with pytest.raises((RuntimeError, NotImplementedError)), torch.no_grad():
+        net(torch.randn(1, 3, 20, 24).to_sparse())
+
+
+def test_whoever_watches_a_call_sees_the_modules_run(whole):
+    net, plain = whole
+    x = torch.randn(1, 3, 20, 24)
+    seen = []
+    handle = nn.modules.module.register_module_forward_hook(lambda module, *_: seen.append(module))
+    try:
+        with torch.no_grad():
+            net(x)
+    finally:
+        handle.remove()
+    assert len(seen) > 2
+    with torch.no_grad():
+        expected = plain(x)
+        assert distance(torch.vmap(net)(x[None])[0], expected) < 1e-5
+        with pytest.warns(FutureWarning, match="deprecated"):
+            traced = torch.jit.trace(net, x, check_trace=False)
+        assert distance(traced(x), expected) < 1e-5
+        with torch.autocast("cpu", torch.bfloat16):
+            assert net(x).dtype is torch.bfloat16
+
+
+def test_gradients_are_wanted_in_spite_of_one_program(whole):
+    net, _ = whole
+    x = torch.randn(1, 3, 20, 24, requires_grad=True)
+    net(x).sum().backward()
+    assert x.grad is not None
+
+
+def test_programs_are_kept_of_the_last_shapes_alone(whole):
+    net, plain = whole
+    for width in range(9, 20):
+        assert _same(net, plain, torch.randn(1, 3, 20, width))
+    plan = net.__dict__["forward"].kept[1]
+    assert list(plan.wholes) == list(plan.lowered)
+    assert len(plan.wholes) < 11

@@ -23,7 +23,7 @@ from dwsep.accelerate._inference_steps import (
     Step,
     Unfolded,
 )
-from dwsep.accelerate._lowering import LINE, Lowering, NativeSegment, Planned
+from dwsep.accelerate._lowering import LINE, Lowering, NativeSegment, Planned, WholeProgram
 from dwsep.accelerate._program import Call, Product, Program, Stage, Value, inputs_of, modules_of, substitute, values_in
 from dwsep.ops._layout import is_channels_last
 
@@ -114,6 +114,7 @@ class Plan:
         self.steps = _released(planned, self.kept)
         self.weights = _gathered([step.run for step in self.steps]) if native else None
         self.lowered: dict[tuple[int, ...], list[Planned | NativeSegment]] = {}
+        self.wholes: dict[tuple[int, ...], WholeProgram] = {}
 
     def is_current(self) -> bool:
         """Whether nothing that the prepared weights come from has changed."""
@@ -164,8 +165,13 @@ class Plan:
             lowering.run(step, values)
         lowering.finish(values)
         if len(self.lowered) >= _MOST_SHAPES:
-            self.lowered.pop(next(iter(self.lowered)))
+            oldest = next(iter(self.lowered))
+            self.lowered.pop(oldest)
+            self.wholes.pop(oldest, None)
         self.lowered[shape] = lowering.result
+        whole = WholeProgram.of(lowering.result, self.outputs) if self.spec.is_leaf() and not self.bfloat16 else None
+        if whole is not None:
+            self.wholes[shape] = whole
 
 
 def prepared(x: Tensor) -> Tensor:

@@ -90,6 +90,29 @@ class NativeSegment:
             step.apply(values)
 
 
+class WholeProgram:
+    """A plan that is one native program, from its input to a result of two axes, for float32 inputs of one shape."""
+
+    def __init__(self, segment: NativeSegment) -> None:
+        self.operator = torch.ops.dwsep.inference_program.default
+        self.arguments = segment.weights, segment.values, segment.steps, segment.output_sizes, segment.workspace
+
+    @staticmethod
+    def of(steps: Sequence[Planned | NativeSegment], outputs: Any) -> WholeProgram | None:
+        """The steps and their result as one, where they are."""
+        segment = steps[0] if len(steps) == 1 else None
+        if not isinstance(segment, NativeSegment) or segment.inputs != [0] or len(segment.shapes[0] or ()) != 4:
+            return None
+        wanted = [value for value, _ in segment.wanted]
+        flat = wanted == list(outputs) and len(wanted) == 1 and len(segment.shapes[wanted[0]] or ()) == 2
+        return WholeProgram(segment) if flat else None
+
+    def run(self, x: Tensor) -> Tensor:
+        """The result (N, C) for an input (N, C, H, W)."""
+        outputs = self.operator([x.contiguous(memory_format=torch.channels_last)], *self.arguments)
+        return outputs[0].flatten(1)
+
+
 class _Layout:
     """Where each value lies: the rows of the table, and the floats of the workspace."""
 
