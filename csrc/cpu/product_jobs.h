@@ -20,6 +20,7 @@ struct PanelProduct {
   int64_t columns;  // of the target which are wanted, a block's at most
   Prefetch prefetch;
   Operands operands = Operands::kFloats;  // what panel and weights are
+  int64_t block_stride = 0;               // floats of the panel from an inner block to the next; 0: those of the pixels
 };
 
 // The products of two panels' pixels, summed over the pixels.

@@ -56,9 +56,10 @@ struct StageGradientRow {
 // product's gradient goes to a tensor as it is, sums[channel] += gradient * values, and the values become the product.
 struct GateGradientRow {
   const float* gradient;
+  int64_t block_stride;  // floats from a block to the next
   float* values;
-  int64_t block_stride;  // floats from a block to the next, of both
-  const float* gate;     // per channel
+  int64_t values_block_stride;
+  const float* gate;  // per channel
   int64_t pixels;
   int64_t channels;
   float* out;

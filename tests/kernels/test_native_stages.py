@@ -133,6 +133,21 @@ def test_few_pixels_exact_on_integers(isa):
     isas.run_on(isa, "from tests.kernels import test_native_stages as t; t.check_few_pixels()")
 
 
+def check_large_weights() -> None:
+    """Weights whose gradient's sums outgrow half of a second cache of 2 MB, of the pixels of a few small images."""
+    torch.manual_seed(6)
+    for channels, outputs, size in ((560, 500, (5, 7)), (500, 560, (3, 3)), (1050, 260, (9, 11))):
+        for mask in ([True, True], [True, False], [False, True]):
+            options = {"affine": outputs != 560, "bias": outputs == 560, "corrected": outputs == 500, "mask": mask}
+            weight = integers(outputs, channels, 1, 1, top=1)
+            check("pointwise_stage", last(integers(2, channels, *size)), weight, (), "relu6", **options)
+
+
+@pytest.mark.parametrize("isa", isas.SUPPORTED)
+def test_large_weights_exact_on_integers(isa):
+    isas.run_on(isa, "from tests.kernels import test_native_stages as t; t.check_large_weights()")
+
+
 def test_large_problems_exact_on_integers():
     """Sizes at which tensors are cut into tiles, bands and groups of channels, and stored past the caches."""
     torch.manual_seed(1)

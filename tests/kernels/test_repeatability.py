@@ -159,6 +159,15 @@ def _training() -> Iterator[tuple[str, Operation]]:
     yield "expanded_stage_backward", lambda: ops.expanded_stage_backward(**expanded)
 
 
+def _large_weight() -> Iterator[tuple[str, Operation]]:
+    """A weight so large that its gradient is made of all pixels at once."""
+    generator = torch.Generator().manual_seed(8)
+    x, y = (last(torch.randn(3, channels, 7, 5, generator=generator)) for channels in (560, 500))
+    weight, correction = torch.randn(500, 560, 1, 1, generator=generator), torch.randn(2, 500, generator=generator)
+    arguments = (torch.cos(y), y, correction, x, torch.cos(x[0, :, 0, 0]), x[0, :, 1, 1].contiguous(), "silu", weight)
+    yield "pointwise_stage_backward", lambda: ops.pointwise_stage_backward(*arguments, True, [True, True])
+
+
 def _operations() -> Iterator[tuple[str, Operation]]:
     for index, shape in enumerate(SHAPES):
         dtype, channels_last = ((torch.float32, True), (torch.float32, False), (torch.bfloat16, True))[index % 3]
@@ -166,6 +175,7 @@ def _operations() -> Iterator[tuple[str, Operation]]:
         if (dtype, channels_last) != (torch.float32, True):
             yield from _convolutions(shape, torch.float32, True)
         yield from _stages(shape)
+    yield from _large_weight()
     yield from _programs()
     yield from _training()
 

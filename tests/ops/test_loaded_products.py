@@ -42,24 +42,25 @@ def _program(
 
 @pytest.mark.parametrize("statistics", list(Statistics))
 @pytest.mark.parametrize(
-    ("shape", "activation", "takers", "pooled"),
+    ("shape", "outputs", "activation", "takers", "pooled"),
     [
-        ((2, 20, 5, 7), "silu", 1, 1),
-        ((9, 33, 3, 3), "hardswish", 2, 1),
-        ((1, 16, 2, 3), "relu", 1, 0),
-        ((40, 40, 2, 1), "silu", 1, 1),
-        ((3, 48, 31, 29), "silu", 1, 1),
+        ((2, 20, 5, 7), 6, "silu", 1, 1),
+        ((9, 33, 3, 3), 6, "hardswish", 2, 1),
+        ((1, 16, 2, 3), 6, "relu", 1, 0),
+        ((40, 40, 2, 1), 6, "silu", 1, 1),
+        ((3, 48, 31, 29), 6, "silu", 1, 1),
+        ((3, 560, 4, 5), 500, "silu", 1, 1),  # the gradient of so large a weight is made of all pixels at once
     ],
 )
-def test_equals_the_reference(shape, activation, takers, pooled, statistics):
+def test_equals_the_reference(shape, outputs, activation, takers, pooled, statistics):
     torch.manual_seed(0)
     channels = shape[1]
     table, activations, norms = _program(statistics, activation, takers, pooled)
     inputs = [last(torch.randn(shape)), torch.empty(0)]
     parameters = [torch.randn(channels), torch.randn(channels), torch.randn(channels, channels, 1, 1) / channels**0.5]
-    parameters += [torch.randn(channels), *(torch.randn(6 + i, channels, 1, 1) for i in range(takers))]
+    parameters += [torch.randn(channels), *(torch.randn(outputs + i, channels, 1, 1) for i in range(takers))]
     running = [torch.zeros(channels), torch.ones(channels)]
-    running += [make(6 + i) for i in range(takers) for make in (torch.zeros, torch.ones)]
+    running += [make(outputs + i) for i in range(takers) for make in (torch.zeros, torch.ones)]
     own = [tensor.clone() for tensor in running]
     made = ops.training_program(inputs, parameters, running, table, activations, norms)
     expected = training_program._forward(inputs, parameters, own, table, activations, norms)
@@ -68,13 +69,13 @@ def test_equals_the_reference(shape, activation, takers, pooled, statistics):
     assert sum(tensor.numel() == 0 for tensor in made) == 1
     kept = [tensor if need else torch.empty(0)
             for tensor, need in zip(made, needed(table, activations, norms, 2)[1], strict=True)]  # fmt: skip
-    outputs = [7 + taker for taker in range(takers)]
+    values = [7 + taker for taker in range(takers)]
     rng = random.Random(0)
     for trial in range(6):
         wants = [wanted if trial == 0 else rng.random() < 0.6 for wanted in [True, False, *[True] * len(parameters)]]
         wants[1] = False
-        grads = [torch.randn(shape[0], 6 + i, *shape[2:]) for i in range(takers)]
-        rest = (grads, inputs, parameters, kept, table, activations, norms, outputs, wants)
+        grads = [torch.randn(shape[0], outputs + i, *shape[2:]) for i in range(takers)]
+        rest = (grads, inputs, parameters, kept, table, activations, norms, values, wants)
         found = ops.training_program_backward(*rest)
         for one, other in zip(found, training_program._backward(*rest), strict=True):
             torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
