@@ -113,7 +113,7 @@ void ExpandedStageBackward::take(int64_t part, int64_t first, int64_t pixels, co
   table_.outer_product({memory, expand_.channels, panel, out_blocks_, pixels, products_ + part * products_floats(),
                         padded() * lanes_, false, share_of(next, x_gradient_ != nullptr ? 1 : 0, 2),
                         outer_product_memory(table_, expand_.channels, out_blocks_, pixels, expand_.rounds),
-                        expand_.rounds});
+                        expand_.rounds, ends_in_half_a_vector(table_, expand_.out_channels)});
   table_.outer_product({memory,
                         expand_.channels,
                         memory,
@@ -123,7 +123,9 @@ void ExpandedStageBackward::take(int64_t part, int64_t first, int64_t pixels, co
                         padded() * lanes_,
                         false,
                         {},
-                        outer_product_memory(table_, expand_.channels, blocks_, pixels)});
+                        outer_product_memory(table_, expand_.channels, blocks_, pixels),
+                        false,
+                        ends_in_half_a_vector(table_, expand_.channels)});
   for (int64_t block = 0; block < blocks_; ++block) {
     constexpr int64_t kMostLanes = 16;
     alignas(64) float sums[kMostLanes] = {};

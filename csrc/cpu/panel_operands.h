@@ -47,6 +47,11 @@ inline const float* last_panel_operand(const KernelTable& table, Operands operan
   return panel;
 }
 
+// Whether of so many channels the last vector has none in its upper lanes.
+inline bool ends_in_half_a_vector(const KernelTable& table, int64_t channels) {
+  return channels % table.lanes > 0 && channels % table.lanes <= table.lanes / 2;
+}
+
 // Memory for the operands of an outer product, the same; null where it needs none.
 inline float* outer_product_memory(const KernelTable& table, int64_t rows, int64_t vectors, int64_t pixels,
                                    bool rounds = false) {

@@ -180,7 +180,8 @@ void Backward::run_tile(int64_t part, int64_t first, int64_t end, int64_t next_e
     table_.outer_product({panels.gradient, outputs, panels.input, inner_blocks_, pixels,
                           weight_sums_ + part * weight_floats(), k_padded() * lanes_, first == pixels_.begin(part),
                           next_rows(end + (next_end - end) * multiplied / shares, next_end),
-                          outer_product_memory(table_, outputs, inner_blocks_, pixels, stage_.rounds), stage_.rounds});
+                          outer_product_memory(table_, outputs, inner_blocks_, pixels, stage_.rounds), stage_.rounds,
+                          ends_in_half_a_vector(table_, stage_.channels)});
   }
 }
 
@@ -248,7 +249,10 @@ void Backward::multiply_kept_blocks(Range rows, Range vectors) const {
                         sums,
                         stride,
                         true,
-                        {}});
+                        {},
+                        nullptr,
+                        false,
+                        vectors.end == inner_blocks_ && ends_in_half_a_vector(table_, channels)});
   const bool stream = streams(gradients_.weight_gradient, outputs, channels, channels, kTrainingStreamBytes);
   const int64_t columns = std::min(vectors.end * lanes_, channels) - channel;
   table_.scatter_row({ElementType::kFloat32, channels, 1, row_count, columns, stride, stream}, sums,

@@ -36,6 +36,7 @@ struct PanelOuterProduct {
   Prefetch prefetch;
   float* memory = nullptr;  // for operands of their own, as outer_floats says
   bool rounds = false;      // whether they may be rounded to bfloat16, as outer_floats was told
+  bool half = false;        // whether the last vector has nothing in its upper lanes
 };
 
 // A panel [inner block][pixel][lane] times packed weights [K block][inner][column], into pixels of a tensor.

@@ -106,7 +106,7 @@ void SeparableBackwardRows::add_products(const RowPanels& panels, int64_t begin,
       {panels.gradient, plan_.k_padded(), panels.depthwise + begin * panels.pixels * lanes, end - begin, panels.pixels,
        sums, stride, first, prefetch,
        outer_product_memory(plan_.planes.table, plan_.k_padded(), end - begin, panels.pixels, plan_.rounds()),
-       plan_.rounds()});
+       plan_.rounds(), end == plan_.inner_blocks && ends_in_half_a_vector(plan_.planes.table, plan_.problem.channels)});
 }
 
 void SeparableBackwardRows::add_bias(const RowPanels& panels, int64_t begin, int64_t end, float* sums) const {
