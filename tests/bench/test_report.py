@@ -1,11 +1,15 @@
 """Tables, page and plot, from records that nothing measured."""
 
+import io
+
 import pytest
+from rich.console import Console
 
 from dwsep.bench.markdown import disturbance, render_markdown
 from dwsep.bench.registry import Task
 from dwsep.bench.roofline import write_roofline
 from dwsep.bench.tables import format_seconds, result_tables, summary_table
+from dwsep.cli._bench_output import print_results
 from tests.bench.toys import TINY, TINY_DEPTHWISE, make_record, make_results
 
 WRONG = {"status": "wrong", "reason": "3 of 5 elements of y are wrong"}
@@ -41,6 +45,17 @@ def test_summary_table_has_a_row_for_each_table(records):
     summary = summary_table(records)
     assert summary.headings == ("", "cases", "x best", "min", "x eager", "min", "slowest case", "floor")
     assert [row[2] for row in summary.rows] == ["2.00", "2.00", "0.75"]
+
+
+@pytest.mark.parametrize("width", [60, 80, 200])
+def test_titles_of_the_summary_are_whole_at_any_width(records, width):
+    records.append(make_record({"dwsep": 1.0, "nchw": 2.0, "compile": 2.0}, Task(TINY, training=True)))
+    console = Console(width=width, record=True, file=io.StringIO())
+    print_results(make_results(records), console)
+    lines = console.export_text().split("times faster than")[1].splitlines()
+    for title, *_ in summary_table(records).rows:
+        assert title in " ".join(" ".join(lines).split())
+    assert max(map(len, lines)) <= width
 
 
 def test_tables_of_what_nobody_could_run():

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from dwsep.bench.tables import Table
 
 _WIDE = 92  # columns from which on every ratio has room
+_TITLE = 24  # columns in which a title of a summary can be read
 
 
 def print_results(results: Mapping[str, Any], console: Console) -> None:
@@ -25,7 +26,7 @@ def print_results(results: Mapping[str, Any], console: Console) -> None:
 
     for table in result_tables(results["records"], all_ratios=console.width >= _WIDE):
         _print_table(table, "ms", console)
-    _print_table(summary_table(results["records"]), "times faster than, over the cases", console)
+    _print_summary(summary_table(results["records"]), console)
     for dtype, entry in results["ceilings"].items():
         console.print(escape(describe_ceilings(Ceilings.from_json(entry), dtype)))
     for remark in notes(results["records"]):
@@ -61,6 +62,22 @@ def _print_table(table: Table, unit: str, console: Console) -> None:
     for cells, best in zip(table.rows, table.best, strict=True):
         shown.add_row(*(_cell(cell, column == best) for column, cell in enumerate(cells)))
     console.print(shown)
+
+
+def _print_summary(table: Table, console: Console) -> None:
+    """Prints a line for each group of cases where their titles would have to be folded letter by letter."""
+    from rich.markup import escape
+
+    unit = "times faster than, over the cases"
+    numbers = [max(map(len, (heading, *cells))) for heading, *cells in zip(table.headings, *table.rows, strict=True)]
+    if sum(numbers[1:]) + len(numbers) + _TITLE <= console.width:
+        _print_table(table, unit, console)
+        return
+    console.print(f"[bold]{escape(table.title)}[/] ({unit})")
+    for title, *cells in table.rows:
+        entries = [f"{heading} {cell}" for heading, cell in zip(table.headings[1:], cells, strict=True)]
+        console.print(f"{escape(title)}: [bold]{escape(', '.join(entries))}[/]")
+    console.print()
 
 
 def _cell(text: str, best: bool) -> str:
