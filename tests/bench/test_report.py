@@ -10,7 +10,7 @@ from dwsep.bench.registry import Task
 from dwsep.bench.roofline import write_roofline
 from dwsep.bench.tables import format_seconds, result_tables, summary_table
 from dwsep.cli._bench_output import print_results
-from tests.bench.toys import TINY, TINY_DEPTHWISE, make_record, make_results
+from tests.bench.toys import TINY, TINY_DEPTHWISE, make_network_record, make_record, make_results
 
 WRONG = {"status": "wrong", "reason": "3 of 5 elements of y are wrong"}
 ABSENT = {"status": "unavailable", "reason": "onnxruntime runs inference only"}
@@ -56,6 +56,15 @@ def test_titles_of_the_summary_are_whole_at_any_width(records, width):
     for title, *_ in summary_table(records).rows:
         assert title in " ".join(" ".join(lines).split())
     assert max(map(len, lines)) <= width
+
+
+def test_names_of_networks_are_whole_in_eighty_columns():
+    times = dict.fromkeys(("dwsep", "nchw", "channels_last", "compile", "onnxruntime", "openvino"), 0.0123)
+    record = make_network_record(times, "mobilenetv3_large_100")
+    console = Console(width=80, record=True, file=io.StringIO())
+    print_results(make_results([record], "networks"), console)
+    (line,) = [line for line in console.export_text().splitlines() if line.count("12.3") == len(times)]
+    assert line.startswith("mobilenetv3_large_100@224 ")
 
 
 def test_tables_of_what_nobody_could_run():

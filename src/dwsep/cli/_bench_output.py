@@ -56,12 +56,17 @@ def _print_table(table: Table, unit: str, console: Console) -> None:
     from rich.table import Table as RichTable
 
     console.print(f"[bold]{escape(table.title)}[/] ({unit})")  # as a title it would be folded to the table's width
-    shown = RichTable(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    # A column takes two more with the box: without it, and with headings of two lines, names keep theirs longer.
+    roomy = sum(_widths(table)) + 2 * len(table.headings) <= console.width
+    shown = RichTable(box=SIMPLE_HEAD if roomy else None, padding=(0, 1, 0, 0), pad_edge=roomy)
     for index, heading in enumerate(table.headings):
-        shown.add_column(escape(heading), justify="right" if index else "left", no_wrap=index > 0, overflow="fold")
+        name = escape(heading if roomy else heading.replace(" ", "\n"))
+        shown.add_column(name, justify="right" if index else "left", no_wrap=index > 0, overflow="fold")
     for cells, best in zip(table.rows, table.best, strict=True):
         shown.add_row(*(_cell(cell, column == best) for column, cell in enumerate(cells)))
     console.print(shown)
+    if not roomy:
+        console.print()
 
 
 def _print_summary(table: Table, console: Console) -> None:
@@ -69,8 +74,7 @@ def _print_summary(table: Table, console: Console) -> None:
     from rich.markup import escape
 
     unit = "times faster than, over the cases"
-    numbers = [max(map(len, (heading, *cells))) for heading, *cells in zip(table.headings, *table.rows, strict=True)]
-    if sum(numbers[1:]) + len(numbers) + _TITLE <= console.width:
+    if sum(_widths(table)[1:]) + 2 * len(table.headings) + _TITLE <= console.width:
         _print_table(table, unit, console)
         return
     console.print(f"[bold]{escape(table.title)}[/] ({unit})")
@@ -78,6 +82,10 @@ def _print_summary(table: Table, console: Console) -> None:
         entries = [f"{heading} {cell}" for heading, cell in zip(table.headings[1:], cells, strict=True)]
         console.print(f"{escape(title)}: [bold]{escape(', '.join(entries))}[/]")
     console.print()
+
+
+def _widths(table: Table) -> list[int]:
+    return [max(map(len, (heading, *cells))) for heading, *cells in zip(table.headings, *table.rows, strict=True)]
 
 
 def _cell(text: str, best: bool) -> str:
