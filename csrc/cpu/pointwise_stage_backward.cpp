@@ -185,7 +185,8 @@ void Backward::run_tile(int64_t part, int64_t first, int64_t end, int64_t next_e
   }
 }
 
-// A block of channels of a tile: its product's gradient is in `product`, its values before the gate are in `input`.
+// A block of channels of a tile: its product's gradient is in `product`, its values before the gate are among the
+// panels.
 void Backward::pass_gate(int64_t part, int64_t first, int64_t pixels, int64_t channel, int64_t channels,
                          const float* product, const Panels& panels, bool stream) const {
   for_images(stage_, first, pixels, [&](int64_t done, int64_t run, int64_t image) {
