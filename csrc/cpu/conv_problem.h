@@ -40,6 +40,7 @@ struct ConvProblem {
   int64_t segment_count;
   ElementType element_type;
   bool reads_ahead = false;  // of depthwise alone: the input is to be asked for before it is read
+  bool stream = false;       // alike: store past the caches, float channels of the output are whole cache lines
 };
 
 // Weights in the order in which micro-kernels read them, channels padded with zeros to whole blocks. The inner blocks

@@ -143,13 +143,19 @@ void depthwise_conv_forward(ConvProblem problem, const PackedWeights& weights, A
   // Two rows are computed from one reading of what they share, so that a tile has several, if threads then get any.
   const int64_t rows = problem.batch * problem.output[0] * problem.output[1];
   const int64_t several = std::clamp<int64_t>(rows / thread_count(), 1, 4);
-  problem.reads_ahead = input_elements(problem) * element_bytes(problem.element_type) > l2_cache_bytes();
+  const int64_t element_size = element_bytes(problem.element_type);
+  const int64_t outputs = rows * problem.output[2];
+  problem.reads_ahead = input_elements(problem) * element_size > l2_cache_bytes();
+  problem.stream =
+      (input_elements(problem) + outputs * problem.inner_channels) * element_size > kCachedBytes &&
+      streams(problem.element_type, out, outputs, problem.inner_channels, problem.inner_channels, kForwardStreamBytes);
   const Tiling tiling(problem, std::max(l1_cache_bytes() / bytes_of_pixel, several * problem.output[2]), 1, 1,
                       thread_count());
   parallel_runs(tiling.count(), [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       table.depthwise_tile(problem, weights, activation, wide.data(), out, tiling[i]);
     }
+    if (problem.stream) table.finish_streams();
   });
 }
 

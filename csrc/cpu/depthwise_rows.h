@@ -54,6 +54,8 @@ struct RowsPlan : BandPlan {
 
  private:
   bool half_pays() const;
+  bool has_short_vectors() const;
+  bool short_vectors_leave() const;
   bool is_beside_direct() const;
   bool pays_beside_direct() const;
 };

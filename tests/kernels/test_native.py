@@ -56,6 +56,31 @@ def test_recorded_shapes_exact_on_integers(isa):
     isas.run_on(isa, script + "t.check_recorded_exact(problems.sample(500, seed=7))")
 
 
+def check_large_exact() -> None:
+    """Outputs that are stored past the caches, in groups of columns that overlap at the end of a row."""
+    generator = torch.Generator().manual_seed(3)
+    draw = problems.small_integers(generator, torch.float32)
+    for size, stride, dilation in ((3, 1, 1), (5, 1, 1), (3, 2, 1), (3, 1, 2)):
+        padding = dilation * (size - 1) // 2
+        problem = problems.Problem(
+            f"large {size} {stride} {dilation}", 1, 48, 1, 16 if stride == 1 else 96, (300 * stride, 301 * stride),
+            (size, size), (stride, stride), (dilation, dilation), (padding,) * 4,
+        )  # fmt: skip
+        x, depthwise, pointwise, bias, pointwise_bias = problem.tensors(draw, True)
+        out = ops.depthwise_conv(x, depthwise, bias, *problem.geometry, "none")
+        expected = problems.in_float64(reference.depthwise_conv, (x, depthwise, bias), *problem.geometry, "none")
+        assert problems.exact(out, expected), problem
+        tensors = (x, depthwise, pointwise, bias, pointwise_bias)
+        out = ops.separable_conv(*tensors, *problem.geometry, *PLAIN)
+        expected = problems.in_float64(reference.separable_conv, tensors, *problem.geometry, *PLAIN)
+        assert problems.exact(out, expected), problem
+
+
+@pytest.mark.parametrize("isa", isas.SUPPORTED)
+def test_large_outputs_exact_on_integers(isa):
+    isas.run_on(isa, "from tests.kernels import test_native as t; t.check_large_exact()")
+
+
 @pytest.mark.sweep
 @pytest.mark.timeout(3000)
 @pytest.mark.parametrize("isa", isas.SUPPORTED)
