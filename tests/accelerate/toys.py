@@ -159,8 +159,7 @@ def check_step(model, x, call=lambda model: model, both_layouts=False):
         eager = max(distance(other[name], expected) for other in others)
         if both_layouts and eager > 1e-4:
             continue  # lost in eager as well: a scale that the norm behind it takes out again, as RepVit's 1x1 branch
-        # AVX2's sums, in the order of shorter vectors, are up to 2.5 times as far off as eager's in one tensor.
-        shares[name] = distance(ours[name], expected) / (3 * eager + 1e-6)
+        shares[name] = distance(ours[name], expected) / (2 * eager + 1e-6)
     beyond = sorted(((share, name) for name, share in shares.items() if share > 1), reverse=True)
     assert len(beyond) <= (max(2, len(shares) // 50) if both_layouts else 0), beyond
     assert not beyond or beyond[0][0] <= 5, beyond
