@@ -56,6 +56,7 @@ bool RowsPlan::pays(bool backward) const {
   if (group == 0 || height.input == 1) return false;
   if (problem.element_type == ElementType::kBFloat16) return half_pays();
   if (!backward && has_short_vectors()) {
+    // Planes need several images to be as fast.
     return !short_vectors_leave() && height.stride == 1 && width.stride == 1 && problem.batch == 1;
   }
   if (!backward && is_beside_direct()) return pays_beside_direct();
