@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import dwsep
-from tests.accelerate.toys import distance, randomise
+from tests.accelerate.toys import distance, is_zero_but_for_rounding, randomise
 
 pytestmark = pytest.mark.skipif(
     not dwsep.ops.native_status().loaded, reason=f"native library: {dwsep.ops.native_status().reason}"
@@ -99,7 +99,17 @@ def test_a_factor_that_changes_is_seen():
 
 
 def test_deeplab_equals_float64():
-    torch.manual_seed(0)
+    # The norm of what is pooled sees two numbers a channel: what rounding makes of its gradient is chance, whoever
+    # computes it, and is compared over a few draws.
+    draws = [_deeplab_distances(seed) for seed in range(3)]
+    for name in draws[0]:
+        mine, theirs = (sum(draw[name][whose] ** 2 for draw in draws) ** 0.5 for whose in range(2))
+        assert mine < 2 * theirs + 1e-3 * len(draws) ** 0.5, name
+
+
+def _deeplab_distances(seed):
+    """By name, how far the accelerated step's output and gradients are from float64, and eager's."""
+    torch.manual_seed(seed)
     net = randomise(dwsep.networks.create("deeplab_v3_plus", num_classes=3, width_multiplier=0.25, dropout=0.0))
     exact = copy.deepcopy(net).double()
     dwsep.accelerate_(net)
@@ -108,6 +118,12 @@ def test_deeplab_equals_float64():
     x = torch.randn(2, 3, 65, 80)
     eager = copy.deepcopy(exact).float()
     wanted = _step(exact, x.double())
-    away = [distance(a, b) for a, b in zip(_step(eager, x), wanted, strict=True)]
-    for mine, theirs in zip((distance(a, b) for a, b in zip(_step(net, x), wanted, strict=True)), away, strict=True):
-        assert mine < 2 * theirs + 1e-3
+    total = max(each.norm().item() for each in wanted[1:])
+    names = ["output", *(name for name, _ in net.named_parameters())]
+    distances = {}
+    for name, mine, theirs, expected in zip(names, _step(net, x), _step(eager, x), wanted, strict=True):
+        if name != "output" and is_zero_but_for_rounding(expected, total):
+            assert mine.norm() < 1e-5 * total, name
+        else:
+            distances[name] = distance(mine, expected), distance(theirs, expected)
+    return distances

@@ -121,13 +121,62 @@ def step(model, x, call=None):
     return result
 
 
+def is_zero_but_for_rounding(expected, total):
+    """Whether a float64 gradient is, beside the ``total`` of all: that of a bias before a batch norm is, for one.
+
+    It has no relative distance, as what float32 makes of it is chance.
+    """
+    return expected.norm().item() < 1e-9 * total
+
+
+_drawing_again = [False]
+
+
+def draws_again():
+    """Whether :func:`check_step` runs a step once more, on a copy of the model that the test knows nothing of."""
+    return _drawing_again[0]
+
+
 def check_step(model, x, call=lambda model: model, both_layouts=False):
     """The accelerated step is no further from float64 than twice the distance of eager's, plus 1e-6.
 
-    ``both_layouts`` is for deep networks: the worse of eager's two counts. Rounding is chance, and among hundreds of
-    tensors some fall unluckily (eager's own layouts: up to 4.2 times the bound of one another, 1 in 100 beyond it): two
-    tensors in 100 may be up to five times the bound away.
+    Rounding is chance: the norms of a few numbers' errors differ by more than twice now and then, whoever's are
+    compared. What lies beyond the bound, by no more than five times, is therefore measured on four more inputs, and the
+    root mean square of all five distances must keep it.
+
+    ``both_layouts`` is for deep networks: the worse of eager's two counts. Among hundreds of tensors some fall
+    unluckily (eager's own layouts: up to 4.2 times the bound of one another, 1 in 100 beyond it): two tensors in 100
+    may be up to five times the bound away.
     """
+    drawn = [_distances(model, x, call, both_layouts)]
+    beyond = _beyond(drawn)
+    assert all(share <= 5 for share, _ in beyond), beyond
+    if both_layouts:
+        assert len(beyond) <= max(2, len(drawn[0]) // 50), beyond
+        return
+    if beyond:
+        try:
+            _drawing_again[0] = True
+            for _ in range(4):
+                other = torch.randn_like(x).requires_grad_(x.requires_grad)
+                drawn.append(_distances(copy.deepcopy(model), other, call, both_layouts))
+        finally:
+            _drawing_again[0] = False
+        beyond = _beyond(drawn)
+    assert not beyond, beyond
+
+
+def _beyond(drawn):
+    """Of distances by name, one dictionary a draw: (share of the bound, name) where beyond, the furthest first."""
+    found = []
+    for name in drawn[0]:
+        mine, eager = ((sum(draw[name][whose] ** 2 for draw in drawn) / len(drawn)) ** 0.5 for whose in range(2))
+        found.append((mine / (2 * eager + 1e-6), name))
+    return sorted((share, name) for share, name in found if not share <= 1)[::-1]  # NaN is beyond, too
+
+
+def _distances(model, x, call, both_layouts):
+    """By name, how far the accelerated step's tensors are from float64, and eager's."""
     plain = copy.deepcopy(model)
     dwsep.revert_(plain)
     exact, before = copy.deepcopy(plain).double(), copy.deepcopy(plain.state_dict())
@@ -147,19 +196,16 @@ def check_step(model, x, call=lambda model: model, both_layouts=False):
             torch._C._set_mkldnn_enabled(True)
     assert ours.keys() == theirs.keys() == truth.keys()
     total = max([t.double().norm().item() for name, t in truth.items() if name.endswith("grad")], default=0)
-    shares = {}
+    distances = {}
     for name, expected in truth.items():
         if not torch.is_floating_point(expected):
             assert torch.equal(ours[name], theirs[name]), name
             continue
-        # What is zero but for rounding, as the gradient of a bias before a batch norm, has no relative distance.
-        if name.endswith("grad") and expected.norm() < 1e-9 * total:
+        if name.endswith("grad") and is_zero_but_for_rounding(expected, total):
             assert ours[name].double().norm() < 1e-5 * total, name
             continue
         eager = max(distance(other[name], expected) for other in others)
         if both_layouts and eager > 1e-4:
             continue  # lost in eager as well: a scale that the norm behind it takes out again, as RepVit's 1x1 branch
-        shares[name] = distance(ours[name], expected) / (2 * eager + 1e-6)
-    beyond = sorted(((share, name) for name, share in shares.items() if share > 1), reverse=True)
-    assert len(beyond) <= (max(2, len(shares) // 50) if both_layouts else 0), beyond
-    assert not beyond or beyond[0][0] <= 5, beyond
+        distances[name] = distance(ours[name], expected), eager
+    return distances
