@@ -81,15 +81,15 @@ class Step:
     def arguments(self) -> dict[str, Any]:
         """The operator's arguments."""
         shape = self.expected().shape
-        values = [[*self.x.shape, Home.INPUT, 0], [*shape, Home.OUTPUT, 0]]
+        values = [[*self.x.shape, Home.INPUT, 0, 0], [*shape, Home.OUTPUT, 0, 0]]
         inputs = [last(self.x)]
         if self.operand is not None:
-            values.append([*self.operand.shape, Home.INPUT, 1])
+            values.append([*self.operand.shape, Home.INPUT, 1, 0])
             inputs.append(last(self.operand))
         gate = -1
         if self.gate is not None:
             gate = len(values)
-            values.append([*self.gate.shape, Home.INPUT, len(inputs)])
+            values.append([*self.gate.shape, Home.INPUT, len(inputs), 0])
             inputs.append(last(self.gate))
         places = [-1, 0]
         parts: list[Tensor] = []
@@ -101,7 +101,7 @@ class Step:
         kernel = (1, 1) if self.weight is None else tuple(self.weight.shape[2:])
         channels = 1 if self.weight is None else self.weight.shape[0]
         step = [self.kind, 0, 1, -1 if self.operand is None else 2, *names[:2], places[1], channels]
-        step += [*kernel, *self.stride, *self.dilation, *self.pads, places[0], names[2], gate, int(self.bfloat16)]
+        step += [*kernel, *self.stride, *self.dilation, *self.pads, places[0], names[2], gate, -1, int(self.bfloat16)]
         return {
             "inputs": inputs,
             "weights": torch.cat(parts) if parts else torch.zeros(0),

@@ -79,8 +79,8 @@ class Expansion {
   void fill_panel(int64_t image, Range rows, float* panel) const {
     if (!widens) return;
     const int64_t pixels = rows.size() * p.input[2];
-    table.stage_row({conv.x + (image * p.input[1] + rows.begin) * p.input[2] * conv.channels, nullptr, nullptr, nullptr,
-                     Activation::kNone, conv.channels, pixels, conv.channels, panel, pixels * table.lanes});
+    table.stage_row({conv.x + (image * p.input[1] + rows.begin) * p.input[2] * conv.x_stride, nullptr, nullptr, nullptr,
+                     Activation::kNone, conv.x_stride, pixels, conv.channels, panel, pixels * table.lanes});
     if (conv.pairs) pair_panel_in_place(table, widen.inner, pixels, panel);
   }
 
@@ -94,11 +94,12 @@ class Expansion {
                            rows * shape.pitch, conv.pairs ? Operands::kPairs : Operands::kFloats});
       return;
     }
-    const float* x = conv.x + (image * p.input[1] + have.begin + kept) * columns * p.channels + first;
+    const int64_t stride = conv.x_stride;
+    const float* x = conv.x + (image * p.input[1] + have.begin + kept) * columns * stride + first;
     const int64_t channels = std::min(table.tile_columns, p.channels - first);
-    for (int64_t row = kept; row < rows; ++row, x += columns * p.channels, target += shape.pitch) {
+    for (int64_t row = kept; row < rows; ++row, x += columns * stride, target += shape.pitch) {
       table.stage_row(
-          {x, nullptr, nullptr, nullptr, Activation::kNone, p.channels, columns, channels, target, rows * shape.pitch});
+          {x, nullptr, nullptr, nullptr, Activation::kNone, stride, columns, channels, target, rows * shape.pitch});
     }
   }
 
@@ -107,8 +108,8 @@ class Expansion {
   void convolve(int64_t image, const float* planes, Range have, int64_t begin, int64_t end, int64_t block,
                 float* made) const {
     const int64_t lanes = table.lanes, taps = p.kernel[1] * p.kernel[2], first = image * p.output[1] + begin;
-    float* out = conv.separable ? made : conv.out + first * p.output[2] * p.channels;
-    const int64_t pixel_stride = conv.separable ? lanes : p.channels;
+    float* out = conv.separable ? made : conv.out + first * p.output[2] * conv.out_stride;
+    const int64_t pixel_stride = conv.separable ? lanes : conv.out_stride;
     const int64_t vector_stride = conv.separable ? (end - begin) * p.output[2] * lanes : lanes;
     for (int64_t vector = 0; vector < vectors; ++vector) {
       const int64_t at = block * vectors + vector;
@@ -286,12 +287,18 @@ void by_channels(const Expansion& e) {
   }
 }
 
-void apart(const ExpandedConv& conv) {
+void apart(ExpandedConv conv) {
   const ConvProblem& p = conv.problem;
   const int64_t pixels = p.batch * p.input[1] * p.input[2];
   const Workspace wide(static_cast<std::size_t>(pixels * p.channels));
   pointwise_conv_forward({pixels, conv.channels, p.channels, conv.x, conv.expansion, conv.expansion_activation, nullptr,
-                          wide.data(), nullptr, 0, conv.pairs});
+                          wide.data(), nullptr, 0, conv.pairs, conv.x_stride});
+  if (conv.out_stride != p.channels || conv.means_stride != p.channels) {
+    conv.expansion = nullptr;
+    conv.x = wide.data();
+    conv.channels = conv.x_stride = p.channels;
+    return expanded_conv_forward(conv);
+  }
   if (conv.separable) {
     separable_conv_forward(p, conv.weights, conv.options, wide.data(), conv.out);
   } else {
@@ -333,7 +340,7 @@ void write_means(const Expansion& e) {
       for (int64_t row = 0; row < p.output[1]; ++row, sums += e.padded()) {
         for (int64_t lane = 0; lane < e.table.lanes; ++lane) totals[lane] += static_cast<double>(sums[lane]);
       }
-      float* out = e.conv.means + image * p.channels + first;
+      float* out = e.conv.means + image * e.conv.means_stride + first;
       const int64_t count = std::min(e.table.lanes, p.channels - first);
       for (int64_t lane = 0; lane < count; ++lane) out[lane] = static_cast<float>(factor * totals[lane]);
     }
@@ -344,7 +351,10 @@ void write_means(const Expansion& e) {
 
 bool planes_balance(const ConvProblem& problem) { return channels_waste_less(problem, false); }
 
-void expanded_conv_forward(const ExpandedConv& conv) {
+void expanded_conv_forward(ExpandedConv conv) {
+  if (conv.x_stride == 0) conv.x_stride = conv.channels;
+  if (conv.out_stride == 0) conv.out_stride = conv.problem.channels;
+  if (conv.means_stride == 0) conv.means_stride = conv.problem.channels;
   Expansion expansion(conv);
   const ConvProblem& p = conv.problem;
   const int64_t threads = thread_count();

@@ -27,8 +27,8 @@ void fill_panel(const KernelTable& table, const PointwiseConv& conv, const float
     const int64_t image = conv.gate == nullptr ? 0 : pixel / conv.image_pixels;
     const int64_t count =
         conv.gate == nullptr ? pixels : std::min(pixels - done, (image + 1) * conv.image_pixels - pixel);
-    const float* gate = conv.gate == nullptr ? nullptr : conv.gate + image * conv.channels;
-    table.stage_row({conv.x + pixel * conv.channels, nullptr, gate, zeros, Activation::kNone, conv.channels, count,
+    const float* gate = conv.gate == nullptr ? nullptr : conv.gate + image * conv.gate_stride;
+    table.stage_row({conv.x + pixel * conv.x_stride, nullptr, gate, zeros, Activation::kNone, conv.x_stride, count,
                      conv.channels, panel + done * table.lanes, pixels * table.lanes});
     done += count;
   }
@@ -64,7 +64,10 @@ void pack_pointwise(const KernelTable& table, const float* weight, const float* 
   if (bias != nullptr) std::copy_n(bias, out_channels, packed_bias);
 }
 
-void pointwise_conv_forward(const PointwiseConv& conv) {
+void pointwise_conv_forward(PointwiseConv conv) {
+  if (conv.x_stride == 0) conv.x_stride = conv.channels;
+  if (conv.out_stride == 0) conv.out_stride = conv.out_channels;
+  if (conv.gate_stride == 0) conv.gate_stride = conv.channels;
   const KernelTable& table = kernels();
   const PackedPointwise packed(table, conv.channels, conv.out_channels, conv.packed);
   const int64_t blocks = packed.blocks, threads = thread_count();
@@ -90,7 +93,9 @@ void pointwise_conv_forward(const PointwiseConv& conv) {
         filled = index;
       }
       const int64_t next = first + pixels;
-      const int64_t next_pixels = unit + splits < end ? conv.pixels * (index + 2) / tiles - next : 0;
+      // What lies between the pixels of a part is not asked for with them.
+      const bool asks = unit + splits < end && conv.x_stride == conv.channels;
+      const int64_t next_pixels = asks ? conv.pixels * (index + 2) / tiles - next : 0;
       table.pointwise_tile({panel,
                             0,
                             conv.channels,
@@ -99,12 +104,13 @@ void pointwise_conv_forward(const PointwiseConv& conv) {
                             packed.weights,
                             packed.bias,
                             conv.activation,
-                            conv.residual != nullptr ? conv.residual + first * conv.out_channels : nullptr,
-                            conv.out + first * conv.out_channels,
+                            conv.residual != nullptr ? conv.residual + first * conv.out_stride : nullptr,
+                            conv.out + first * conv.out_stride,
                             blocks * split / splits,
                             blocks * (split + 1) / splits,
-                            {{{conv.x + next * conv.channels, next_pixels * conv.channels * kFloatBytes}}},
-                            conv.pairs ? Operands::kPairs : Operands::kFloats});
+                            {{{conv.x + next * conv.x_stride, next_pixels * conv.channels * kFloatBytes}}},
+                            conv.pairs ? Operands::kPairs : Operands::kFloats,
+                            conv.out_stride});
     }
   });
 }

@@ -28,7 +28,8 @@ int64_t packed_pointwise_size(const KernelTable& table, int64_t channels, int64_
 void pack_pointwise(const KernelTable& table, const float* weight, const float* bias, int64_t channels,
                     int64_t out_channels, bool pairs, float* packed);
 
-// Channels-last floats: x (pixels, channels), residual, if any, and out (pixels, out_channels).
+// Channels-last floats: x (pixels, channels), residual, if any, and out (pixels, out_channels). Each may be some of the
+// channels of something wider; the residual's pixels lie as far apart as the output's.
 struct PointwiseConv {
   int64_t pixels;
   int64_t channels;
@@ -41,8 +42,11 @@ struct PointwiseConv {
   const float* gate = nullptr;  // (images, channels), times x; or null
   int64_t image_pixels = 0;     // of each image, where there is a gate
   bool pairs = false;           // how the weights were packed
+  int64_t x_stride = 0;         // floats from a pixel of x to the next; 0 for its channels, and so on
+  int64_t out_stride = 0;
+  int64_t gate_stride = 0;
 };
 
-void pointwise_conv_forward(const PointwiseConv& conv);
+void pointwise_conv_forward(PointwiseConv conv);
 
 }  // namespace dwsep

@@ -90,6 +90,7 @@ struct PointwiseTile {
   int64_t block_end;
   Prefetch prefetch;
   Operands operands = Operands::kFloats;  // what panel and weights are
+  int64_t out_stride = 0;                 // floats from a pixel of `out` to the next; 0: its channels
 };
 
 // A handful of pixels of a pointwise stage, or of its way back: what each of the kernels reads and writes.

@@ -42,12 +42,16 @@ void expanded(const ProgramStep& step, bool separable) {
                           separable && step.pairs},
                          separable,
                          step.output.data,
-                         step.means,
-                         step.pairs});
+                         step.means.data,
+                         step.pairs,
+                         step.input.pixel_stride,
+                         step.output.pixel_stride,
+                         step.means.pixel_stride});
 }
 
 void depthwise(const ProgramStep& step) {
-  if (step.expansion != nullptr || step.means != nullptr) {
+  const bool in_parts = !step.input.is_dense() || !step.output.is_dense();
+  if (step.expansion != nullptr || step.means.data != nullptr || in_parts) {
     expanded(step, false);
   } else {
     depthwise_conv_forward(step.problem, packed_parts(step.problem, kernels(), step.weights), step.activation,
@@ -77,7 +81,8 @@ void run(const ProgramStep& step) {
       return depthwise(step);
     case StepKind::kPointwise:
       return pointwise_conv_forward({x.pixels(), x.channels, out.channels, x.data, step.weights, step.activation,
-                                     step.operand, out.data, step.gate, x.height * x.width, step.pairs});
+                                     step.operand, out.data, step.gate.data, x.height * x.width, step.pairs,
+                                     x.pixel_stride, out.pixel_stride, step.gate.pixel_stride});
     case StepKind::kSeparable:
       return separable(step);
     case StepKind::kPool:
@@ -111,20 +116,8 @@ int64_t program_expansion_size(const ProgramStep& step) {
   return packed_pointwise_size(kernels(), step.input.channels, step.problem.channels);
 }
 
-// Means of what a depthwise convolution has just made are taken where it makes it. They are written when its input has
-// been read, so that they may lie where that was.
-static bool takes_means(const ProgramStep& step, const ProgramStep& next) {
-  return step.kind == StepKind::kDepthwise && step.operand == nullptr && step.problem.multiplier == 1 &&
-         next.kind == StepKind::kPool && next.input.data == step.output.data;
-}
-
-void run_program(std::vector<ProgramStep> steps) {
-  for (std::size_t i = 0; i < steps.size(); ++i) {
-    const bool together = i + 1 < steps.size() && takes_means(steps[i], steps[i + 1]);
-    if (together) steps[i].means = steps[i + 1].output.data;
-    run(steps[i]);
-    if (together) ++i;
-  }
+void run_program(const std::vector<ProgramStep>& steps) {
+  for (const ProgramStep& step : steps) run(step);
 }
 
 }  // namespace dwsep

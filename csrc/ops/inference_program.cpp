@@ -14,8 +14,8 @@
 namespace dwsep {
 namespace {
 
-enum ValueColumn { kBatch, kChannels, kHeight, kWidth, kHome, kPlace, kValueColumns };
-enum Home { kInput, kWorkspace, kOutput };
+enum ValueColumn { kBatch, kChannels, kHeight, kWidth, kHome, kPlace, kFirstChannel, kValueColumns };
+enum Home { kInput, kWorkspace, kOutput, kPart };
 enum StepColumn {
   kKind,
   kFrom,
@@ -32,6 +32,7 @@ enum StepColumn {
   kExpansion = kPadding + 4,
   kExpansionActivation,
   kInputGate,
+  kMeans,
   kBFloat16,
   kStepColumns
 };
@@ -92,11 +93,12 @@ class Values {
     std::vector<std::optional<Tensor>> made(static_cast<std::size_t>(outputs));
     for (int64_t i = 0; i < table.size(); ++i) {
       const int64_t *row = table[i], count = checked_count(row), place = row[kPlace];
-      ProgramValue value = {row[kBatch], row[kChannels], row[kHeight], row[kWidth], nullptr};
+      ProgramValue value = {row[kBatch], row[kChannels], row[kHeight], row[kWidth], nullptr, row[kChannels]};
       switch (row[kHome]) {
         case kInput:
           STD_TORCH_CHECK(place >= 0 && place < static_cast<int64_t>(inputs.size()), "an input's number is too large");
           value.data = input(inputs[static_cast<std::size_t>(place)], value);
+          value.is_input = true;
           break;
         case kWorkspace:
           STD_TORCH_CHECK(place >= 0 && place <= workspace_floats - count, "a value lies outside the workspace");
@@ -114,8 +116,20 @@ class Values {
           value.data = mutable_floats(*tensor);
           break;
         }
+        case kPart: {
+          STD_TORCH_CHECK(place >= 0 && place < i, "a part must follow the value that it is of");
+          const ProgramValue& whole = values_[static_cast<std::size_t>(place)];
+          const int64_t first = row[kFirstChannel];
+          STD_TORCH_CHECK(first >= 0 && first <= whole.channels - value.channels && value.batch == whole.batch &&
+                              value.height == whole.height && value.width == whole.width,
+                          "a part lies outside the value that it is of");
+          value.data = whole.data + first;
+          value.pixel_stride = whole.pixel_stride;
+          value.is_input = whole.is_input;
+          break;
+        }
         default:
-          STD_TORCH_CHECK(false, "a value must be an input, in the workspace or an output");
+          STD_TORCH_CHECK(false, "a value must be an input, in the workspace, an output or a part");
       }
       values_.push_back(value);
     }
@@ -172,7 +186,19 @@ const float* weights_at(int64_t place, int64_t size, const Tensor& weights) {
   return floats(weights) + place;
 }
 
-ProgramStep read_step(const int64_t* row, const Values& values, const Tensor& weights, const Table& table) {
+// Of values which are some of the channels of others, only steps that know of distances between pixels.
+void check_parts(const ProgramStep& step, const ProgramValue* operand) {
+  const bool pointwise = step.kind == StepKind::kPointwise;
+  const bool depthwise = step.kind == StepKind::kDepthwise && operand == nullptr && step.problem.multiplier == 1;
+  STD_TORCH_CHECK(pointwise || depthwise ||
+                      (step.input.is_dense() && step.output.is_dense() && (operand == nullptr || operand->is_dense())),
+                  "only a pointwise step, or a depthwise one that adds nothing, takes or makes a part of a value");
+  STD_TORCH_CHECK(!pointwise || operand == nullptr || operand->pixel_stride == step.output.pixel_stride,
+                  "what a pointwise step adds must lie as its output does");
+  STD_TORCH_CHECK(depthwise || step.means.data == nullptr, "only a depthwise step that adds nothing makes means");
+}
+
+ProgramStep read_step(const int64_t* row, const Values& values, const Tensor& weights) {
   STD_TORCH_CHECK(row[kKind] >= 0 && row[kKind] < static_cast<int64_t>(StepKind::kCount), "unknown step ", row[kKind]);
   for (const int column : {kActivation, kInnerActivation, kExpansionActivation}) {
     STD_TORCH_CHECK(row[column] >= 0 && row[column] <= static_cast<int64_t>(Activation::kHardsigmoid),
@@ -185,7 +211,7 @@ ProgramStep read_step(const int64_t* row, const Values& values, const Tensor& we
   step.output = values.at(row[kTo]);
   step.activation = static_cast<Activation>(row[kActivation]);
   step.inner_activation = static_cast<Activation>(row[kInnerActivation]);
-  STD_TORCH_CHECK(table[row[kTo]][kHome] != kInput, "a step writes into an input");
+  STD_TORCH_CHECK(!step.output.is_input, "a step writes into an input");
   const ProgramValue &x = step.input, &out = step.output;
   const bool in_place = step.kind == StepKind::kGate || step.kind == StepKind::kActivation;
   STD_TORCH_CHECK(in_place || x.data != out.data, "a step reads what it writes");
@@ -204,21 +230,27 @@ ProgramStep read_step(const int64_t* row, const Values& values, const Tensor& we
                              step.expansion_activation == Activation::kNone),
                   "only a pointwise step ends in a gate's activation");
   if (row[kInputGate] >= 0) {
-    const ProgramValue& gate = values.at(row[kInputGate]);
+    step.gate = values.at(row[kInputGate]);
     STD_TORCH_CHECK(step.kind == StepKind::kPointwise, "only a pointwise step's input is gated");
-    STD_TORCH_CHECK(same_sizes(gate, {x.batch, x.channels, 1, 1, nullptr}), "a gate does not fit its step's input");
-    step.gate = gate.data;
+    STD_TORCH_CHECK(same_sizes(step.gate, {x.batch, x.channels, 1, 1, nullptr}),
+                    "a gate does not fit its step's input");
   }
-  if (row[kOperand] >= 0) {
-    const ProgramValue& operand = values.at(row[kOperand]);
+  const ProgramValue* operand = row[kOperand] >= 0 ? &values.at(row[kOperand]) : nullptr;
+  if (operand != nullptr) {
     ProgramValue wanted = out;
     if (step.kind == StepKind::kGate) wanted.height = wanted.width = 1;
-    STD_TORCH_CHECK(same_sizes(operand, wanted), "a step's second operand does not fit its output");
-    step.operand = operand.data;
+    STD_TORCH_CHECK(same_sizes(*operand, wanted), "a step's second operand does not fit its output");
+    step.operand = operand->data;
+  }
+  if (row[kMeans] >= 0) {
+    step.means = values.at(row[kMeans]);
+    STD_TORCH_CHECK(same_sizes(step.means, {out.batch, out.channels, 1, 1, nullptr}) && !step.means.is_input,
+                    "means do not fit their step's output");
   }
   if (step.kind == StepKind::kDense || step.kind == StepKind::kDepthwise || step.kind == StepKind::kSeparable) {
     set_problem(step, row);
   }
+  check_parts(step, operand);
   step.weights = weights_at(row[kWeights], program_weights_size(step), weights);
   if (row[kExpansion] >= 0) {
     STD_TORCH_CHECK(step.kind == StepKind::kDepthwise || step.kind == StepKind::kSeparable,
@@ -242,9 +274,8 @@ std::vector<Tensor> inference_program(const std::vector<Tensor>& inputs, const T
   const Values all(value_table, inputs, output_sizes, memory.data(), workspace);
   std::vector<ProgramStep> program;
   program.reserve(static_cast<std::size_t>(step_table.size()));
-  for (int64_t i = 0; i < step_table.size(); ++i)
-    program.push_back(read_step(step_table[i], all, weights, value_table));
-  run_program(std::move(program));
+  for (int64_t i = 0; i < step_table.size(); ++i) program.push_back(read_step(step_table[i], all, weights));
+  run_program(program);
   return all.outputs();
 }
 

@@ -6,6 +6,7 @@ import random
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch.library import opcheck
 
 import dwsep
@@ -18,6 +19,7 @@ pytestmark = pytest.mark.skipif(
     not dwsep.ops.native_status().loaded, reason=f"native library: {dwsep.ops.native_status().reason}"
 )
 ops = torch.ops.dwsep
+MEANS = 21  # the column of a step's means
 
 
 def check_many(count: int, seed: int) -> None:
@@ -84,13 +86,13 @@ def test_a_chain_in_the_workspace():
     torch.manual_seed(1)
     x = torch.randn(2, 16, 6, 6)
     values = [
-        [2, 16, 6, 6, Home.INPUT, 0],
-        [2, 16, 6, 6, Home.WORKSPACE, 0],
-        [2, 16, 1, 1, Home.WORKSPACE, 1152],
-        [2, 16, 6, 6, Home.OUTPUT, 0],
-        [2, 16, 1, 1, Home.OUTPUT, 1],
+        [2, 16, 6, 6, Home.INPUT, 0, 0],
+        [2, 16, 6, 6, Home.WORKSPACE, 0, 0],
+        [2, 16, 1, 1, Home.WORKSPACE, 1152, 0],
+        [2, 16, 6, 6, Home.OUTPUT, 0, 0],
+        [2, 16, 1, 1, Home.OUTPUT, 1, 0],
     ]
-    plain = [0, 1, *(1,) * 6, *(0,) * 4, -1, 0, -1, 0]
+    plain = [0, 1, *(1,) * 6, *(0,) * 4, -1, 0, -1, -1, 0]
     steps = [
         [Kind.ACTIVATION, 0, 1, -1, 1, 0, *plain],
         [Kind.POOL, 1, 2, -1, 0, 0, *plain],
@@ -142,12 +144,8 @@ def test_means_of_a_depthwise_step_are_the_same_for_any_number_of_threads(expans
         arguments = step.arguments()
         shape = arguments["output_sizes"]
         arguments["output_sizes"] = [*shape, *shape[:2], 1, 1]
-        arguments["values"] = torch.cat((arguments["values"], torch.tensor([[*shape[:2], 1, 1, Home.OUTPUT, 1]])))
-        pool = torch.zeros_like(arguments["steps"])
-        pool[0, :4] = torch.tensor([Kind.POOL, 1, 2, -1])
-        pool[0, [7, 8, 9, 10, 11, 12, 13]] = 1
-        pool[0, [18, 20]] = -1
-        arguments["steps"] = torch.cat((arguments["steps"], pool))
+        arguments["values"] = torch.cat((arguments["values"], torch.tensor([[*shape[:2], 1, 1, Home.OUTPUT, 1, 0]])))
+        arguments["steps"][0, MEANS] = 2
         results = []
         for threads in (1, 2, 3):
             with problems.threads(threads):
@@ -172,6 +170,102 @@ def test_opcheck():
     opcheck(ops.pack_depthwise_weights, (torch.randn(20, 1, 3, 3), None))
 
 
+def _in_parts(step: Step, rng: random.Random) -> tuple[dict, list[slice]]:
+    """A step's arguments where each of its values is some of the channels of a wider one, NaN but for these, and which
+    they are in the outputs.
+    """
+    arguments = step.arguments()
+    rows = arguments["values"].tolist()
+    if step.kind == Kind.DEPTHWISE:
+        rows.append([*rows[1][:2], 1, 1, Home.OUTPUT, 1, 0])
+        arguments["steps"][0, MEANS] = len(rows) - 1
+    sides = [(rng.choice((0, 1, 8)), rng.choice((0, 3, 16))) for _ in rows]
+    if step.operand is not None:
+        sides[2] = sides[1]  # what is added lies as the output does
+    wholes = [[row[0], low + row[1] + high, *row[2:]] for row, (low, high) in zip(rows, sides)]
+    parts = [[*row[:4], Home.PART, number, low] for number, (row, (low, _)) in enumerate(zip(rows, sides))]
+    inputs = [row[5] for row in rows if row[4] == Home.INPUT]
+    which = [number for number, row in enumerate(rows) if row[4] == Home.INPUT]
+    padded = [(0, 0, 0, 0, *sides[number]) for number in which]
+    arguments["inputs"] = [
+        problems.last(F.pad(arguments["inputs"][place], pad, value=float("nan"))) for place, pad in zip(inputs, padded)
+    ]
+    for column in (1, 2, 3, 20, MEANS):
+        if arguments["steps"][0, column] >= 0:
+            arguments["steps"][0, column] += len(rows)
+    made = [number for number, row in enumerate(rows) if row[4] == Home.OUTPUT]
+    arguments["values"] = torch.tensor(wholes + parts)
+    arguments["output_sizes"] = [size for number in made for size in wholes[number][:4]]
+    return arguments, [slice(sides[number][0], sides[number][0] + rows[number][1]) for number in made]
+
+
+def check_parts(count: int, seed: int) -> None:
+    """Drawn steps on parts of values, as :func:`check_many`; the rest of the outputs is left alone."""
+    rng = random.Random(seed)
+    torch.manual_seed(seed)
+    index = 0
+    while index < count:
+        kind = (Kind.POINTWISE, Kind.DEPTHWISE)[index % 2]
+        step = draw_step(kind, rng, lambda *shape: integers(*shape, top=2), ("none", "relu", "relu6"))
+        step.operand = None if kind == Kind.DEPTHWISE else step.operand
+        wide = step.x if step.expansion is None else step.expansion
+        if kind == Kind.DEPTHWISE and step.weight.shape[0] != wide.shape[1 if step.expansion is None else 0]:
+            continue
+        index += 1
+        step.bfloat16 = rng.random() < 0.5
+        arguments, channels = _in_parts(step, rng)
+        wanted = step.expected()
+        for threads in (1, rng.choice((2, 3, 5))):
+            with problems.threads(threads):
+                results = ops.inference_program(**arguments)
+            part = results[0][:, channels[0]]
+            assert torch.equal(part.double(), wanted), f"{step.kind!r} {step.x.shape} to {wanted.shape}, {threads=}"
+            if kind == Kind.DEPTHWISE:
+                means = wanted.mean((2, 3), keepdim=True)
+                assert torch.allclose(results[1][:, channels[1]].double(), means, rtol=1e-6, atol=1e-6)
+            for result, own in zip(results, channels):
+                assert result[:, : own.start].isnan().all()
+                assert result[:, own.stop :].isnan().all()
+
+
+@pytest.mark.parametrize("isa", isas.SUPPORTED)
+def test_drawn_steps_on_parts_exact_on_integers(isa):
+    isas.run_on(isa, "from tests.ops import test_inference_program as t; t.check_parts(100, seed=7)")
+
+
+@pytest.mark.parametrize(
+    ("row", "column", "entry", "message"),
+    [
+        (2, 5, 2, "a part must follow"),
+        (2, 6, -1, "a part lies outside"),
+        (2, 6, 100, "a part lies outside"),
+        (2, 1, 1 << 40, "a part lies outside"),
+        (2, 2, 5, "a part lies outside"),
+        (3, 5, 0, "writes into an input|a part lies outside"),
+    ],
+)
+def test_bad_parts(row, column, entry, message):
+    torch.manual_seed(0)
+    step = Step(Kind.POINTWISE, torch.randn(1, 8, 6, 5), pointwise=torch.randn(8, 8, 1, 1))
+    arguments, _ = _in_parts(step, random.Random(3))
+    ops.inference_program(**arguments)
+    arguments["values"][row, column] = entry
+    with pytest.raises(RuntimeError, match=message):
+        ops.inference_program(**arguments)
+
+
+@pytest.mark.parametrize("kind", [Kind.DENSE, Kind.SEPARABLE, Kind.POOL, Kind.GATE, Kind.ACTIVATION])
+def test_parts_of_other_steps_are_refused(kind):
+    rng = random.Random(int(kind))
+    torch.manual_seed(0)
+    step = draw_step(kind, rng, torch.randn, ("none",))
+    for _ in range(20):
+        arguments, _ = _in_parts(step, rng)
+        if any(part[1] != arguments["values"][part[5], 1] for part in arguments["values"] if part[4] == Home.PART):
+            with pytest.raises(RuntimeError, match="takes or makes a part"):
+                ops.inference_program(**arguments)
+
+
 V, S = "values", "steps"
 
 
@@ -182,7 +276,8 @@ V, S = "values", "steps"
         (V, 0, 1, 0, "sizes are out of range"),
         (V, 0, 5, 1, "input's number is too large"),
         (V, 0, 5, -1, "input's number is too large"),
-        (V, 0, 4, 3, "an input, in the workspace or an output"),
+        (V, 0, 4, 4, "an input, in the workspace, an output or a part"),
+        (V, 0, 4, Home.PART, "a part must follow"),
         (V, 1, 1, 21, "output_sizes and values disagree"),
         (V, 1, 2, 1 << 62, "sizes are out of range"),
         (V, 1, 4, Home.WORKSPACE, "outside the workspace"),
@@ -210,6 +305,7 @@ V, S = "values", "steps"
         (S, 0, 18, 1 << 40, "outside the weights"),
         (S, 0, 20, 0, "only a pointwise step's input is gated"),
         (S, 0, 19, 6, "only a pointwise step ends in a gate"),
+        (S, 0, MEANS, 0, "means do not fit"),
     ],
 )
 def test_bad_tables(table, row, column, entry, message):
@@ -229,8 +325,8 @@ def test_bad_tables(table, row, column, entry, message):
         ({"inputs": [torch.randn(1, 8, 6, 5).double()]}, "not the sizes"),
         ({"weights": torch.zeros(16)}, "outside the weights"),
         ({"weights": torch.zeros(99, dtype=torch.double)}, "contiguous float32 vector"),
-        ({"steps": torch.zeros(1, 3, dtype=torch.long)}, "int64 tensor of 22 columns"),
-        ({"values": torch.zeros(2, 6)}, "int64 tensor of 6 columns"),
+        ({"steps": torch.zeros(1, 3, dtype=torch.long)}, "int64 tensor of 23 columns"),
+        ({"values": torch.zeros(2, 6)}, "int64 tensor of 7 columns"),
         ({"output_sizes": [1, 20, 6]}, "4 entries an output"),
         ({"output_sizes": [1, 20, 6, 5, 1, 1, 1, 1]}, "more outputs than values"),
         ({"workspace": -1}, "workspace must not be negative"),

@@ -14,8 +14,8 @@ from torch.utils.hooks import RemovableHandle
 
 from dwsep import _functorch, functional
 from dwsep.accelerate import _inference, _modules, _segments, _tracing, _training
-from dwsep.accelerate._lowering import WholeProgram
 from dwsep.accelerate._matching import match
+from dwsep.accelerate._native_segment import WholeProgram
 from dwsep.accelerate._program import Program
 from dwsep.geometry import ConvGeometry
 from dwsep.kernels.triton import support

@@ -23,7 +23,8 @@ from dwsep.accelerate._inference_steps import (
     Step,
     Unfolded,
 )
-from dwsep.accelerate._lowering import LINE, Lowering, NativeSegment, Planned, WholeProgram
+from dwsep.accelerate._lowering import Lowering
+from dwsep.accelerate._native_segment import LINE, NativeSegment, Planned, WholeProgram
 from dwsep.accelerate._program import Call, Product, Program, Stage, Value, inputs_of, modules_of, substitute, values_in
 from dwsep.ops._layout import is_channels_last
 

@@ -54,11 +54,16 @@ class Native(NamedTuple):
     expansion: int = -1  # place of the weights of a 1x1 convolution before a depthwise or separable one
     expansion_activation: str = "none"
     gate: int | None = None  # the value whose (N, C) factors a pointwise step's input is multiplied with
+    means: int | None = None  # the value of a depthwise step's means over H and W
     bfloat16: bool = True  # whether its weights are packed so in a network of bfloat16
 
     def taken(self) -> list[int]:
         """The values it reads."""
         return [value for value in (self.input, self.operand, self.gate) if value is not None]
+
+    def makes(self, output: int) -> list[int]:
+        """The values it writes, one of them its output."""
+        return [output] if self.means is None else [output, self.means]
 
 
 class Step:

@@ -2,172 +2,17 @@
 
 from __future__ import annotations
 
-import math
+import itertools
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from dwsep.accelerate._inference_steps import Native, Other, Shapes
-from dwsep.ops.inference_program import ACTIVATIONS, GATES, Home, Kind
-
-LINE = 16  # floats of a cache line
-
-
-@dataclass
-class Planned:
-    """A step of a plan: what runs, the value it makes, the values it takes, and those nobody takes after it."""
-
-    run: Any
-    output: int
-    taken: Sequence[int]
-    release: tuple[int, ...] = ()
-    modules: Sequence[nn.Module] = ()  # whose work it does
-
-    def apply(self, values: list[Any]) -> None:
-        """Run it on the values, and put its own among them."""
-        values[self.output] = self.run(values)
-
-
-@dataclass
-class _Segment:
-    """Consecutive steps which run natively: (step, output), and values that are others under another name."""
-
-    steps: list[tuple[Native, int]] = field(default_factory=list)
-    planned: list[Planned] = field(default_factory=list)
-    aliases: dict[int, int] = field(default_factory=dict)
-
-    def root(self, value: int) -> int:
-        return self.aliases.get(value, value)
-
-
-class NativeSegment:
-    """One call of ``dwsep::inference_program`` in the place of many steps."""
-
-    def __init__(
-        self, segment: _Segment, shapes: Shapes, weights: Tensor, wanted: Sequence[int], bfloat16: bool = False
-    ) -> None:
-        self.planned, self.shapes, self.weights = segment.planned, shapes, weights
-        made = {output for _, output in segment.steps}
-        taken = [value for step, _ in segment.steps for value in step.taken()]
-        self.inputs = [value for value in dict.fromkeys(map(segment.root, taken)) if value not in made]
-        self.wanted = [(value, segment.root(value)) for value in wanted]
-        outputs = list(dict.fromkeys(root for _, root in self.wanted))
-        self.positions = [outputs.index(root) for _, root in self.wanted]
-        layout = _Layout(segment, shapes, self.inputs, outputs)
-        self.values = torch.tensor(layout.rows)
-        records = [_record(step, output, segment, layout.index) for step, output in segment.steps]
-        rounds = [int(bfloat16 and step.bfloat16) for step, _ in segment.steps]
-        self.steps = torch.tensor([[*record, rounded] for record, rounded in zip(records, rounds, strict=True)])
-        self.output_sizes = [size for value in outputs for size in _image(shapes[value])]
-        self.workspace = layout.workspace
-        self.output = -1
-        self.release: tuple[int, ...] = ()
-
-    def apply(self, values: list[Any]) -> None:
-        """Run it on the values, and put its own among them."""
-        inputs = []
-        for value in self.inputs:
-            x, shape = values[value], self.shapes[value]
-            if type(x) is not Tensor or x.shape != shape or x.dtype is not torch.float32:
-                self._run_steps(values)
-                return
-            x = x[:, :, None, None] if x.dim() == 2 else x
-            inputs.append(x.contiguous(memory_format=torch.channels_last))
-        outputs = torch.ops.dwsep.inference_program(
-            inputs, self.weights, self.values, self.steps, self.output_sizes, self.workspace
-        )
-        for (value, _), position in zip(self.wanted, self.positions):
-            out, shape = outputs[position], self.shapes[value]
-            values[value] = out if shape is None or len(shape) == 4 else out.flatten(1)
-
-    def _run_steps(self, values: list[Any]) -> None:
-        """What a call made of the same input has another shape today."""
-        for step in self.planned:
-            step.apply(values)
-
-
-class WholeProgram:
-    """A plan that is one native program, from its input to a result of two axes, for float32 inputs of one shape."""
-
-    def __init__(self, segment: NativeSegment) -> None:
-        self.operator = torch.ops.dwsep.inference_program.default
-        self.arguments = segment.weights, segment.values, segment.steps, segment.output_sizes, segment.workspace
-
-    @staticmethod
-    def of(steps: Sequence[Planned | NativeSegment], outputs: Any) -> WholeProgram | None:
-        """The steps and their result as one, where they are."""
-        segment = steps[0] if len(steps) == 1 else None
-        if not isinstance(segment, NativeSegment) or segment.inputs != [0] or len(segment.shapes[0] or ()) != 4:
-            return None
-        wanted = [value for value, _ in segment.wanted]
-        flat = wanted == list(outputs) and len(wanted) == 1 and len(segment.shapes[wanted[0]] or ()) == 2
-        return WholeProgram(segment) if flat else None
-
-    def run(self, x: Tensor) -> Tensor:
-        """The result (N, C) for an input (N, C, H, W)."""
-        outputs = self.operator([x.contiguous(memory_format=torch.channels_last)], *self.arguments)
-        return outputs[0].flatten(1)
-
-
-class _Layout:
-    """Where each value lies: the rows of the table, and the floats of the workspace."""
-
-    def __init__(self, segment: _Segment, shapes: Shapes, inputs: Sequence[int], outputs: Sequence[int]) -> None:
-        self.rows: list[list[int]] = []
-        self.index: dict[int, int] = {}
-        self.workspace = 0
-        last_use: dict[int, int] = {}
-        for position, (step, _) in enumerate(segment.steps):
-            for value in step.taken():
-                last_use[segment.root(value)] = position
-        for number, value in enumerate(inputs):
-            self._add(value, shapes, Home.INPUT, number)
-        live: dict[int, tuple[int, int]] = {}  # by value, its floats from begin to end
-        for position, (step, output) in enumerate(segment.steps):
-            source = segment.root(step.input)
-            if output in outputs:
-                self._add(output, shapes, Home.OUTPUT, outputs.index(output))
-            elif step.in_place and source in live and last_use[source] == position:
-                live[output] = live.pop(source)
-                self._add(output, shapes, Home.WORKSPACE, live[output][0])
-            else:
-                live[output] = self._free(live, math.prod(_image(shapes[output])))
-                self._add(output, shapes, Home.WORKSPACE, live[output][0])
-            live = {value: where for value, where in live.items() if last_use.get(value, position) > position}
-
-    def _add(self, value: int, shapes: Shapes, home: Home, place: int) -> None:
-        self.index[value] = len(self.rows)
-        self.rows.append([*_image(shapes[value]), home, place])
-
-    def _free(self, live: dict[int, tuple[int, int]], count: int) -> tuple[int, int]:
-        """The first gap between what lives that is large enough."""
-        size, begin = -(-count // LINE) * LINE, 0
-        for used in sorted(live.values()):
-            if used[0] - begin >= size:
-                break
-            begin = max(begin, used[1])
-        self.workspace = max(self.workspace, begin + size)
-        return begin, begin + size
-
-
-def _image(shape: Sequence[int] | None) -> tuple[int, ...]:
-    assert shape is not None
-    return tuple(shape) if len(shape) == 4 else (*shape, 1, 1)
-
-
-def _record(step: Native, output: int, segment: _Segment, index: dict[int, int]) -> list[int]:
-    def place(value: int | None) -> int:
-        return -1 if value is None else index[segment.root(value)]
-
-    activations = [ACTIVATIONS.index(name) for name in (step.activation, step.inner_activation)]
-    sizes = [*step.kernel_size, *step.stride, *step.dilation, *step.pads]
-    record = [step.kind, place(step.input), index[output], place(step.operand), *activations, max(step.weights, 0)]
-    expansion = [step.expansion, ACTIVATIONS.index(step.expansion_activation)]
-    return [*record, step.inner_channels, *sizes, *expansion, place(step.gate)]
+from dwsep.accelerate._inference_steps import Channels, Joined, Native, Other, Pointwise
+from dwsep.accelerate._native_segment import NativeSegment, Planned, Segment, wanted_values
+from dwsep.ops.inference_program import GATES, Kind
 
 
 class Lowering:
@@ -191,9 +36,16 @@ class Lowering:
     ) -> None:
         self.uses = Counter(value for step in steps for value in step.taken)
         self.uses.update(kept)
+        self.takers: defaultdict[int, list[Planned]] = defaultdict(list)
+        for step in steps:
+            for value in step.taken:
+                self.takers[value].append(step)
+        # Numbers for values which are in native programs alone.
+        self.fresh = itertools.count(1 + max([0, *(value for step in steps for value in (step.output, *step.taken))]))
         self.weights, self.bfloat16 = weights, bfloat16
         self.shapes: defaultdict[int, tuple[int, ...] | None] = defaultdict(lambda: None, {0: x})
-        self.segment = _Segment()
+        self.segment = Segment()
+        self.gated: dict[int, tuple[int, int]] = {}  # by part of a product, what is gated and its gate
         self.result: list[Planned | NativeSegment] = []
 
     def run(self, step: Planned, values: list[Any]) -> None:
@@ -206,14 +58,22 @@ class Lowering:
 
     def finish(self, values: list[Any]) -> None:
         """Run what was left for later."""
-        segment, self.segment = self.segment, _Segment()
+        segment, self.segment = self.segment, Segment()
+        behind: list[Planned] = []
+        # Channels which no step of the segment takes are no value of a program.
+        while segment.planned and isinstance(segment.planned[-1].run, Channels):
+            behind.insert(0, segment.planned.pop())
+            segment.parts.pop(behind[0].output)
         if len(segment.steps) < 2 or self.weights is None:
-            for step in segment.planned:
-                self._run_alone(step, values)
-            return
-        inside = Counter(value for step in segment.planned for value in step.taken)
-        wanted = [step.output for step in segment.planned if self.uses[step.output] > inside[step.output]]
-        native = NativeSegment(segment, self.shapes, self.weights, wanted, self.bfloat16)
+            behind = segment.planned + behind
+        else:
+            self._run_native(segment, self.weights, values)
+        for step in behind:
+            self._run_alone(step, values)
+
+    def _run_native(self, segment: Segment, weights: Tensor, values: list[Any]) -> None:
+        wanted = wanted_values(segment, self.uses)
+        native = NativeSegment(segment, self.shapes, weights, wanted, self.bfloat16)
         native.release = tuple(dict.fromkeys(value for step in segment.planned for value in step.release))
         native.apply(values)
         self._add(native, values)
@@ -236,11 +96,15 @@ class Lowering:
             shape = shapes[value]
             if shape is None or len(shape) not in (2, 4) or min(shape) < 1:
                 return False
+        if isinstance(run, Channels):
+            return self._cut(run, step.output)
+        if isinstance(run, Joined):
+            return self._joined(run, step.output)
         if isinstance(run, Other):
             flat = run.flat_shape(shapes)
             if flat is not None:
                 root = segment.root(run.x)
-                if all(root != output for _, output in segment.steps):
+                if not segment.makes(root):
                     return False
                 segment.aliases[step.output] = root
                 shapes[step.output] = flat
@@ -248,11 +112,94 @@ class Lowering:
             if self._gated(run, step.output):
                 return True
         native = run.native(shapes)
-        if native is None:
+        if native is None or not self._takes_parts(native):
             return False
         shapes[step.output] = native.shape
-        if not self._expanded(native, step.output) and not self._input_gated(native, step.output):
+        fused = self._expanded, self._input_gated, self._means
+        if not any(fuse(native, step.output) for fuse in fused):
             segment.steps.append((native, step.output))
+        return True
+
+    def _part(self, value: int, first: int, channels: int, number: int | None = None) -> int:
+        """A value which is some channels of another, under a number of its own if it has none."""
+        number = next(self.fresh) if number is None else number
+        shape = self.shapes[value]
+        assert shape is not None
+        self.segment.parts[number] = value, first
+        self.shapes[number] = (shape[0], channels, *shape[2:])
+        return number
+
+    def _cut(self, run: Channels, output: int) -> bool:
+        """Name some of a value's channels; those of a product are taken with their gates by those who take them."""
+        shape = self.shapes[run.x]
+        assert shape is not None
+        first, channels = run.channels.start, run.channels.stop - run.channels.start
+        if len(shape) != 4 or not 0 <= first < first + channels <= shape[1]:
+            return False
+        last = self.segment.steps[-1] if self.segment.steps else None
+        if last is not None and last[1] == run.x and last[0].kind == Kind.GATE and self._all_take_gates(run.x):
+            self.segment.steps.pop()
+            gate = last[0].operand
+            assert gate is not None
+            for other in self.takers[run.x]:
+                cut = other.run.channels
+                sizes = cut.start, cut.stop - cut.start
+                self.gated[other.output] = self._part(last[0].input, *sizes), self._part(gate, *sizes)
+        self._part(run.x, first, channels, output)
+        return True
+
+    def _all_take_gates(self, product: int) -> bool:
+        """Whether a product is taken by pointwise steps alone, some of its channels each."""
+        takers = self.takers[product]
+        if len(takers) != self.uses[product] or not all(isinstance(taker.run, Channels) for taker in takers):
+            return False
+        behind = [self.takers[taker.output] for taker in takers]
+        return all(
+            len(own) == 1 and isinstance(own[0].run, Pointwise) and own[0].run.residual is None for own in behind
+        )
+
+    def _takes_parts(self, step: Native) -> bool:
+        """Whether what a step takes are whole values, or it takes parts of others, too."""
+        if not any(self.segment.root(value) in self.segment.parts for value in step.taken()):
+            return True
+        return step.kind == Kind.POINTWISE or self._is_single(step)
+
+    def _is_single(self, step: Native) -> bool:
+        """Whether it is a depthwise step with an output for each channel, to which nothing is added."""
+        shape = self.shapes[step.input]
+        single = shape is not None and step.inner_channels == shape[1]
+        return step.kind == Kind.DEPTHWISE and step.operand is None and (single or step.expansion >= 0)
+
+    def _joined(self, run: Joined, output: int) -> bool:
+        """Let the steps that make a value's parts write them where they belong."""
+        segment, shapes = self.segment, self.shapes
+        if run.norm is not None or run.activation != "none" or len(set(run.parts)) != len(run.parts):
+            return False
+        made = {value: number for number, (_, value) in enumerate(segment.steps)}
+        if any(part not in made or self.uses[part] != 1 or part in segment.parts for part in run.parts):
+            return False
+        steps = [segment.steps[made[part]][0] for part in run.parts]
+        if not all(step.kind == Kind.POINTWISE or self._is_single(step) for step in steps):
+            return False
+        shape, *others = (step.shape for step in steps)
+        if any((other[0], *other[2:]) != (shape[0], *shape[2:]) for other in others):
+            return False
+        shape = (shape[0], sum(step.shape[1] for step in steps), *shape[2:])
+        if run.residual is not None:
+            # Every part adds its own: what is added has to be there before the first.
+            first = min(made[part] for part in run.parts)
+            late = {value for each, at in segment.steps[first:] for value in map(segment.whole, each.makes(at))}
+            adds = all(step.kind == Kind.POINTWISE and step.operand is None for step in steps)
+            if not adds or shapes[run.residual] != shape or segment.whole(run.residual) in late:
+                return False
+        shapes[output] = shape
+        channel = 0
+        for part, step in zip(run.parts, steps):
+            size = step.shape[1]
+            if run.residual is not None:
+                segment.steps[made[part]] = step._replace(operand=self._part(run.residual, channel, size)), part
+            self._part(output, channel, size, part)
+            channel += size
         return True
 
     def _last_for(self, value: int) -> Native | None:
@@ -279,14 +226,43 @@ class Lowering:
         # An expansion has weights and an activation, and nothing else of what a pointwise step may have.
         if last.operand is not None or last.gate is not None or last.activation in GATES:
             return False
+        if self.segment.root(last.input) in self.segment.parts and step.kind == Kind.SEPARABLE:
+            return False
         expansion = {"expansion": last.weights, "expansion_activation": last.activation}
         self.segment.steps[-1] = step._replace(input=last.input, **expansion), output
         return True
 
     def _input_gated(self, step: Native, output: int) -> bool:
         """Make a product with a gate the way in which the pointwise step loads that alone takes it, if it is."""
-        last = self._last_for(step.input) if step.kind == Kind.POINTWISE else None
+        if step.kind != Kind.POINTWISE:
+            return False
+        if step.input in self.gated:
+            x, gate = self.gated[step.input]
+            self.segment.steps.append((step._replace(input=x, gate=gate), output))
+            return True
+        last = self._last_for(step.input)
         if last is None or last.kind != Kind.GATE:
             return False
         self.segment.steps[-1] = step._replace(input=last.input, gate=last.operand), output
+        return True
+
+    def _means(self, step: Native, output: int) -> bool:
+        """Make means the business of the depthwise steps which have just made what they are of, if they are."""
+        segment = self.segment
+        if step.kind != Kind.POOL:
+            return False
+        parts = [value for value, (whole, _) in segment.parts.items() if whole == step.input]
+        makers = {value: number for number, (_, value) in enumerate(segment.steps)}
+        made = [value for value in parts if value in makers] or [step.input]
+        first = len(segment.steps) - len(made)
+        if first < 0 or sorted(makers.get(value, -1) for value in made) != list(range(first, len(segment.steps))):
+            return False
+        if any(not self._is_single(segment.steps[makers[value]][0]) for value in made):
+            return False
+        for value in made:
+            maker = segment.steps[makers[value]][0]
+            means = output
+            if value != step.input:
+                means = self._part(output, segment.parts[value][1], maker.shape[1])
+            segment.steps[makers[value]] = maker._replace(means=means), value
         return True

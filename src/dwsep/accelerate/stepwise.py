@@ -6,6 +6,7 @@ something is called in place of each, with its number and what runs it: a clock,
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,10 +18,12 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from dwsep.accelerate import _inference, _segments, _training
+from dwsep.accelerate import _native_segment as native_segment
 from dwsep.accelerate._forward import AcceleratedForward
 from dwsep.accelerate._inference import Watch
-from dwsep.accelerate._inference_steps import Native
-from dwsep.accelerate._lowering import Lowering, NativeSegment, Planned, _Segment
+from dwsep.accelerate._inference_steps import Channels, Native
+from dwsep.accelerate._lowering import Lowering
+from dwsep.accelerate._native_segment import NativeSegment, Planned
 from dwsep.accelerate._program import Product, Program, Stage, Step, modules_of
 from dwsep.accelerate._segments import Segment
 from dwsep.accelerate._stages import Pending
@@ -155,44 +158,59 @@ def tensors_of(result: Any) -> list[Tensor]:
 def empty_program() -> Callable[[], None]:
     """Makes a call of a native program that computes next to nothing."""
     shape = (1, 16, 1, 1)
-    segment = _Segment([(Native(Kind.ACTIVATION, 0, shape), 1)])
+    segment = native_segment.Segment([(Native(Kind.ACTIVATION, 0, shape), 1)])
     program = NativeSegment(segment, {0: shape, 1: shape}, torch.zeros(16), [1])
     values: list[Any] = [torch.ones(shape), None]
     return lambda: program.apply(values)
 
 
 class _Recorder(Lowering):
-    """A lowering that also makes a program of every single step."""
+    """A lowering that also makes a program of every single step; of those together that make parts of one value."""
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
         self.groups: list[list[Planned]] = []
+        self.waiting: list[Planned] = []  # what is done by the step to come
         self.fine: list[tuple[Planned | NativeSegment, list[Planned]]] = []
 
     def _append(self, step: Planned) -> bool:
         before = len(self.segment.steps)
         appended = super()._append(step)
-        if appended and len(self.segment.steps) > before:
-            self.groups.append([step])
+        after = len(self.segment.steps)
+        if after < before:
+            self.waiting += self.groups.pop()
+        if appended and after > before:
+            self.groups.append([*self.waiting, step])
+            self.waiting = []
+        elif appended and isinstance(step.run, Channels):
+            self.waiting.append(step)
         elif appended:
             self.groups[-1].append(step)
         return appended
 
     def finish(self, values: list[Any]) -> None:
-        segment, groups = self.segment, self.groups
-        self.groups = []
         super().finish(values)
-        if len(segment.steps) < 2 or self.weights is None:
-            return  # its steps were run alone
-        for (native, output), group in zip(segment.steps, groups, strict=True):
+        self.groups, self.waiting = [], []
+
+    def _run_native(self, segment: native_segment.Segment, weights: Tensor, values: list[Any]) -> None:
+        runs: list[NativeSegment] = []
+        pairs = zip(segment.steps, self.groups, strict=True)
+        made = itertools.groupby(pairs, lambda entry: segment.whole(entry[0][1]))
+        for _, entries in made:
+            steps, of_each = zip(*entries)
+            group = list(itertools.chain.from_iterable(of_each))
+            single = native_segment.Segment(list(steps), group, parts=dict(segment.parts))
+            wanted = list(dict.fromkeys(map(segment.whole, single.made())))
             # What another step made is taken by the name it has here: under its first one it may be gone.
-            aliases = {alias: root for alias, root in segment.aliases.items() if root == output}
-            single = _Segment([(native, output)], group, aliases)
-            wanted = [output, *aliases]
-            run = NativeSegment(single, self.shapes, self.weights, wanted, self.bfloat16)
-            run.release = tuple(dict.fromkeys(value for planned in group for value in planned.release))
-            run.step = native  # type: ignore[attr-defined]
+            single.aliases = {alias: root for alias, root in segment.aliases.items() if root in wanted}
+            run = NativeSegment(single, self.shapes, weights, [*wanted, *single.aliases], self.bfloat16)
+            run.natives = [native for native, _ in steps]  # type: ignore[attr-defined]
+            runs.append(run)
             self.fine.append((run, group))
+        for value in dict.fromkeys(value for planned in segment.planned for value in planned.release):
+            having = [run for run in runs if value in run.inputs or value in [each for each, _ in run.wanted]]
+            (having or runs)[-1].release += (value,)
+        super()._run_native(segment, weights, values)
 
     def _run_alone(self, step: Planned, values: list[Any]) -> None:
         super()._run_alone(step, values)
@@ -217,12 +235,14 @@ def _described(
         values = [*run.taken, run.output]
         known = all(shapes[value] is not None for value in values)
         return FusedStep(modules, call, "", False, sum(math.prod(shapes[value]) for value in values) if known else None)
-    native: Native = run.step  # type: ignore[attr-defined]
-    label = _LABELS[native.kind]
-    if native.expansion >= 0:
+    natives: list[Native] = run.natives  # type: ignore[attr-defined]
+    label = _LABELS[natives[0].kind]
+    if natives[0].expansion >= 0:
         label = f"pointwise + {label}"
-    elements = sum(math.prod(shapes[value]) for value in native.taken()) + math.prod(native.shape)
-    return FusedStep(modules, call, label, True, elements)
+    elements = [
+        [math.prod(native.shape), *(math.prod(shapes[value]) for value in native.taken())] for native in natives
+    ]
+    return FusedStep(modules, call, label, True, sum(map(sum, elements)))
 
 
 def _label(step: Step) -> str:

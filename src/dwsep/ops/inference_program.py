@@ -4,13 +4,17 @@ All tensors are float32 and lie channels last.
 Steps run one behind the other on values (N, C, H, W), each an input, in a workspace that lasts as long as the call, or
 an output. Both are rows of int64 tables, and so is what a step needs to know:
 
-- values: N, C, H, W, :class:`Home`, and the input's or output's number or the place in the workspace in floats;
+- values: N, C, H, W, :class:`Home`, and the input's or output's number, the place in the workspace in floats, or the
+  row of the value of whose channels this one is some, and the first of these;
 - steps: :class:`Kind`, the values read and written, the second operand's value or -1, the activation and that between
   the factors of a separable convolution by their positions in :data:`ACTIVATIONS`, the place of the packed weights in
   ``weights`` in floats, the channels between the factors, kernel size, stride and dilation (height, width), padding
   (top, bottom, left, right), and of the 1x1 convolution in front of a depthwise or separable one its weights' place, or
-  -1 for none, and its activation, the value which gates a pointwise step's input, or -1, and whether the weights of
-  pointwise convolutions were packed with ``bfloat16``: 0 or 1.
+  -1 for none, and its activation, the value which gates a pointwise step's input, or -1, that of the means over H and W
+  which a depthwise step makes of its output, or -1, and whether the weights of pointwise convolutions were packed with
+  ``bfloat16``: 0 or 1.
+
+Pointwise steps, and depthwise ones that add nothing, take and make parts of values; other steps do not.
 
 Everything is checked, so that no table makes a step read or write outside its tensors; that a value in the workspace is
 not overwritten too early is the business of who lays them out. The native library's alone: there is no reference of it
@@ -36,6 +40,7 @@ class Home(IntEnum):
     INPUT = 0
     WORKSPACE = 1
     OUTPUT = 2
+    PART = 3  # that of the value whose part it is
 
 
 class Kind(IntEnum):
