@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 import dwsep
 from dwsep.accelerate import _training
 from dwsep.bench.network_problem import saved_bytes
-from tests.accelerate.toys import Net, check_step, distance, draws_again, randomise
+from tests.accelerate.toys import Net, check_step, conv_norm, distance, draws_again, randomise
 
 
 @pytest.fixture(autouse=True, params=[True, False], ids=["segments", "single"])
@@ -159,6 +159,26 @@ def test_several_takers_of_one_output(x, runs):
     dwsep.accelerate_(net)
     check_step(net, x.requires_grad_())
     assert len(runs) == 1
+
+
+@pytest.mark.parametrize(("shortcut", "joins"), [(nn.Identity(), 1), (nn.Dropout(0.0), 1), (nn.SiLU(), 0)])
+def test_a_shortcut_that_is_a_module(shortcut, joins, x, runs):
+    class Residual(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stem = nn.Sequential(*conv_norm(3, 8, 3, activation=nn.ReLU()))
+            self.body = nn.Sequential(*conv_norm(8, 8, 3, groups=8, activation=nn.ReLU()), *conv_norm(8, 8))
+            self.shortcut = shortcut
+
+        def forward(self, x):
+            x = self.stem(x)
+            return self.body(x) + self.shortcut(x)
+
+    net = randomise(Residual())
+    dwsep.accelerate_(net)
+    check_step(net, x.requires_grad_())
+    assert len(runs) == 1
+    assert sum(stage.residual is not None for stage in runs[0].stages()) == joins
 
 
 def test_in_place_steps_keep_their_order(x, runs):

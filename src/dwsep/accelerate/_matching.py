@@ -220,13 +220,22 @@ class _Matcher:
         """Append a stage that ends at ``tail``, with the sum behind it where the other operand is there already."""
         if first is not None and len(tail.users) == 1:
             user = next(iter(tail.users))
-            other = self._other_operand(user, tail)
+            other = self._given(self._other_operand(user, tail))
             if other is not None and other in self.values and not self._written_between(first, user):
                 stage.residual = self.values[other]
                 self.done.add(user)
                 tail = user
         stage.output = self.values[tail] = self._new()
         self.steps.append(stage)
+
+    def _given(self, node: fx.Node | None) -> fx.Node | None:
+        """What a node returns that comes behind modules which return what they get, and is not known yet."""
+        while node is not None and node in self.modules and node not in self.values:
+            module, source = self.modules[node], self._source(node)
+            if source is None or _modules.is_replaced(module) or not _modules.passes_through(module):
+                break
+            node = source
+        return node
 
     def _other_operand(self, user: fx.Node, tail: fx.Node) -> fx.Node | None:
         plain = user.op == "call_function" and user.target in _modules.ADDITIONS and not user.kwargs
