@@ -82,6 +82,15 @@ def test_a_network_is_one_program(options, batch, size):
     assert kinds.count(Kind.POOL) == 1  # the head's
 
 
+def test_an_expansion_that_is_half_of_a_separable_convolution():
+    block = Block(project=(1, 1))
+    net = network(nn.Sequential(*conv_norm(12, 12, 3, groups=12, activation=nn.ReLU()), block))
+    dwsep.accelerate_(net)
+    check_inference(net, torch.randn(2, 3, 20, 24))
+    (kinds,) = calls(net)
+    assert kinds.count(Kind.SEPARABLE) == 1
+
+
 @pytest.mark.parametrize("threads", [1, 2, 3])
 def test_bits_for_any_number_of_threads(threads):
     net = network(Block(project=(1, 1), add=nn.Identity()))
@@ -181,6 +190,8 @@ def test_parts_lie_in_whole_values():
     ((segment,),) = net.forward.reading().plan.lowered.values()
     rows = segment.values.tolist()
     parts = [row for row in rows if row[4] == Home.PART]
-    assert len(parts) == 4 * 2 + 2 * 2 + 2 * 2 + 2
+    # Of what the expansions take and of what the depthwise stage makes, its means, what the product took, and its
+    # gates, the result and what is added.
+    assert len(parts) == 7 * 2
     for row in parts:
         assert row[6] + row[1] <= rows[row[5]][1]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -235,6 +237,7 @@ def _planned(program: Program, native: bool, bfloat16: bool) -> tuple[list[Plann
     """
     pairs = _separable_ends(program)
     merged = {id(stage) for stage in pairs.values()}
+    widening = _widening(program, merged) if native else {}
     steps: list[Planned] = []
     count = program.values
     for index, step in enumerate(program.steps):
@@ -249,8 +252,10 @@ def _planned(program: Program, native: bool, bfloat16: bool) -> tuple[list[Plann
             taken = [depthwise.input] + ([] if step.residual is None else [step.residual])
             modules = modules_of(depthwise) + modules_of(step)
             steps.append(Planned(Separable(depthwise, step, bfloat16), step.output, taken, modules=modules))
+        elif index + 1 in widening:
+            pass  # in parts, each before the one that it widens
         elif step.mixed:
-            parts = _parts(step, native, count, bfloat16)
+            parts = _parts(step, native, count, bfloat16, widening.get(index))
             steps += parts
             count += len(parts) - 1  # a value each, but for the last
         elif index not in pairs:
@@ -259,22 +264,80 @@ def _planned(program: Program, native: bool, bfloat16: bool) -> tuple[list[Plann
     return steps, count
 
 
-def _parts(stage: Stage, native: bool, first: int, bfloat16: bool) -> list[Planned]:
+@dataclass
+class _Widening:
+    """What widens the input of one convolution of a mixed depthwise stage."""
+
+    stage: Stage  # a 1x1 convolution, of all of the stage's channels or some
+    inputs: slice | None  # the channels that it takes; None for all
+    outputs: slice  # those of its own channels which the depthwise convolution takes
+
+
+def _widening(program: Program, merged: set[int]) -> dict[int, list[_Widening]]:
+    """By position, mixed depthwise stages behind a 1x1 stage which they alone take, each of their convolutions all its
+    channels of one of the 1x1 convolutions; none of those ``merged`` with a depthwise stage before them.
+    """
+    users = program.users()
+    found: dict[int, list[_Widening]] = {}
+    for index, (wide, stage) in enumerate(itertools.pairwise(program.steps), 1):
+        if not isinstance(wide, Stage) or not isinstance(stage, Stage) or not stage.mixed or not wide.convs:
+            continue
+        apart = stage.input != wide.output or users[wide.output] != 1 or wide.residual is not None or id(wide) in merged
+        foldable = _folding.folds(wide.norm) and _folding.folds(stage.norm)
+        if apart or not foldable or not all(map(_modules.is_pointwise, wide.convs)):
+            continue
+        if all(map(_modules.is_depthwise, stage.mixed)):
+            parts = [_widened(wide, *channels) for channels in _channels([conv.in_channels for conv in stage.mixed])]
+            if None not in parts:
+                found[index] = [part for part in parts if part is not None]
+    return found
+
+
+def _channels(sizes: Sequence[int]) -> list[tuple[int, int]]:
+    """First channel and the one behind the last, of parts of these sizes."""
+    ends = list(itertools.accumulate(sizes))
+    return list(zip([0, *ends], ends))
+
+
+def _widened(wide: Stage, first: int, end: int) -> _Widening | None:
+    """Of a 1x1 stage the convolution that makes all these channels."""
+    outputs = _channels([conv.out_channels for conv in wide.convs])
+    inputs = _channels([conv.in_channels for conv in wide.convs])
+    for conv, (low, high), taken in zip(wide.convs, outputs, inputs, strict=True):
+        if low <= first and end <= high:
+            stage = Stage(wide.name, wide.input, -1, conv, wide.norm, wide.activation, norm_channels=(low, high))
+            return _Widening(stage, slice(*taken) if wide.mixed else None, slice(first - low, end - low))
+    return None
+
+
+def _parts(
+    stage: Stage, native: bool, first: int, bfloat16: bool, widening: Sequence[_Widening] | None = None
+) -> list[Planned]:
     """A mixed stage as steps for the convolutions on their own, with new values from ``first`` on."""
     steps: list[Planned] = []
+    numbers = itertools.count(first)
+
+    def add(run: Step, taken: int, modules: Sequence[nn.Module] = ()) -> int:
+        steps.append(Planned(run, next(numbers), [taken], modules=modules))
+        return steps[-1].output
+
+    made: list[int] = []
     foldable = _folding.folds(stage.norm)
-    inputs = outputs = 0
+    inputs = _channels([conv.in_channels for conv in stage.mixed])
+    outputs = _channels([conv.out_channels for conv in stage.mixed])
     for number, conv in enumerate(stage.mixed):
-        source, made = first + 2 * number, first + 2 * number + 1
-        channels = outputs, outputs + conv.out_channels
-        part = Stage(stage.name, source, made, conv, norm_channels=channels)
+        source, channels = stage.input, slice(*inputs[number])
+        if widening is not None:
+            source, channels = widening[number].stage.input, widening[number].inputs
+        if channels is not None:
+            source = add(Channels(source, channels), source)
+        if widening is not None:
+            wide = replace(widening[number].stage, input=source)
+            source = add(Pointwise(wide, bfloat16, widening[number].outputs), source, modules_of(wide))
+        part = Stage(stage.name, source, -1, conv, norm_channels=outputs[number])
         if foldable:
             part.norm, part.activation = stage.norm, stage.activation
-        taken = Channels(stage.input, slice(inputs, inputs + conv.in_channels))
-        steps.append(Planned(taken, source, [stage.input]))
-        steps.append(Planned(_single(part, native, bfloat16), made, [source], modules=modules_of(part)))
-        inputs, outputs = inputs + conv.in_channels, channels[1]
-    made = [step.output for step in steps[1::2]]
+        made.append(add(_single(part, native, bfloat16), source, modules_of(part)))
     rest = Stage(stage.name, -1, residual=stage.residual)
     if not foldable:
         rest.norm, rest.activation = stage.norm, stage.activation

@@ -95,9 +95,9 @@ def _rounded(weight: Tensor, bfloat16: bool) -> Tensor:
 
 
 class Pointwise(Step):
-    """A 1x1 convolution with its norm folded, activation and sum in the kernel."""
+    """A 1x1 convolution with its norm folded, activation and sum in the kernel; or some of its output's channels."""
 
-    def __init__(self, stage: Stage, bfloat16: bool = False) -> None:
+    def __init__(self, stage: Stage, bfloat16: bool = False, channels: slice = slice(None)) -> None:
         assert stage.conv is not None
         self.x, self.residual, self.activation, self.output = (
             stage.input,
@@ -106,6 +106,7 @@ class Pointwise(Step):
             stage.output,
         )
         weight, bias = _folding.fold(stage.conv, stage.norm, stage.norm_channels)
+        weight, bias = weight[channels], None if bias is None else bias[channels]
         self.channels, self.bfloat16 = weight.shape[0], bfloat16
         self.packed = torch.ops.dwsep.pack_pointwise_weights(_rounded(weight, bfloat16), bias, bfloat16)
 

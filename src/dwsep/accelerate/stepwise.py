@@ -229,7 +229,7 @@ def _calls_by_value(lowered: Sequence[Planned | NativeSegment]) -> dict[int, int
 def _described(
     run: Planned | NativeSegment, group: Sequence[Planned], shapes: Mapping[int, Any], call_of: Mapping[int, int]
 ) -> FusedStep:
-    modules = [module for planned in group for module in planned.modules]
+    modules = list(dict.fromkeys(module for planned in group for module in planned.modules))
     call = call_of[group[0].output]
     if not isinstance(run, NativeSegment):
         values = [*run.taken, run.output]
