@@ -41,6 +41,7 @@ class Step:
     expansion_bias: Tensor | None = None
     operand: Tensor | None = None
     gate: Tensor | None = None
+    norm: Tensor | None = None  # scale and shift per channel, and eps
     activations: tuple[str, str, str] = ("none", "none", "none")  # of the result, the inner one, the expansion's
     stride: tuple[int, int] = (1, 1)
     dilation: tuple[int, int] = (1, 1)
@@ -62,6 +63,10 @@ class Step:
         if self.kind == Kind.GATE:
             assert self.operand is not None
             return x * self.operand.double()
+        if self.norm is not None:
+            scale, shift = self.norm[:-1].double().view(2, -1, 1, 1)
+            variance, mean = torch.var_mean(x, 1, correction=0, keepdim=True)
+            return (x - mean) / (variance + self.norm[-1].double()).sqrt() * scale + shift
         if self.gate is not None:
             x = x * self.gate.double()
         if self.expansion is not None:
@@ -117,6 +122,8 @@ class Step:
         return ops.pack_pointwise_weights(self.expansion, self.expansion_bias, self.bfloat16)
 
     def _weights(self) -> Tensor | None:
+        if self.norm is not None:
+            return self.norm
         if self.weight is None:
             if self.pointwise is None:
                 return None
@@ -142,6 +149,9 @@ def draw_step(kind: Kind, rng: Any, draw: Any, activations: tuple[str, ...]) -> 
     step = Step(kind, draw(batch, channels, height, width))
     if kind in (Kind.POOL, Kind.GATE):
         step.operand = draw(batch, channels, 1, 1) if kind == Kind.GATE else None
+        return step
+    if kind == Kind.LAYER_NORM:
+        step.norm = torch.cat((draw(2 * channels), torch.tensor([rng.choice((1e-6, 1e-5, 0.5))])))
         return step
     step.activations = (rng.choice(activations), "none", "none")
     if kind == Kind.POINTWISE:

@@ -14,22 +14,27 @@
 namespace dwsep {
 namespace {
 
-// Whether a pixel's patch is a pixel of the input, so that only some of these are left to be multiplied.
-bool takes_single_pixels(const ConvProblem& p) {
-  return p.kernel[1] == 1 && p.kernel[2] == 1 && p.pad_low[1] == 0 && p.pad_low[2] == 0 &&
-         (p.output[1] - 1) * p.stride[1] < p.input[1] && (p.output[2] - 1) * p.stride[2] < p.input[2];
+// Whether no two patches share a pixel of the input and all lie inside it, so that each need only be copied once.
+bool patches_are_apart(const ConvProblem& p) {
+  for (const int axis : {1, 2}) {
+    const bool dense = p.kernel[axis] == 1 || p.dilation[axis] == 1;
+    const int64_t reach = (p.output[axis] - 1) * p.stride[axis] + p.kernel[axis];
+    if (!dense || p.pad_low[axis] != 0 || p.stride[axis] < p.kernel[axis] || reach > p.input[axis]) return false;
+  }
+  return true;
 }
 
-// The pixels which a strided 1x1 convolution takes, one behind the other.
-void copy_taken_pixels(const ConvProblem& p, const float* x, float* out) {
-  const int64_t rows = p.batch * p.output[1], columns = p.output[2];
-  parallel_for(rows, std::max<int64_t>(1, 4096 / (columns * p.channels)), [&](int64_t begin, int64_t end) {
-    float* target = out + begin * columns * p.channels;
+// Such patches, one behind the other.
+void copy_patches(const ConvProblem& p, const float* x, float* out) {
+  const int64_t rows = p.batch * p.output[1], columns = p.output[2], run = p.kernel[2] * p.channels;
+  const int64_t in_row = p.input[2] * p.channels, floats_of_row = columns * p.inner_channels;
+  parallel_for(rows, std::max<int64_t>(1, 4096 / floats_of_row), [&](int64_t begin, int64_t end) {
+    float* target = out + begin * floats_of_row;
     for (int64_t row = begin; row < end; ++row) {
       const int64_t image = row / p.output[1], y = row % p.output[1] * p.stride[1];
-      const float* source = x + (image * p.input[1] + y) * p.input[2] * p.channels;
+      const float* source = x + (image * p.input[1] + y) * in_row;
       for (int64_t column = 0; column < columns; ++column, source += p.stride[2] * p.channels) {
-        target = std::copy_n(source, p.channels, target);
+        for (int64_t tap = 0; tap < p.kernel[1]; ++tap) target = std::copy_n(source + tap * in_row, run, target);
       }
     }
   });
@@ -40,11 +45,12 @@ void copy_taken_pixels(const ConvProblem& p, const float* x, float* out) {
 void dense_conv_forward(const DenseConv& conv) {
   const KernelTable& table = kernels();
   const ConvProblem& p = conv.problem;
-  if (takes_single_pixels(p)) {
+  // Of few channels they are read where they lie.
+  if (patches_are_apart(p) && p.kernel[2] * p.channels >= table.lanes) {
     const int64_t pixels = p.batch * p.output[1] * p.output[2];
-    const Workspace taken(static_cast<std::size_t>(pixels * p.channels));
-    copy_taken_pixels(p, conv.x, taken.data());
-    return pointwise_conv_forward({pixels, p.channels, p.out_channels, taken.data(), conv.packed, conv.activation,
+    const Workspace taken(static_cast<std::size_t>(pixels * p.inner_channels));
+    copy_patches(p, conv.x, taken.data());
+    return pointwise_conv_forward({pixels, p.inner_channels, p.out_channels, taken.data(), conv.packed, conv.activation,
                                    conv.residual, conv.out, nullptr, 0, conv.pairs});
   }
   const Patches patches(p, conv.x);

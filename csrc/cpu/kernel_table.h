@@ -36,6 +36,7 @@ struct VectorKernels {
   void (*patch_row)(const PatchRow&);
   bool (*dense_row)(const DenseRow&);
   void (*weighted_rows)(const WeightedRows&);
+  void (*layer_norm)(const LayerNormRows&);
   // One K block of a pointwise weight (rows, inner) as [inner, padded to whole vectors][column].
   void (*pack_columns)(const float* source, int64_t rows, int64_t inner, float* target);
   // Rows of the weight, blocks of the channels, rows again.

@@ -30,6 +30,16 @@ void activate(const ProgramStep& step) {
   });
 }
 
+void layer_norm(const ProgramStep& step) {
+  const KernelTable& table = kernels();
+  const int64_t channels = step.input.channels;
+  const float *scale = step.weights, *shift = scale + channels, eps = shift[channels];
+  parallel_for(step.input.pixels(), std::max<int64_t>(1, 16384 / channels), [&](int64_t begin, int64_t end) {
+    const int64_t at = begin * channels;
+    table.layer_norm({step.input.data + at, end - begin, channels, scale, shift, eps, step.output.data + at});
+  });
+}
+
 void expanded(const ProgramStep& step, bool separable) {
   const Residual residual = step.operand == nullptr || !separable ? Residual::kNone : Residual::kInput;
   expanded_conv_forward({step.problem,
@@ -91,6 +101,8 @@ void run(const ProgramStep& step) {
       return stage_gated(images_of(x), step.operand, out.data);
     case StepKind::kActivation:
       return activate(step);
+    case StepKind::kLayerNorm:
+      return layer_norm(step);
     case StepKind::kCount:
       return;
   }
@@ -107,6 +119,8 @@ int64_t program_weights_size(const ProgramStep& step) {
     case StepKind::kDepthwise:
     case StepKind::kSeparable:
       return packed_size(step.problem, kernels());
+    case StepKind::kLayerNorm:
+      return 2 * step.input.channels + 1;
     default:
       return 0;
   }

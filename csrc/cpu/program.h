@@ -8,7 +8,17 @@
 
 namespace dwsep {
 
-enum class StepKind : int32_t { kDense, kDepthwise, kPointwise, kSeparable, kPool, kGate, kActivation, kCount };
+enum class StepKind : int32_t {
+  kDense,
+  kDepthwise,
+  kPointwise,
+  kSeparable,
+  kPool,
+  kGate,
+  kActivation,
+  kLayerNorm,
+  kCount
+};
 
 // (N, C, H, W), in memory (N, H, W, C), or consecutive channels of such a value.
 struct ProgramValue {
@@ -29,7 +39,7 @@ struct ProgramStep {
   ProgramValue gate;     // (N, C, 1, 1), times the input of a pointwise convolution; null data for nothing
   ConvProblem problem;   // of a convolution
   Activation inner_activation, activation;
-  const float* weights;  // packed
+  const float* weights;  // packed; of a layer norm its scale and shift per channel, and eps
   // Of a 1x1 convolution before a depthwise or separable one, whose output has the problem's channels; null for none.
   const float* expansion;
   Activation expansion_activation;

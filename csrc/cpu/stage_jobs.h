@@ -81,6 +81,18 @@ struct StageOutput {
   const float* gate = nullptr;  // per channel, times the activation; or null
 };
 
+// out = scale * (x - mean) / sqrt(variance + eps) + shift, with the mean and variance over a pixel's channels, of
+// consecutive pixels of channels-last float tensors; out may be x.
+struct LayerNormRows {
+  const float* x;
+  int64_t pixels;
+  int64_t channels;
+  const float* scale;  // per channel
+  const float* shift;
+  float eps;
+  float* out;
+};
+
 // sums[channel] += gradient * activation(scale * x + shift), over consecutive pixels of channels-last float tensors.
 struct StageProductSums {
   const float* gradient;  // null for ones

@@ -213,7 +213,8 @@ ProgramStep read_step(const int64_t* row, const Values& values, const Tensor& we
   step.inner_activation = static_cast<Activation>(row[kInnerActivation]);
   STD_TORCH_CHECK(!step.output.is_input, "a step writes into an input");
   const ProgramValue &x = step.input, &out = step.output;
-  const bool in_place = step.kind == StepKind::kGate || step.kind == StepKind::kActivation;
+  const bool norm = step.kind == StepKind::kLayerNorm;
+  const bool in_place = step.kind == StepKind::kGate || step.kind == StepKind::kActivation || norm;
   STD_TORCH_CHECK(in_place || x.data != out.data, "a step reads what it writes");
   const bool fits = step.kind == StepKind::kPointwise
                         ? x.batch == out.batch && x.height == out.height && x.width == out.width
@@ -223,6 +224,8 @@ ProgramStep read_step(const int64_t* row, const Values& values, const Tensor& we
   STD_TORCH_CHECK(fits, "a step's output has not the sizes that it computes");
   STD_TORCH_CHECK(step.kind != StepKind::kGate || row[kOperand] >= 0, "a product needs its gate");
   STD_TORCH_CHECK(step.kind != StepKind::kPool || row[kOperand] < 0, "nothing can be added to means");
+  STD_TORCH_CHECK(!norm || (row[kOperand] < 0 && step.activation == Activation::kNone),
+                  "a layer norm is followed by nothing in its step");
   step.expansion_activation = static_cast<Activation>(row[kExpansionActivation]);
   const bool gated =
       std::max({step.activation, step.inner_activation, step.expansion_activation}) >= Activation::kSigmoid;

@@ -171,6 +171,9 @@ def _lines(program: Program, names: dict[int, str]) -> list[Line]:
             if first is not None and (depthwise or not alone):
                 lines.append(Line(names[id(first)], describe(step), "fused"))
         elif isinstance(step, Call) and step.kind == "module":
+            if step.layer_norm is not None:
+                lines.append(Line(names[id(step.target)], "layer norm", "fused", "in inference"))
+                continue
             reason = _reason(step.target)
             if reason is not None:
                 lines.append(Line(names[id(step.target)], type(step.target).__name__, "left alone", reason))

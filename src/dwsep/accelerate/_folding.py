@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from dwsep.accelerate._program import Stage
 
 _VERSION = Tensor._version.__get__  # type: ignore[attr-defined]
 
@@ -17,23 +20,26 @@ def folds(norm: nn.BatchNorm2d | None) -> bool:
 
 
 @torch.no_grad()
-def fold(
-    conv: nn.Conv2d, norm: nn.BatchNorm2d | None, channels: tuple[int, int] | None = None
-) -> tuple[Tensor, Tensor | None]:
-    """Weight and bias of a convolution with the norm behind it folded in, computed in float64, as float32.
-
-    ``channels``, from which to which, are those of the norm that the convolution makes, where others make the rest.
-    """
-    weight, bias = conv.weight.detach(), conv.bias
-    if norm is None:
-        return weight.float(), None if bias is None else bias.detach().float()
-    scale, shift = affine(norm)
-    if channels is not None:
-        scale, shift = scale[slice(*channels)], shift[slice(*channels)]
-    if bias is not None:
-        shift = bias.double() * scale + shift
-    folded = weight.double() * scale.view(-1, 1, 1, 1)
-    return folded.float(), shift.float()
+def fold(stage: Stage) -> tuple[Tensor, Tensor | None]:
+    """Weight and bias of a stage's convolution with its norm and factors folded in, computed in float64, as float32."""
+    conv, norm, channels = stage.conv, stage.norm, stage.norm_channels
+    assert conv is not None
+    weight, bias = conv.weight.detach(), None if conv.bias is None else conv.bias.detach()
+    if norm is None and stage.scale is None:
+        return weight.float(), None if bias is None else bias.float()
+    weight, bias = weight.double(), None if bias is None else bias.double()
+    if norm is not None:
+        scale, shift = affine(norm)
+        if channels is not None:
+            scale, shift = scale[slice(*channels)], shift[slice(*channels)]
+        weight = weight * scale.view(-1, 1, 1, 1)
+        bias = shift if bias is None else bias * scale + shift
+    if stage.scale is not None:
+        owner, name = stage.scale
+        factors = owner._parameters[name].detach().double().reshape(-1)  # type: ignore[union-attr]
+        weight = weight * factors.view(-1, 1, 1, 1)
+        bias = None if bias is None else bias * factors
+    return weight.float(), None if bias is None else bias.float()
 
 
 @torch.no_grad()
@@ -55,11 +61,16 @@ class Sources:
     these, so that switching a module between training and evaluation also renews what was computed.
     """
 
-    def __init__(self, modules: list[nn.Conv2d | nn.BatchNorm2d]) -> None:
+    def __init__(
+        self,
+        modules: list[nn.Conv2d | nn.BatchNorm2d | nn.LayerNorm],
+        parameters: Sequence[tuple[nn.Module, str]] = (),
+    ) -> None:
         self.holders: list[dict[str, Any]] = []
         self.names: list[str] = []
         self.norms = [module for module in modules if isinstance(module, nn.BatchNorm2d)]
-        self.eps = [norm.eps for norm in self.norms]
+        self.with_eps = [module for module in modules if isinstance(module, (nn.BatchNorm2d, nn.LayerNorm))]
+        self.eps = [norm.eps for norm in self.with_eps]
         for module in modules:
             places = [(module._parameters, name) for name in ("weight", "bias")]
             if isinstance(module, nn.BatchNorm2d):
@@ -67,6 +78,8 @@ class Sources:
             for holder, name in places:
                 self.holders.append(holder)
                 self.names.append(name)
+        self.holders += [owner._parameters for owner, _ in parameters]
+        self.names += [name for _, name in parameters]
         self.values = [holder[name] for holder, name in zip(self.holders, self.names, strict=True)]
         self.tensors: list[Tensor] = [value for value in self.values if value is not None]
         if any(type(tensor) not in (Tensor, nn.Parameter) or tensor.is_inference() for tensor in self.tensors):
@@ -84,5 +97,5 @@ class Sources:
         return (
             list(map(_VERSION, self.tensors)) == self.versions
             and list(map(Tensor.data_ptr, self.tensors)) == self.addresses
-            and [norm.eps for norm in self.norms] == self.eps
+            and [norm.eps for norm in self.with_eps] == self.eps
         )

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from dwsep import functional
-from dwsep.accelerate import _folding, _modules
+from dwsep.accelerate import _folding, _modules, _scales
+from dwsep.accelerate import _inference_steps as _steps
 from dwsep.accelerate._inference_steps import (
     Channels,
     Dense,
@@ -93,7 +94,12 @@ class Plan:
     def __init__(self, program: Program, autocast: bool = False) -> None:
         modules: list[Any] = [m for stage in program.stages() for m in (*stage.convs, stage.norm) if m is not None]
         calls = [step for step in program.steps if isinstance(step, Call)]
-        self.sources = _folding.Sources(modules + [call.linear for call in calls if call.linear is not None])
+        modules += [call.linear for call in calls if call.linear is not None]
+        modules += [call.layer_norm for call in calls if _steps.is_float_norm(call.layer_norm)]
+        self.result_dtypes = dtypes_under_autocast(program) if autocast else {}
+        program = _scales.absorbed(program)
+        scales = [stage.scale for stage in program.stages() if stage.scale is not None]
+        self.sources = _folding.Sources(modules, scales)
         self.norms = self.sources.norms
         dtypes = {tensor.dtype for tensor in self.sources.tensors}
         if not (dtypes <= {torch.float32} or dtypes <= {torch.bfloat16}):
@@ -105,7 +111,6 @@ class Plan:
             raise NotImplementedError("autocast of parameters that are not of float32")
         self.autocast = autocast
         self.bfloat16 = bfloat16 = autocast or self.dtype is torch.bfloat16
-        self.result_dtypes = dtypes_under_autocast(program) if autocast else {}
         self.outputs, self.spec = program.outputs, program.output_spec
         convs = [conv for stage in program.stages() for conv in stage.convs]
         self.channels_last = any(is_channels_last(conv.weight) for conv in convs)

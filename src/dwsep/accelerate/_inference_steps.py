@@ -105,7 +105,7 @@ class Pointwise(Step):
             stage.activation,
             stage.output,
         )
-        weight, bias = _folding.fold(stage.conv, stage.norm, stage.norm_channels)
+        weight, bias = _folding.fold(stage)
         weight, bias = weight[channels], None if bias is None else bias[channels]
         self.channels, self.bfloat16 = weight.shape[0], bfloat16
         self.packed = torch.ops.dwsep.pack_pointwise_weights(_rounded(weight, bfloat16), bias, bfloat16)
@@ -136,16 +136,17 @@ class Dense(Step):
         assert conv is not None
         self.x, self.residual = stage.input, stage.residual
         self.activation, self.bfloat16, self.rounds = stage.activation, False, False
-        weight, self.bias = _folding.fold(conv, stage.norm, stage.norm_channels)
+        weight, self.bias = _folding.fold(stage)
         self.weight = weight.contiguous(memory_format=torch.channels_last)
         self.geometry = _modules.geometry_of(conv)
         self.groups = conv.groups
         padding = self.geometry.padding
         symmetric = padding is not None and all(low == high for low, high in padding)
         self.padding = [low for low, _ in padding] if symmetric and padding is not None else None
-        # What takes single pixels reads no patches, and runs as the pointwise steps do.
-        single = weight.shape[2:] == (1, 1) and self.padding == [0, 0]
-        if native and conv.groups == 1 and (single or weight.numel() <= _MOST_DENSE_WEIGHTS):
+        # Patches that share no pixels are copied once, and multiplied as the pointwise steps' pixels are.
+        sizes = zip(self.geometry.kernel_size, self.geometry.stride, self.geometry.dilation)
+        apart = self.padding == [0, 0] and all(size <= step and (size == 1 or gap == 1) for size, step, gap in sizes)
+        if native and conv.groups == 1 and (apart or weight.numel() <= _MOST_DENSE_WEIGHTS):
             self.bfloat16 = bfloat16 and conv.in_channels >= _FEW_CHANNELS
             patches = _rounded(weight, self.bfloat16).permute(0, 2, 3, 1).reshape(weight.shape[0], -1, 1, 1)
             self.packed = torch.ops.dwsep.pack_pointwise_weights(patches, self.bias, self.bfloat16)
@@ -180,7 +181,7 @@ class Depthwise(Step):
             stage.activation,
             stage.output,
         )
-        self.weight, self.bias = _folding.fold(stage.conv, stage.norm, stage.norm_channels)
+        self.weight, self.bias = _folding.fold(stage)
         self.geometry = _modules.geometry_of(stage.conv)
         self.pads = None if self.geometry.padding is None else _pads(self.geometry, ())
         if native:
@@ -205,7 +206,7 @@ class Separable(Step):
     def __init__(self, depthwise: Stage, pointwise: Stage, bfloat16: bool = False) -> None:
         assert depthwise.conv is not None
         assert pointwise.conv is not None
-        first, second = _folding.fold(depthwise.conv, depthwise.norm), _folding.fold(pointwise.conv, pointwise.norm)
+        first, second = _folding.fold(depthwise), _folding.fold(pointwise)
         weights = first[0], _rounded(second[0], bfloat16)
         multiplier = depthwise.conv.out_channels // depthwise.conv.in_channels
         self.packed = torch.ops.dwsep.pack_separable_weights(*weights, first[1], second[1], multiplier, bfloat16)
@@ -335,6 +336,13 @@ class Other(Step):
             weight = _rounded(weight.detach().float(), bfloat16)[:, :, None, None]
             self.packed = torch.ops.dwsep.pack_pointwise_weights(weight, bias, bfloat16)
 
+        self.norm = self.call.layer_norm if native and not self.rounds and is_float_norm(call.layer_norm) else None
+        if self.norm is not None:
+            channels = self.norm.normalized_shape[0]
+            weight = torch.ones(channels) if self.norm.weight is None else self.norm.weight.detach()
+            bias = torch.zeros(channels) if self.norm.bias is None else self.norm.bias.detach()
+            self.packed = torch.cat((weight, bias, torch.tensor([self.norm.eps])))
+
     def __call__(self, values: list[Any]) -> Any:
         if not self.rounds:
             return run_call(self.call, values)
@@ -349,6 +357,8 @@ class Other(Step):
             return None
         if self.linear is not None and len(shape) == 2 and shape[1] == self.linear.in_features:
             return Native(Kind.POINTWISE, self.x, (shape[0], self.linear.out_features), weights=self.place)
+        if self.norm is not None and len(shape) == 4 and (shape[1],) == self.norm.normalized_shape:
+            return Native(Kind.LAYER_NORM, self.x, shape, weights=self.place, in_place=True)
         if self.call.pools is not None and len(shape) == 4:
             return Native(Kind.POOL, self.x, (*shape[:2], 1, 1) if self.call.pools == "kept" else shape[:2])
         return None
@@ -358,6 +368,13 @@ class Other(Step):
         shape = None if self.x < 0 else shapes[self.x]
         flat = self.call.flattens and shape is not None and len(shape) == 4 and shape[2:] == (1, 1)
         return shape[:2] if flat and shape is not None else None
+
+
+def is_float_norm(norm: nn.LayerNorm | None) -> bool:
+    """Whether a call's layer norm is there, with parameters of float32 on the CPU if it has any."""
+    if norm is None:
+        return False
+    return all(p is None or (p.dtype is torch.float32 and p.is_cpu) for p in (norm.weight, norm.bias))
 
 
 def _holds_bfloat16(module: nn.Module) -> bool:

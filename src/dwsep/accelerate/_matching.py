@@ -287,10 +287,13 @@ class _Matcher:
                 return
             if _modules.is_linear(module) and len(node.args) == 1 and not node.kwargs:
                 step.linear = module  # type: ignore[assignment]
+            if _modules.is_layer_norm(module) and len(node.args) == 1 and not node.kwargs:
+                step.layer_norm = module  # type: ignore[assignment]
         step.gate = _modules.gate_of(step.target, node.args, node.kwargs)
         step.flattens = _modules.flattens(step.target, node.args, node.kwargs)
         step.resizes = _resizing.resizes(step.target)
-        named = step.linear is not None or step.gate is not None or step.pools is not None
+        norm = step.layer_norm is not None
+        named = norm or step.linear is not None or step.gate is not None or step.pools is not None
         if module is not None and (named or step.flattens or step.resizes):
             self.parts.append(module)  # a hook on it must be seen
 

@@ -39,6 +39,7 @@ _FUNCTIONS: dict[Any, str] = {
 }
 _METHODS = {"relu": "relu", "relu_": "relu"}
 _DROPS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
+_CHANNEL_NORMS = {("timm.layers.norm", "LayerNorm2d"), ("torchvision.models.convnext", "LayerNorm2d")}
 _FOREIGN_DROPS = {
     ("timm.layers.drop", "DropPath"),
     ("timm.layers.drop", "DropBlock2d"),
@@ -225,6 +226,15 @@ def is_linear(module: nn.Module) -> bool:
     """Whether a module is torch's own product with a weight, its parameters where torch keeps them."""
     known = type(module) is nn.Linear or foreign_name(module) == ("timm.layers.linear", "Linear")
     return known and {"weight", "bias"} <= module._parameters.keys()
+
+
+def is_layer_norm(module: nn.Module) -> bool:
+    """Whether a module is a layer norm over the channels of images (N, C, H, W), as timm and torchvision have it."""
+    if foreign_name(module) not in _CHANNEL_NORMS or getattr(module, "_fast_norm", False):
+        return False
+    if not isinstance(module, nn.LayerNorm) or not {"weight", "bias"} <= module._parameters.keys():
+        return False
+    return len(module.normalized_shape) == 1
 
 
 def is_transparent(module: nn.Module) -> bool:

@@ -26,6 +26,8 @@ class Stage:
     mixed: tuple[nn.Conv2d, ...] = ()
     # From which to which channel of the norm those of the convolution go, where they are not all of them.
     norm_channels: tuple[int, int] | None = None
+    # Of inference alone: a module and the name of its parameter with a factor for each channel, behind the norm.
+    scale: tuple[nn.Module, str] | None = None
 
     @property
     def convs(self) -> tuple[nn.Conv2d, ...]:
@@ -61,6 +63,8 @@ class Call:
     pools: str | None = None
     # A module whose weight (K, C) it multiplies its only tensor with, over the last axis.
     linear: nn.Linear | None = None
+    # A module which is a layer norm over the channels of its only tensor (N, C, H, W).
+    layer_norm: nn.LayerNorm | None = None
     # Whether it joins all axes of its only tensor behind the first.
     flattens: bool = False
     # "sigmoid" or "hardsigmoid" where it is that of its only tensor.

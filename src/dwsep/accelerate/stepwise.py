@@ -37,6 +37,7 @@ _LABELS = {
     Kind.POOL: "pooling",
     Kind.GATE: "gate",
     Kind.ACTIVATION: "activation",
+    Kind.LAYER_NORM: "layer norm",
 }
 
 

@@ -53,6 +53,7 @@ class Kind(IntEnum):
     POOL = 4  # the means over H and W
     GATE = 5  # the product with one factor for each image's channel
     ACTIVATION = 6
+    LAYER_NORM = 7  # over the channels of each pixel; its weights are scale and shift per channel, and eps
 
 
 LIBRARY.define("pack_depthwise_weights(Tensor weight, Tensor? bias) -> Tensor")
