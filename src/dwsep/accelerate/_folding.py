@@ -19,14 +19,22 @@ def folds(norm: nn.BatchNorm2d | None) -> bool:
     return norm is None or (not norm.training and norm.running_mean is not None and norm.running_var is not None)
 
 
-@torch.no_grad()
 def fold(stage: Stage) -> tuple[Tensor, Tensor | None]:
     """Weight and bias of a stage's convolution with its norm and factors folded in, computed in float64, as float32."""
+    assert stage.conv is not None
+    if stage.norm is None and stage.scale is None:
+        bias = stage.conv.bias
+        return stage.conv.weight.detach().float(), None if bias is None else bias.detach().float()
+    weight, bias = folded(stage)
+    return weight.float(), None if bias is None else bias.float()
+
+
+@torch.no_grad()
+def folded(stage: Stage) -> tuple[Tensor, Tensor | None]:
+    """The same in float64."""
     conv, norm, channels = stage.conv, stage.norm, stage.norm_channels
     assert conv is not None
     weight, bias = conv.weight.detach(), None if conv.bias is None else conv.bias.detach()
-    if norm is None and stage.scale is None:
-        return weight.float(), None if bias is None else bias.float()
     weight, bias = weight.double(), None if bias is None else bias.double()
     if norm is not None:
         scale, shift = affine(norm)
@@ -39,7 +47,7 @@ def fold(stage: Stage) -> tuple[Tensor, Tensor | None]:
         factors = owner._parameters[name].detach().double().reshape(-1)  # type: ignore[union-attr]
         weight = weight * factors.view(-1, 1, 1, 1)
         bias = None if bias is None else bias * factors
-    return weight.float(), None if bias is None else bias.float()
+    return weight, bias
 
 
 @torch.no_grad()

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from dwsep import functional
-from dwsep.accelerate import _folding, _modules, _scales
+from dwsep.accelerate import _branches, _folding, _modules, _scales
 from dwsep.accelerate import _inference_steps as _steps
 from dwsep.accelerate._inference_steps import (
     Channels,
@@ -97,7 +97,7 @@ class Plan:
         modules += [call.linear for call in calls if call.linear is not None]
         modules += [call.layer_norm for call in calls if _steps.is_float_norm(call.layer_norm)]
         self.result_dtypes = dtypes_under_autocast(program) if autocast else {}
-        program = _scales.absorbed(program)
+        program = _scales.absorbed(_branches.merged(program))
         scales = [stage.scale for stage in program.stages() if stage.scale is not None]
         self.sources = _folding.Sources(modules, scales)
         self.norms = self.sources.norms

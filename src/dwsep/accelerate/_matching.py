@@ -10,7 +10,7 @@ import torch
 from torch import fx, nn
 
 from dwsep.accelerate import _modules, _resizing
-from dwsep.accelerate._program import Call, Product, Program, Stage, Step, Value, inputs_of, values_in
+from dwsep.accelerate._program import ADDITIONS, Call, Product, Program, Stage, Step, Value, inputs_of, values_in
 from dwsep.accelerate._tracing import Trace
 from dwsep.nn import DepthwiseConv2d
 
@@ -238,7 +238,7 @@ class _Matcher:
         return node
 
     def _other_operand(self, user: fx.Node, tail: fx.Node) -> fx.Node | None:
-        plain = user.op == "call_function" and user.target in _modules.ADDITIONS and not user.kwargs
+        plain = user.op == "call_function" and user.target in ADDITIONS and not user.kwargs
         if not plain or len(user.args) != 2:
             return None
         left, right = user.args

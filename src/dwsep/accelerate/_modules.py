@@ -63,7 +63,6 @@ PRODUCTS = (operator.mul, torch.mul, "mul")
 # With more, a dense convolution is a matter of products alone, which torch does as well.
 _MOST_DENSE_OPERANDS = 512
 _LOOKS = (torch.mean, F.adaptive_avg_pool2d, "mean")
-ADDITIONS = (operator.add, operator.iadd, torch.add)
 
 
 def foreign_name(module: nn.Module) -> tuple[str, str]:

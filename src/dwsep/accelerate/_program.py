@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import operator
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
+import torch
 from torch import nn
 
 from dwsep.accelerate import _resizing
+
+ADDITIONS = (operator.add, operator.iadd, torch.add)
 
 
 @dataclass
@@ -28,6 +32,8 @@ class Stage:
     norm_channels: tuple[int, int] | None = None
     # Of inference alone: a module and the name of its parameter with a factor for each channel, behind the norm.
     scale: tuple[nn.Module, str] | None = None
+    # Alike: the modules in whose place a convolution was made.
+    stands_for: tuple[nn.Module, ...] = ()
 
     @property
     def convs(self) -> tuple[nn.Conv2d, ...]:
@@ -100,6 +106,14 @@ class Program:
         modules = (module for stage in self.stages() for module in (*stage.convs, stage.norm))
         return [module for module in modules if module is not None]
 
+    def takers(self) -> dict[int, list[int]]:
+        """The positions of the steps that take each value."""
+        found: dict[int, list[int]] = {value: [] for value in range(self.values)}
+        for index, step in enumerate(self.steps):
+            for value in dict.fromkeys(inputs_of(step)):
+                found[value].append(index)
+        return found
+
     def users(self) -> dict[int, int]:
         """How many steps take each value; what the program returns counts as one more."""
         counts = dict.fromkeys(range(self.values), 0)
@@ -109,6 +123,27 @@ class Program:
         for value in values_in(self.outputs):
             counts[value] += 1
         return counts
+
+
+def sequence_of(program: Program, steps: list[Step]) -> Program:
+    """The program with other steps to the same results."""
+    result = replace(program, steps=steps, last_use={})
+    kept = set(values_in(result.outputs))
+    for index, step in enumerate(steps):
+        result.last_use |= {value: index for value in inputs_of(step) if value not in kept}
+    return result
+
+
+def added_value(step: Step | None, value: int) -> int | None:
+    """What a step adds to a value, where it does nothing else; the value, not the other, may be written into."""
+    if not isinstance(step, Call) or step.kind != "function" or step.target not in ADDITIONS or step.kwargs:
+        return None
+    if len(step.args) != 2 or not all(isinstance(side, Value) for side in step.args):
+        return None
+    left, right = map(int, step.args)
+    if left == right or value not in (left, right) or (left != value and step.target is operator.iadd):
+        return None
+    return right if left == value else left
 
 
 def values_in(argument: Any) -> list[int]:
@@ -136,7 +171,7 @@ def inputs_of(step: Step) -> list[int]:
 def modules_of(step: Step) -> list[nn.Module]:
     """The modules whose work a step does, as far as they can be told."""
     if isinstance(step, Stage):
-        return [module for module in (*step.convs, step.norm) if module is not None]
+        return list(step.stands_for) or [module for module in (*step.convs, step.norm) if module is not None]
     if isinstance(step, Call):
         module = step.target if isinstance(step.target, nn.Module) else step.linear
         return [] if module is None else [module]

@@ -6,8 +6,8 @@ from dataclasses import replace
 
 from torch import Tensor, nn
 
-from dwsep.accelerate import _folding, _modules
-from dwsep.accelerate._program import Call, Product, Program, Stage, Step, Value, inputs_of, values_in
+from dwsep.accelerate import _folding
+from dwsep.accelerate._program import Call, Product, Program, Stage, Step, Value, added_value, sequence_of
 
 
 def absorbed(program: Program) -> Program:
@@ -30,10 +30,11 @@ def absorbed(program: Program) -> Program:
             owner = program.steps[chain[0]]
             assert isinstance(owner, Call)
             merged = replace(stage, output=product.output, scale=(owner.target, owner.args))
-            residual = _added(program, index + 1, product.output) if users[product.output] == 1 else None
+            behind = program.steps[index + 1] if index + 1 < len(steps) and users[product.output] == 1 else None
+            residual = added_value(behind, product.output)
             gone = [*chain, index]
-            if residual is not None:
-                merged = replace(merged, output=program.steps[index + 1].output, residual=residual)
+            if behind is not None and residual is not None:
+                merged = replace(merged, output=behind.output, residual=residual)
                 gone.append(index + 1)
             steps[at] = merged
             for step in gone:
@@ -41,11 +42,7 @@ def absorbed(program: Program) -> Program:
             break
     if steps == program.steps:
         return program
-    result = replace(program, steps=[step for step in steps if step is not None], last_use={})
-    kept = set(values_in(result.outputs))
-    for index, step in enumerate(result.steps):
-        result.last_use |= {value: index for value in inputs_of(step) if value not in kept}
-    return result
+    return sequence_of(program, [step for step in steps if step is not None])
 
 
 def _takes_a_factor(stage: Stage) -> bool:
@@ -80,18 +77,3 @@ def _parameter(step: Step) -> nn.Parameter | None:
         return None
     found = step.target._parameters.get(step.args)
     return found if isinstance(found, Tensor) else None
-
-
-def _added(program: Program, index: int, value: int) -> int | None:
-    """What the step at a place adds to a value, where it does nothing else; the value may be written into."""
-    step = program.steps[index] if index < len(program.steps) else None
-    if not isinstance(step, Call) or step.kind != "function" or step.target not in _modules.ADDITIONS:
-        return None
-    if step.kwargs or len(step.args) != 2 or not all(isinstance(side, Value) for side in step.args):
-        return None
-    left, right = map(int, step.args)
-    if left == right or value not in (left, right):
-        return None
-    if left != value and step.target is _modules.ADDITIONS[1]:
-        return None  # the sum is written into the shortcut, which others may see
-    return right if left == value else left
