@@ -51,6 +51,9 @@ def merged(program: Program) -> Program:
     for index in reversed(range(len(steps))):
         step = steps[index]
         tree = None if step is None else finder.tree(step.output)
+        residual: int | None = None
+        if tree is None and isinstance(step, Stage) and step.residual is not None:
+            tree, residual = finder.own_tree(index, step), step.residual
         if tree is None or len(tree.members) < 2 or not finder.may_move(tree):
             continue
         stage = _stage(tree, program)
@@ -59,14 +62,13 @@ def merged(program: Program) -> Program:
         members, last = set(tree.members), index
         stage.output = program.steps[index].output
         behind = finder.only_taker(stage.output)
-        if behind is not None and behind == last + 1:
+        stage.residual = residual
+        if behind is not None and behind == last + 1 and residual is None:
             after = program.steps[behind]
-            residual = added_value(after, stage.output)
+            stage.residual = added_value(after, stage.output)
             if isinstance(after, Stage) and not after.convs and after.norm is None and after.residual is None:
                 stage.activation = after.activation
-            elif residual is not None:
-                stage.residual = residual
-            else:
+            elif stage.residual is None:
                 behind = None
             if behind is not None and steps[behind] is after:
                 stage.output = after.output
@@ -106,27 +108,32 @@ class _Finder:
         return self.known[value]
 
     def _tree_of(self, index: int, step: Step) -> _Tree | None:
-        own = frozenset((index,))
         if isinstance(step, Call):
-            return self._of_call(own, step)
-        if not isinstance(step, Stage) or step.activation != "none" or step.mixed or not _folding.folds(step.norm):
+            return self._of_call(frozenset((index,)), step)
+        if not isinstance(step, Stage):
             return None
-        if step.conv is not None:
-            if not _is_plain(step.conv):
-                return None
-            result = _Tree(step.input, own, conv=replace(step, residual=None))
-        elif step.norm is not None:
-            inner = self.tree(step.input) if self.users[step.input] == 1 else None
-            inner = inner or _Tree(step.input)
-            result = _Tree(inner.base, own | inner.members, norm=step.norm, parts=(inner,))
-        else:
-            return None
-        if step.residual is None:
+        result = self.own_tree(index, step)
+        if result is None or step.residual is None:
             return result
         for other in self._sides(step.residual):
             if other.base == result.base:
                 return _Tree(result.base, result.members | other.members, parts=(result, other))
         return None
+
+    def own_tree(self, index: int, step: Stage) -> _Tree | None:
+        """What a stage makes before its sum."""
+        own = frozenset((index,))
+        if step.activation != "none" or step.mixed or not _folding.folds(step.norm):
+            return None
+        if step.conv is not None:
+            if not _is_plain(step.conv):
+                return None
+            return _Tree(step.input, own, conv=replace(step, residual=None))
+        if step.norm is None:
+            return None
+        inner = self.tree(step.input) if self.users[step.input] == 1 else None
+        inner = inner or _Tree(step.input)
+        return _Tree(inner.base, own | inner.members, norm=step.norm, parts=(inner,))
 
     def _of_call(self, own: frozenset[int], step: Call) -> _Tree | None:
         if step.kind != "function" or step.target not in ADDITIONS or step.kwargs or len(step.args) != 2:
@@ -134,8 +141,8 @@ class _Finder:
         left, right = step.args
         values = [side for side in step.args if isinstance(side, Value)]
         if len(values) == 1 and any(type(side) is int and side == 0 for side in step.args):
-            inner = self.tree(values[0]) if self.users[values[0]] == 1 else None
-            return None if inner is None else replace(inner, members=inner.members | own)
+            inner = self._sides(values[0])[0]
+            return replace(inner, members=inner.members | own)
         if len(values) != 2 or left == right:
             return None
         if step.target is operator.iadd and self.tree(left) is None:

@@ -46,13 +46,15 @@ def _separable_ends(program: Program) -> dict[int, Stage]:
     users = program.users()
     producers = {step.output: (index, step) for index, step in enumerate(program.steps)}
     pairs: dict[int, Stage] = {}
-    for step in program.steps:
+    for position, step in enumerate(program.steps):
         if not isinstance(step, Stage) or step.conv is None or not _modules.is_pointwise(step.conv):
             continue
         index, producer = producers.get(step.input, (-1, None))
         if not isinstance(producer, Stage) or producer.conv is None or producer.residual is not None:
             continue
         alone = users[producer.output] == 1 and _modules.is_depthwise(producer.conv)
+        # What a call between them wrote into would be read too late.
+        alone = alone and not any(isinstance(between, Call) for between in program.steps[index + 1 : position])
         foldable = _folding.folds(producer.norm) and _folding.folds(step.norm)
         if alone and foldable and functional.packs(producer.conv.weight, torch.float32):
             pairs[index] = step

@@ -11,7 +11,7 @@ from torch import fx, nn
 
 from dwsep.accelerate import _modules, _resizing
 from dwsep.accelerate._program import ADDITIONS, Call, Product, Program, Stage, Step, Value, inputs_of, values_in
-from dwsep.accelerate._tracing import Trace
+from dwsep.accelerate._tracing import IN_PLACE, Trace
 from dwsep.nn import DepthwiseConv2d
 
 
@@ -298,6 +298,9 @@ class _Matcher:
             self.parts.append(module)  # a hook on it must be seen
 
 
+_IN_PLACE = frozenset(function.__name__ for function in IN_PLACE.values())
+
+
 def _split_sizes(node: fx.Node) -> list[Any] | None:
     """The channels of each part where a node is a split along the channels into parts of given sizes."""
     if node.op not in ("call_function", "call_method") or node.target not in (torch.split, "split"):
@@ -326,7 +329,7 @@ def _writes(node: fx.Node, module: nn.Module | None) -> bool:
         return True
     name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
     if node.op == "call_function" and getattr(node.target, "__module__", "") == "_operator":
-        return (name.startswith("i") and name[1:] in ("add", "sub", "mul", "truediv", "pow")) or name == "setitem"
+        return name in _IN_PLACE or name == "setitem"
     return name.endswith("_") and not name.endswith("__")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import operator
 import sys
 import threading
 import warnings
@@ -11,6 +12,7 @@ from collections.abc import Callable, Collection
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 import torch.utils.checkpoint
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
@@ -20,6 +22,35 @@ from dwsep.accelerate import _layers, _modules
 # torch.fx changes nn.Module.__call__ for the whole process while it traces.
 _lock = threading.RLock()
 _CHECKPOINT_FILE = torch.utils.checkpoint.__file__
+
+
+# What Python makes of `x += y` and the like. fx reads the first as x + y, though whoever else has x sees it change.
+IN_PLACE = {
+    f"__i{name}__": getattr(operator, f"i{name}")
+    for name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "and", "or", "xor", "lshift", "rshift")
+}
+_OUT_OF_PLACE = {operator.iadd: operator.add, operator.isub: operator.sub, operator.imul: operator.mul}
+# Functions, and modules below, which leave what they take as it is and return memory of its own.
+_FRESH = {
+    operator.add,
+    operator.sub,
+    operator.mul,
+    torch.add,
+    torch.sub,
+    torch.mul,
+    torch.cat,
+    torch.mean,
+    torch.sigmoid,
+}
+_FRESH |= {F.adaptive_avg_pool2d, F.avg_pool2d, F.conv2d}
+_FRESH_MODULES = (
+    nn.Conv2d,
+    nn.modules.batchnorm._BatchNorm,
+    nn.Linear,
+    nn.AdaptiveAvgPool2d,
+    nn.AvgPool2d,
+    nn.MaxPool2d,
+)
 
 
 class CannotTrace(Exception):
@@ -34,6 +65,21 @@ class Trace(NamedTuple):
     output_spec: Any
 
 
+class _Proxy(fx.Proxy):
+    """Knows an operation in place from one that is not."""
+
+
+def _in_place(function: Callable[..., Any]) -> Callable[..., Any]:
+    def method(self: _Proxy, other: Any) -> Any:
+        return self.tracer.create_proxy("call_function", function, (self, other), {})
+
+    return method
+
+
+for _name, _function in IN_PLACE.items():
+    setattr(_Proxy, _name, _in_place(_function))
+
+
 class _Tracer(fx.Tracer):
     def __init__(self, whole: Collection[nn.Module]) -> None:
         super().__init__(autowrap_functions=_foreign_functions())
@@ -41,6 +87,9 @@ class _Tracer(fx.Tracer):
         self.stack: list[nn.Module] = []
         self.inside: list[nn.Module] = []
         self.output_spec: Any = None
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        return _Proxy(node, self)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         if id(m) in self.whole or _modules.is_replaced(m):
@@ -100,6 +149,35 @@ def _foreign_functions() -> tuple[Callable[..., Any], ...]:
     return tuple(registry.get_notrace_functions()) if registry is not None else ()
 
 
+def _leave_memory_alone(graph: fx.Graph, root: nn.Module) -> None:
+    """Have operations in place make tensors of their own where nobody can tell: what they write into was made for them,
+    and who else took it has done with it.
+    """
+    modules = dict(root.named_modules(remove_duplicate=False))
+    position = {node: index for index, node in enumerate(graph.nodes)}
+
+    def is_fresh(node: fx.Node) -> bool:
+        if node.op == "call_module":
+            module = modules.get(str(node.target))
+            if module is None or _modules.is_replaced(module) or getattr(module, "inplace", False):
+                return False
+            return isinstance(module, _FRESH_MODULES) or _modules.activation_of(module) is not None
+        inplace = node.kwargs.get("inplace", False)
+        return (node.op == "call_function" and node.target in _FRESH and not inplace) or (
+            node.op == "call_method" and node.target in ("add", "mul", "mean", "sigmoid")
+        )
+
+    for node in graph.nodes:
+        if node.op != "call_function" or node.target not in _OUT_OF_PLACE:
+            continue
+        left = node.args[0]
+        if not isinstance(left, fx.Node) or not is_fresh(left):
+            continue
+        others = [user for user in left.users if user is not node]
+        if all(position[user] < position[node] and is_fresh(user) for user in others):
+            node.target = _OUT_OF_PLACE[node.target]
+
+
 def takes_one_tensor(module: nn.Module) -> bool:
     """Whether a forward can be called with one positional argument."""
     try:
@@ -137,5 +215,6 @@ def trace(root: nn.Module, excluded: Collection[nn.Module] = ()) -> Trace:
                     raise CannotTrace(reason) from error
                 whole.append(tracer.stack[-1])
                 continue
+            _leave_memory_alone(graph, root)
             return Trace(graph, tracer.inside, tracer.output_spec)
     raise CannotTrace("none of its parts can be read")
