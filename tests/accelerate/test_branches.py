@@ -228,3 +228,18 @@ def test_published_networks(name, most):
     dwsep.accelerate_(net)
     check(net, torch.randn(1, 3, 64, 64))
     assert len(net.forward.reading().plan.steps) <= most
+
+
+def test_parameters_elsewhere_than_on_the_cpu():
+    net = network(CASES["RepVGG"]()).to("meta")
+    dwsep.accelerate_(net)
+    with torch.no_grad():
+        assert net(torch.empty(1, 3, 20, 24, device="meta")).shape == (1, 12)
+
+
+def test_the_layout_of_the_result_is_that_of_the_modules():
+    net = network(CASES["RepVGG"](), CASES["MobileOne, pointwise"]())[:-2].to(memory_format=torch.channels_last)
+    dwsep.accelerate_(net)
+    with torch.no_grad():
+        for _ in range(2):
+            assert net(torch.randn(2, 3, 20, 24)).is_contiguous(memory_format=torch.channels_last)

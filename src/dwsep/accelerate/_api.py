@@ -23,8 +23,8 @@ def accelerate_(model: nn.Module, *, filter_fn: Filter | None = None, frozen: bo
     and pickles of the model are accelerated, too. Inference runs fused in bfloat16 as well, of the parameters or of
     autocast: float32 between the steps, rounded where pointwise convolutions multiply and at the end, and so does
     training under autocast. Parallel branches without an activation (MobileOne, RepViT) are one convolution at
-    inference, their weights stay apart. What cannot run fused (another device or dtype, parameters of bfloat16 in training,
-    ``torch.func``, a compiler, hooks) runs as before. Weights may change at any time, unless ``frozen``.
+    inference, their weights stay apart. What cannot run fused (another device or dtype, parameters of bfloat16 in
+    training, ``torch.func``, a compiler, hooks) runs as before. Weights may change at any time, unless ``frozen``.
 
     On a GPU depthwise convolutions train on kernels of their own where those are the faster; inference runs as before.
     Chains train fused there only if the environment variable ``DWSEP_CUDA_FUSED`` is 1: those kernels are tested, and

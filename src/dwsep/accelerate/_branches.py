@@ -63,14 +63,13 @@ def merged(program: Program) -> Program:
         stage.output = program.steps[index].output
         behind = finder.only_taker(stage.output)
         stage.residual = residual
-        if behind is not None and behind == last + 1 and residual is None:
-            after = program.steps[behind]
+        after = None if behind is None or behind != last + 1 or residual is not None else steps[behind]
+        if after is not None and behind is not None:
             stage.residual = added_value(after, stage.output)
-            if isinstance(after, Stage) and not after.convs and after.norm is None and after.residual is None:
+            activates = isinstance(after, Stage) and not after.convs and after.norm is None and after.residual is None
+            if isinstance(after, Stage) and activates:
                 stage.activation = after.activation
-            elif stage.residual is None:
-                behind = None
-            if behind is not None and steps[behind] is after:
+            if activates or stage.residual is not None:
                 stage.output = after.output
                 members.add(behind)
                 last = behind

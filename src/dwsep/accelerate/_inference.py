@@ -98,7 +98,11 @@ class Plan:
         calls = [step for step in program.steps if isinstance(step, Call)]
         modules += [call.linear for call in calls if call.linear is not None]
         modules += [call.layer_norm for call in calls if _steps.is_float_norm(call.layer_norm)]
+        if not all(tensor.is_cpu for m in modules for tensor in (*m.parameters(False), *m.buffers(False))):
+            raise NotImplementedError("a parameter is not on the CPU")
         self.result_dtypes = dtypes_under_autocast(program) if autocast else {}
+        convs = [conv for stage in program.stages() for conv in stage.convs]
+        self.channels_last = any(is_channels_last(conv.weight) for conv in convs)
         program = _scales.absorbed(_branches.merged(program))
         scales = [stage.scale for stage in program.stages() if stage.scale is not None]
         self.sources = _folding.Sources(modules, scales)
@@ -107,15 +111,13 @@ class Plan:
         if not (dtypes <= {torch.float32} or dtypes <= {torch.bfloat16}):
             raise NotImplementedError("the parameters are not all of float32, or all of bfloat16")
         if not all(tensor.is_cpu for tensor in self.sources.tensors):
-            raise NotImplementedError("a parameter is not on the CPU")
+            raise NotImplementedError("a factor is not on the CPU")
         self.dtype = dtypes.pop() if dtypes else torch.float32
         if autocast and self.dtype is not torch.float32:
             raise NotImplementedError("autocast of parameters that are not of float32")
         self.autocast = autocast
         self.bfloat16 = bfloat16 = autocast or self.dtype is torch.bfloat16
         self.outputs, self.spec = program.outputs, program.output_spec
-        convs = [conv for stage in program.stages() for conv in stage.convs]
-        self.channels_last = any(is_channels_last(conv.weight) for conv in convs)
         native = bool(convs) and functional.packs(convs[0].weight, torch.float32)
         if bfloat16 and not (native and _computes_in_float32(program)):
             raise NotImplementedError("a step of bfloat16 that has to see its dtype, or no kernels")
