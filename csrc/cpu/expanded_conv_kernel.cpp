@@ -293,7 +293,8 @@ void apart(ExpandedConv conv) {
   const Workspace wide(static_cast<std::size_t>(pixels * p.channels));
   pointwise_conv_forward({pixels, conv.channels, p.channels, conv.x, conv.expansion, conv.expansion_activation, nullptr,
                           wide.data(), nullptr, 0, conv.pairs, conv.x_stride});
-  if (conv.out_stride != p.channels || conv.means_stride != p.channels) {
+  if (!conv.separable &&
+      (conv.out_stride != p.channels || (conv.means != nullptr && conv.means_stride != p.channels))) {
     conv.expansion = nullptr;
     conv.x = wide.data();
     conv.channels = conv.x_stride = p.channels;

@@ -141,10 +141,14 @@ LEFT = {
     "padded otherwise": lambda: Branches(
         [nn.Conv2d(12, 12, 3, padding=1, padding_mode="reflect", groups=12)], depthwise(1)
     ),
+    "one side longer": lambda: Branches(
+        *([nn.Conv2d(12, 12, size, padding="same", groups=12)] for size in (4, 2)), activation=nn.ReLU()
+    ),
     "norm alone": lambda: Branches([nn.BatchNorm2d(12)], [nn.BatchNorm2d(12)]),
 }
 
 
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
 @pytest.mark.parametrize("case", list(LEFT))
 def test_what_is_left_as_it_is(case):
     net = network(LEFT[case]())

@@ -195,3 +195,71 @@ def test_parts_lie_in_whole_values():
     assert len(parts) == 7 * 2
     for row in parts:
         assert row[6] + row[1] <= rows[row[5]][1]
+
+
+class _Gated(nn.Module):
+    """Channels times their gate, as squeeze-and-excite leaves them."""
+
+    def __init__(self):
+        super().__init__()
+        self.gate = Gate(12)
+
+    def forward(self, x):
+        return self.gate(x)
+
+
+class _ScaledExpansion(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.expand, self.gamma = nn.Conv2d(12, 44, 1), nn.Parameter(torch.rand(44, 1, 1) + 2)
+        self.depthwise, self.project = Mixed(44, 44, (3, 5)), nn.Conv2d(44, 12, 1)
+
+    def forward(self, x):
+        return self.project(self.depthwise(self.expand(x) * self.gamma))
+
+
+class _ProductForTwoSegments(nn.Module):
+    def __init__(self):
+        super().__init__()
+        depthwise = conv_norm(12, 12, 3, groups=12, activation=nn.ReLU())
+        self.gate, self.pool = nn.Sequential(*depthwise, _Gated()), nn.MaxPool2d(3, 1, 1)
+        self.first, self.second = (Mixed(12, 12, (1, 1), depthwise=False) for _ in range(2))
+
+    def forward(self, x):
+        x = self.gate(x)
+        return self.pool(self.first(x)) + self.second(x)
+
+
+class _TwoMeans(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.depthwise = nn.Sequential(*conv_norm(12, 12, 3, groups=12, activation=nn.ReLU()))
+        self.gate = nn.Conv2d(12, 12, 1)
+
+    def forward(self, x):
+        x = self.depthwise(x)
+        gate = self.gate(x.mean((2, 3), keepdim=True))
+        return x * torch.sigmoid(gate + x.mean((2, 3), keepdim=True))
+
+
+class _GatedExpansion(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.gate, self.expand, self.norm1 = _Gated(), Mixed(12, 44, (1, 1), depthwise=False), nn.BatchNorm2d(44)
+        self.depthwise, self.norm2, self.project = Mixed(44, 44, (3, 5)), nn.BatchNorm2d(44), nn.Conv2d(44, 12, 1)
+
+    def forward(self, x):
+        return self.project(self.norm2(self.depthwise(self.norm1(self.expand(self.gate(x))))))
+
+
+@pytest.mark.parametrize("block", [_ScaledExpansion, _ProductForTwoSegments, _TwoMeans, _GatedExpansion])
+def test_steps_that_are_taken_twice_or_scaled(block):
+    net = network(block())
+    dwsep.accelerate_(net)
+    x = torch.randn(2, 3, 20, 24)
+    check_inference(net, x)
+    with torch.no_grad():
+        wanted = net(x)
+        apart = taken_apart(net, training=False)
+        assert isinstance(apart, Inference)
+        assert torch.allclose(apart.run_steps(x, lambda number, run: run()), wanted, atol=1e-6)

@@ -181,6 +181,28 @@ def test_a_shortcut_that_is_a_module(shortcut, joins, x, runs):
     assert sum(stage.residual is not None for stage in runs[0].stages()) == joins
 
 
+@pytest.mark.parametrize("drop", [nn.Identity(), nn.Dropout(0.0)])
+def test_a_sum_into_what_a_module_passes_on(drop, x):
+    class Sum(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stem = nn.Sequential(*conv_norm(3, 8, 3), *conv_norm(8, 8, 3, groups=8, activation=nn.ReLU()))
+            self.conv, self.drop = nn.Conv2d(8, 8, 1), drop
+            self.gate, self.end = nn.Conv2d(8, 8, 1), nn.Conv2d(8, 8, 1)
+
+        def forward(self, x):
+            z = self.stem(x)
+            y = self.conv(z)
+            gate = torch.sigmoid(self.gate(y.mean((2, 3), keepdim=True)))
+            y = self.drop(y)
+            y += z
+            return self.end(y) * gate
+
+    net = randomise(Sum())
+    dwsep.accelerate_(net)
+    check_step(net, x.requires_grad_())
+
+
 def test_in_place_steps_keep_their_order(x, runs):
     class InPlace(nn.Module):
         def __init__(self):

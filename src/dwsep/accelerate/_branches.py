@@ -164,8 +164,9 @@ def _is_plain(conv: nn.Conv2d) -> bool:
     """Whether a convolution's taps lie in the same places whatever its input's size, and it is dense or depthwise."""
     if not isinstance(conv, nn.Conv2d) or not (_modules.is_depthwise(conv) or conv.groups == 1):
         return False
+    padding = _modules.geometry_of(conv).padding
     alike = conv.groups == 1 or conv.out_channels == conv.in_channels
-    return alike and _modules.geometry_of(conv).padding is not None
+    return alike and padding is not None and all(low == high for low, high in padding)
 
 
 def _stage(tree: _Tree, program: Program) -> Stage | None:

@@ -314,7 +314,7 @@ def _widened(wide: Stage, first: int, end: int) -> _Widening | None:
     inputs = _channels([conv.in_channels for conv in wide.convs])
     for conv, (low, high), taken in zip(wide.convs, outputs, inputs, strict=True):
         if low <= first and end <= high:
-            stage = Stage(wide.name, wide.input, -1, conv, wide.norm, wide.activation, norm_channels=(low, high))
+            stage = replace(wide, output=-1, conv=conv, mixed=(), norm_channels=(low, high))
             return _Widening(stage, slice(*taken) if wide.mixed else None, slice(first - low, end - low))
     return None
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dwsep.accelerate._inference_steps import Channels, Joined, Native, Other, Pointwise
+from dwsep.accelerate._inference_steps import Channels, Depthwise, Joined, Native, Other, Pointwise
 from dwsep.accelerate._native_segment import NativeSegment, Planned, Segment, wanted_values
 from dwsep.ops.inference_program import GATES, Kind
 
@@ -59,6 +59,7 @@ class Lowering:
     def finish(self, values: list[Any]) -> None:
         """Run what was left for later."""
         segment, self.segment = self.segment, Segment()
+        self.gated.clear()
         behind: list[Planned] = []
         # Channels which no step of the segment takes are no value of a program.
         while segment.planned and isinstance(segment.planned[-1].run, Channels):
@@ -149,14 +150,23 @@ class Lowering:
         return True
 
     def _all_take_gates(self, product: int) -> bool:
-        """Whether a product is taken by pointwise steps alone, some of its channels each."""
+        """Whether a product is taken by the pointwise steps of one mixed stage alone, which all run together."""
         takers = self.takers[product]
         if len(takers) != self.uses[product] or not all(isinstance(taker.run, Channels) for taker in takers):
             return False
-        behind = [self.takers[taker.output] for taker in takers]
-        return all(
-            len(own) == 1 and isinstance(own[0].run, Pointwise) and own[0].run.residual is None for own in behind
-        )
+        behind = [self._only_taker(taker) for taker in takers]
+        if not all(
+            step is not None and isinstance(step.run, Pointwise) and step.run.residual is None for step in behind
+        ):
+            return False
+        ends = [self._only_taker(step) for step in behind if step is not None]
+        ends = [self._only_taker(end) if end is not None and isinstance(end.run, Depthwise) else end for end in ends]
+        first = ends[0]
+        return first is not None and isinstance(first.run, Joined) and all(end is first for end in ends)
+
+    def _only_taker(self, step: Planned) -> Planned | None:
+        takers = self.takers[step.output]
+        return takers[0] if len(takers) == 1 and self.uses[step.output] == 1 else None
 
     def _takes_parts(self, step: Native) -> bool:
         """Whether what a step takes are whole values, or it takes parts of others, too."""
@@ -257,7 +267,8 @@ class Lowering:
         first = len(segment.steps) - len(made)
         if first < 0 or sorted(makers.get(value, -1) for value in made) != list(range(first, len(segment.steps))):
             return False
-        if any(not self._is_single(segment.steps[makers[value]][0]) for value in made):
+        steps = [segment.steps[makers[value]][0] for value in made]
+        if any(maker.means is not None or not self._is_single(maker) for maker in steps):
             return False
         for value in made:
             maker = segment.steps[makers[value]][0]

@@ -156,11 +156,20 @@ def _leave_memory_alone(graph: fx.Graph, root: nn.Module) -> None:
     modules = dict(root.named_modules(remove_duplicate=False))
     position = {node: index for index, node in enumerate(graph.nodes)}
 
+    def returns_its_input(node: fx.Node) -> bool:
+        module = modules.get(str(node.target)) if node.op == "call_module" else None
+        if module is None or _modules.is_replaced(module):
+            return False
+        never = _modules.drops(module) and getattr(module, "drop_prob", getattr(module, "p", 1)) == 0
+        return never or _modules.passes_through(module)
+
     def is_fresh(node: fx.Node) -> bool:
         if node.op == "call_module":
             module = modules.get(str(node.target))
             if module is None or _modules.is_replaced(module) or getattr(module, "inplace", False):
                 return False
+            if _modules.drops(module):
+                return not returns_its_input(node)
             return isinstance(module, _FRESH_MODULES) or _modules.activation_of(module) is not None
         inplace = node.kwargs.get("inplace", False)
         return (node.op == "call_function" and node.target in _FRESH and not inplace) or (
@@ -170,11 +179,15 @@ def _leave_memory_alone(graph: fx.Graph, root: nn.Module) -> None:
     for node in graph.nodes:
         if node.op != "call_function" or node.target not in _OUT_OF_PLACE:
             continue
-        left = node.args[0]
-        if not isinstance(left, fx.Node) or not is_fresh(left):
-            continue
-        others = [user for user in left.users if user is not node]
-        if all(position[user] < position[node] and is_fresh(user) for user in others):
+        # The tensor under every name that it has here.
+        names, others = [node], []
+        while names[-1] is node or returns_its_input(names[-1]):
+            source = names[-1].args[0] if names[-1].args else None
+            if not isinstance(source, fx.Node):
+                break
+            names.append(source)
+            others += [user for user in names[-1].users if user is not names[-2]]
+        if is_fresh(names[-1]) and all(position[user] < position[node] and is_fresh(user) for user in others):
             node.target = _OUT_OF_PLACE[node.target]
 
 

@@ -195,10 +195,9 @@ class _Recorder(Lowering):
 
     def _run_native(self, segment: native_segment.Segment, weights: Tensor, values: list[Any]) -> None:
         runs: list[NativeSegment] = []
-        pairs = zip(segment.steps, self.groups, strict=True)
-        made = itertools.groupby(pairs, lambda entry: segment.whole(entry[0][1]))
-        for _, entries in made:
-            steps, of_each = zip(*entries)
+        pairs = list(zip(segment.steps, self.groups, strict=True))
+        for begin, end in _together(segment):
+            steps, of_each = zip(*pairs[begin:end])
             group = list(itertools.chain.from_iterable(of_each))
             single = native_segment.Segment(list(steps), group, parts=dict(segment.parts))
             wanted = list(dict.fromkeys(map(segment.whole, single.made())))
@@ -216,6 +215,19 @@ class _Recorder(Lowering):
     def _run_alone(self, step: Planned, values: list[Any]) -> None:
         super()._run_alone(step, values)
         self.fine.append((step, [step]))
+
+
+def _together(segment: native_segment.Segment) -> Iterator[tuple[int, int]]:
+    """From which to which of a segment's steps go together: from the first to the last that make parts of one value."""
+    last: dict[int, int] = {}
+    for number, (step, output) in enumerate(segment.steps):
+        last |= {segment.whole(value): number for value in step.makes(output)}
+    begin = end = 0
+    for number, (step, output) in enumerate(segment.steps):
+        end = max(end, number, *(last[segment.whole(value)] for value in step.makes(output)))
+        if end == number:
+            yield begin, number + 1
+            begin = number + 1
 
 
 def _calls_by_value(lowered: Sequence[Planned | NativeSegment]) -> dict[int, int]:
