@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-
 import pytest
 import timm
 import torch
@@ -11,7 +9,7 @@ from torch import nn
 
 import dwsep
 from dwsep.accelerate._program import Stage
-from tests.accelerate.toys import conv_norm, distance, randomise
+from tests.accelerate.toys import check_bfloat16, check_inference, conv_norm, randomise
 
 
 class Branches(nn.Module):
@@ -51,14 +49,7 @@ def stages(net):
 
 
 def check(net, x=None):
-    plain = copy.deepcopy(net)
-    dwsep.revert_(plain)
-    x = torch.randn(2, 3, 20, 24) if x is None else x
-    with torch.no_grad():
-        expected = copy.deepcopy(plain).double()(x.double())
-        bound = 2 * distance(plain(x), expected) + 1e-6
-        for _ in range(2):  # its shape is new, then known
-            assert distance(net(x), expected) < bound
+    check_inference(net, torch.randn(2, 3, 20, 24) if x is None else x)
 
 
 CASES = {
@@ -212,17 +203,7 @@ def test_the_program_for_training_keeps_its_branches():
 @pytest.mark.parametrize("autocast", [False, True])
 def test_bfloat16(autocast):
     net = network(CASES["MobileOne, pointwise"](), CASES["RepViT"]())
-    x = torch.randn(2, 3, 20, 24)
-    exact = copy.deepcopy(net).double()(x.double())
-    if not autocast:
-        net, x = net.bfloat16(), x.bfloat16()
-    plain = copy.deepcopy(net)
-    dwsep.accelerate_(net)
-    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-        for _ in range(2):
-            out, eager = net(x), plain(x)
-            assert out.dtype is eager.dtype
-            assert distance(out, exact) <= 1.5 * distance(eager, exact) + 1e-3
+    check_bfloat16(net, torch.randn(2, 3, 20, 24), autocast)
 
 
 @pytest.mark.parametrize(("name", "most"), [("mobileone_s0", 30), ("repvit_m1_0", 150)])

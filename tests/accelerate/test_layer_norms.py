@@ -15,7 +15,7 @@ from torchvision.models import convnext
 import dwsep
 from dwsep.ops.inference_program import Kind
 from tests.accelerate.test_mixed_inference import calls
-from tests.accelerate.toys import distance
+from tests.accelerate.toys import check_bfloat16, check_inference, distance
 
 pytestmark = pytest.mark.skipif(
     not dwsep.ops.native_status().loaded, reason=f"native library: {dwsep.ops.native_status().reason}"
@@ -71,16 +71,6 @@ def randomised(net):
     return net.eval()
 
 
-def check(net, x):
-    plain = copy.deepcopy(net)
-    dwsep.revert_(plain)
-    with torch.no_grad():
-        expected = copy.deepcopy(plain).double()(x.double())
-        bound = 2 * distance(plain(x), expected) + 1e-6
-        for _ in range(2):  # its shape is new, then known
-            assert distance(net(x), expected) < bound
-
-
 @pytest.mark.parametrize("size", [(32, 40), (8, 8), (8, 9)])
 @pytest.mark.parametrize("batch", [1, 3])
 @pytest.mark.parametrize(
@@ -99,7 +89,7 @@ def check(net, x):
 def test_a_network_is_one_program(options, batch, size):
     net = randomised(Network(**options))
     dwsep.accelerate_(net)
-    check(net, torch.randn(batch, 3, *size))
+    check_inference(net, torch.randn(batch, 3, *size))
     (kinds,) = calls(net)
     assert kinds.count(Kind.LAYER_NORM) == 5
     assert set(kinds) == {Kind.LAYER_NORM, Kind.DENSE, Kind.DEPTHWISE, Kind.POINTWISE, Kind.POOL}
@@ -139,14 +129,14 @@ class _ProductTakenTwice(Block):
 def test_factors_that_others_see(block):
     net = randomised(Network(block))
     dwsep.accelerate_(net)
-    check(net, torch.randn(2, 3, 32, 40))
+    check_inference(net, torch.randn(2, 3, 32, 40))
 
 
 @pytest.mark.parametrize("shape", [(1,), (20,), (20, 20), (3, 20, 1, 1)])
 def test_factors_that_are_not_per_channel(shape):
     net = randomised(Network(factors=_as_it_is, shape=shape))
     dwsep.accelerate_(net)
-    check(net, torch.randn(3, 3, 80, 80))
+    check_inference(net, torch.randn(3, 3, 80, 80))
 
 
 @pytest.mark.parametrize("change", ["norm", "gamma", "eps", "assign"])
@@ -154,7 +144,7 @@ def test_parameters_may_change(change):
     net = randomised(Network())
     dwsep.accelerate_(net)
     x = torch.randn(2, 3, 32, 40)
-    check(net, x)
+    check_inference(net, x)
     block = net.blocks[1]
     with torch.no_grad():
         before = net(x)
@@ -167,23 +157,23 @@ def test_parameters_may_change(change):
         else:
             block.gamma = nn.Parameter(torch.randn(20))
         assert distance(net(x), before) > 1e-3
-    check(net, x)
+    check_inference(net, x)
 
 
 def test_a_hook_on_a_norm_is_called():
     net = randomised(Network())
     dwsep.accelerate_(net)
     x = torch.randn(2, 3, 32, 40)
-    check(net, x)
+    check_inference(net, x)
     net.blocks[0].norm.register_forward_hook(lambda module, args, out: out + 1)
-    check(net, x)
+    check_inference(net, x)
 
 
 def test_a_norm_in_fast_arithmetic_is_left_alone():
     net = randomised(Network())
     net.blocks[0].norm._fast_norm = True
     dwsep.accelerate_(net)
-    check(net, torch.randn(2, 3, 32, 40))
+    check_inference(net, torch.randn(2, 3, 32, 40))
     assert len(calls(net)) > 1
 
 
@@ -202,23 +192,12 @@ def test_training_still_has_gradients():
 
 @pytest.mark.parametrize("autocast", [False, True])
 def test_bfloat16(autocast):
-    net = randomised(Network())
-    x = torch.randn(2, 3, 32, 40)
-    exact = copy.deepcopy(net).double()(x.double())
-    if not autocast:
-        net, x = net.bfloat16(), x.bfloat16()
-    plain = copy.deepcopy(net)
-    dwsep.accelerate_(net)
-    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-        for _ in range(2):
-            out, eager = net(x), plain(x)
-            assert out.dtype is eager.dtype
-            assert distance(out, exact) <= 1.5 * distance(eager, exact) + 1e-3
+    check_bfloat16(randomised(Network()), torch.randn(2, 3, 32, 40), autocast)
 
 
 def test_convnext_atto():
     torch.manual_seed(0)
     net = randomised(timm.create_model("convnext_atto"))
     dwsep.accelerate_(net)
-    check(net, torch.randn(1, 3, 64, 64))
+    check_inference(net, torch.randn(1, 3, 64, 64))
     assert len(calls(net)) == 1

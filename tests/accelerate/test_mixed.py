@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import copy
-
 import pytest
 import torch
 from torch import nn
 
 import dwsep
 from dwsep.accelerate import _training
-from tests.accelerate.toys import check_step, conv_norm, distance, randomise
+from tests.accelerate.toys import check_inference, check_step, conv_norm, randomise
 
 
 @pytest.fixture(autouse=True)
@@ -72,16 +70,6 @@ def mixed_stages(net):
     """How many stages of several convolutions the programs read of a net have."""
     program = net.__dict__["forward"].readings[0].program
     return sum(bool(stage.mixed) for stage in program.stages())
-
-
-def check_inference(net, x):
-    plain = copy.deepcopy(net)
-    dwsep.revert_(plain)
-    with torch.no_grad():
-        expected = copy.deepcopy(plain).double()(x.double())
-        bound = 2 * distance(plain(x), expected) + 1e-6
-        for _ in range(2):  # its shape is new, then known
-            assert distance(net(x), expected) < bound
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,8 @@ from dwsep.accelerate._native_segment import NativeSegment
 from dwsep.accelerate.stepwise import Inference, taken_apart
 from dwsep.ops.inference_program import Home, Kind
 from tests import problems
-from tests.accelerate.test_mixed import Mixed, check_inference
-from tests.accelerate.toys import Gate, conv_norm, randomise
+from tests.accelerate.test_mixed import Mixed
+from tests.accelerate.toys import Gate, check_inference, conv_norm, randomise
 
 pytestmark = pytest.mark.skipif(
     not dwsep.ops.native_status().loaded, reason=f"native library: {dwsep.ops.native_status().reason}"

@@ -209,3 +209,28 @@ def _distances(model, x, call, both_layouts):
             continue  # lost in eager as well: a scale that the norm behind it takes out again, as RepVit's 1x1 branch
         distances[name] = distance(ours[name], expected), eager
     return distances
+
+
+def check_inference(net, x):
+    """Accelerated inference is no further from float64 than twice the distance of eager's, plus 1e-6."""
+    plain = copy.deepcopy(net)
+    dwsep.revert_(plain)
+    with torch.no_grad():
+        expected = copy.deepcopy(plain).double()(x.double())
+        bound = 2 * distance(plain(x), expected) + 1e-6
+        for _ in range(2):  # its shape is new, then known
+            assert distance(net(x), expected) < bound
+
+
+def check_bfloat16(net, x, autocast):
+    """Of bfloat16, or under autocast to it, a network is about as close to float64 accelerated as it is in eager."""
+    exact = copy.deepcopy(net).double()(x.double())
+    if not autocast:
+        net, x = net.bfloat16(), x.bfloat16()
+    plain = copy.deepcopy(net)
+    dwsep.accelerate_(net)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        for _ in range(2):
+            out, eager = net(x), plain(x)
+            assert out.dtype is eager.dtype
+            assert distance(out, exact) <= 1.5 * distance(eager, exact) + 1e-3

@@ -16,7 +16,6 @@ from torch import Tensor, nn
 
 from dwsep.accelerate import _folding, _modules
 from dwsep.accelerate._program import (
-    ADDITIONS,
     Call,
     Program,
     Stage,
@@ -25,6 +24,7 @@ from dwsep.accelerate._program import (
     added_value,
     modules_of,
     sequence_of,
+    summands,
 )
 
 
@@ -66,10 +66,9 @@ def merged(program: Program) -> Program:
         after = None if behind is None or behind != last + 1 or residual is not None else steps[behind]
         if after is not None and behind is not None:
             stage.residual = added_value(after, stage.output)
-            activates = isinstance(after, Stage) and not after.convs and after.norm is None and after.residual is None
-            if isinstance(after, Stage) and activates:
+            if isinstance(after, Stage) and not after.convs and after.norm is None and after.residual is None:
                 stage.activation = after.activation
-            if activates or stage.residual is not None:
+            if stage.activation != "none" or stage.residual is not None:
                 stage.output = after.output
                 members.add(behind)
                 last = behind
@@ -135,11 +134,12 @@ class _Finder:
         return _Tree(inner.base, own | inner.members, norm=step.norm, parts=(inner,))
 
     def _of_call(self, own: frozenset[int], step: Call) -> _Tree | None:
-        if step.kind != "function" or step.target not in ADDITIONS or step.kwargs or len(step.args) != 2:
+        sides = summands(step)
+        if sides is None:
             return None
-        left, right = step.args
-        values = [side for side in step.args if isinstance(side, Value)]
-        if len(values) == 1 and any(type(side) is int and side == 0 for side in step.args):
+        left, right = sides
+        values = [side for side in sides if isinstance(side, Value)]
+        if len(values) == 1 and any(type(side) is int and side == 0 for side in sides):
             inner = self._sides(values[0])[0]
             return replace(inner, members=inner.members | own)
         if len(values) != 2 or left == right:

@@ -134,13 +134,18 @@ def sequence_of(program: Program, steps: list[Step]) -> Program:
     return result
 
 
+def summands(step: Call) -> tuple[Any, Any] | None:
+    """Both sides of a call that is a plain sum, values or constants."""
+    plain = step.kind == "function" and step.target in ADDITIONS and not step.kwargs
+    return tuple(step.args) if plain and len(step.args) == 2 else None
+
+
 def added_value(step: Step | None, value: int) -> int | None:
     """What a step adds to a value, where it does nothing else; the value, not the other, may be written into."""
-    if not isinstance(step, Call) or step.kind != "function" or step.target not in ADDITIONS or step.kwargs:
+    sides = summands(step) if isinstance(step, Call) else None
+    if sides is None or not isinstance(step, Call) or not all(isinstance(side, Value) for side in sides):
         return None
-    if len(step.args) != 2 or not all(isinstance(side, Value) for side in step.args):
-        return None
-    left, right = map(int, step.args)
+    left, right = map(int, sides)
     if left == right or value not in (left, right) or (left != value and step.target is operator.iadd):
         return None
     return right if left == value else left

@@ -41,8 +41,10 @@ _FRESH = {
     torch.cat,
     torch.mean,
     torch.sigmoid,
+    F.adaptive_avg_pool2d,
+    F.avg_pool2d,
+    F.conv2d,
 }
-_FRESH |= {F.adaptive_avg_pool2d, F.avg_pool2d, F.conv2d}
 _FRESH_MODULES = (
     nn.Conv2d,
     nn.modules.batchnorm._BatchNorm,
