@@ -203,24 +203,17 @@ def test_a_sum_into_what_a_module_passes_on(drop, x):
     check_step(net, x.requires_grad_())
 
 
-def test_in_place_steps_keep_their_order(x, runs):
-    class InPlace(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.depthwise = nn.Sequential(nn.Conv2d(3, 3, 3, padding=1, groups=3), nn.BatchNorm2d(3))
-            self.pointwise = nn.Conv2d(3, 3, 1)
-
-        def forward(self, x):
-            x = self.depthwise(x)
-            y = self.depthwise(x)
-            y *= 2
-            y += 1
-            return self.pointwise(y) + y
-
-    net = randomise(InPlace())
-    dwsep.accelerate_(net)
-    check_step(net, x)
-    assert len(runs) == 1
+@pytest.mark.parametrize("norm", [True, False])
+def test_depthwise_convolutions_with_several_outputs_a_channel(norm, x, runs):
+    net = nn.Sequential(
+        *conv_norm(3, 6, 3, groups=3, activation=nn.SiLU()),
+        nn.Conv2d(6, 18, 3, 2, 1, groups=6),
+        nn.BatchNorm2d(18) if norm else nn.SiLU(),
+        *conv_norm(18, 4),
+    )
+    dwsep.accelerate_(randomise(net))
+    check_step(net, x.requires_grad_())
+    assert runs
 
 
 def test_one_value_per_channel_is_refused_as_in_torch(runs):

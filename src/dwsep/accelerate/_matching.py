@@ -19,6 +19,7 @@ class _Matcher:
     def __init__(self, root: nn.Module, traced: Trace) -> None:
         self.root = root
         self.traced = traced
+        self.unseen = set(traced.unseen)
         self.nodes = list(traced.graph.nodes)
         self.position = {node: index for index, node in enumerate(self.nodes)}
         self.modules = {n: root.get_submodule(str(n.target)) for n in self.nodes if n.op == "call_module"}
@@ -27,6 +28,7 @@ class _Matcher:
         self.parts: list[nn.Module] = []
         self.skipped: list[nn.Module] = []
         self.steps: list[Step] = []
+        self.written: set[int] = set()  # values that calls may write into
         self.count = 0
 
     def program(self) -> Program:
@@ -44,6 +46,9 @@ class _Matcher:
             self.steps, outputs, self.traced.output_spec, self.count, self.traced.inside, self.parts, self.skipped
         )
         kept = set(values_in(program.outputs))
+        for step in self.steps:
+            if isinstance(step, Call) and step.pools is not None and not self.written.isdisjoint(inputs_of(step)):
+                step.pools = None  # its gradient would be that of the tensor after the change
         for index, step in enumerate(self.steps):
             for value in inputs_of(step):
                 if value not in kept:
@@ -108,7 +113,7 @@ class _Matcher:
             return None
         source = self._source(node)
         if name is not None and in_place and source is not None and len(source.users) > 1:
-            return None  # what else takes the tensor sees the change
+            return name if node in self.unseen else None  # what else takes the tensor may see the change
         return name
 
     def _next(self, tail: fx.Node) -> fx.Node | None:
@@ -277,6 +282,8 @@ class _Matcher:
             step.looks = _modules.looks(step.target)
             step.pools = _modules.pools(step.target, node.args, node.kwargs)
             self._describe(step, node)
+        if node.op != "get_attr" and _writes(node, self.modules.get(node)):
+            self.written.update(inputs_of(step))
         self.steps.append(step)
 
     def _describe(self, step: Call, node: fx.Node) -> None:

@@ -112,12 +112,16 @@ def is_pointwise(conv: nn.Conv2d) -> bool:
     return set(taps_and_steps) == {1} and unpadded
 
 
-def has_dense_stage(conv: nn.Conv2d) -> bool:
-    """Whether a dense convolution has so few operands a pixel that a stage, which saves passes, gathers them."""
-    if conv.groups != 1 or is_pointwise(conv):
-        return False
+def has_stage(conv: nn.Conv2d) -> bool:
+    """Whether a convolution trains as a stage: a pointwise one, a depthwise one with an output for each channel, or a
+    dense one with so few operands a pixel that a stage, which saves passes, gathers them.
+    """
+    if is_pointwise(conv):
+        return True
+    if is_depthwise(conv):
+        return conv.out_channels == conv.in_channels
     taps = conv.kernel_size[0] * conv.kernel_size[1]
-    return taps == 1 or conv.in_channels * taps <= _MOST_DENSE_OPERANDS
+    return conv.groups == 1 and (taps == 1 or conv.in_channels * taps <= _MOST_DENSE_OPERANDS)
 
 
 def geometry_of(conv: nn.Conv2d) -> ConvGeometry:

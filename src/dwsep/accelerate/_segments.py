@@ -32,12 +32,7 @@ def expand(program: Program) -> list[Step]:
 
 
 def _has_stage(step: Stage) -> bool:
-    conv = step.conv
-    if conv is None or _modules.is_pointwise(conv):
-        return True
-    if _modules.is_depthwise(conv):
-        return conv.out_channels == conv.in_channels
-    return _modules.has_dense_stage(conv)
+    return step.conv is None or _modules.has_stage(step.conv)
 
 
 class _Pooled:

@@ -60,11 +60,14 @@ class CannotTrace(Exception):
 
 
 class Trace(NamedTuple):
-    """A module's forward as a graph: what it called, the modules looked into, the structure of what it returns."""
+    """A module's forward as a graph: what it called, the modules looked into, the structure of what it returns; and
+    the activations in place which might as well make tensors of their own.
+    """
 
     graph: fx.Graph
     inside: list[nn.Module]
     output_spec: Any
+    unseen: Collection[fx.Node]
 
 
 class _Proxy(fx.Proxy):
@@ -151,9 +154,9 @@ def _foreign_functions() -> tuple[Callable[..., Any], ...]:
     return tuple(registry.get_notrace_functions()) if registry is not None else ()
 
 
-def _leave_memory_alone(graph: fx.Graph, root: nn.Module) -> None:
+def _leave_memory_alone(graph: fx.Graph, root: nn.Module) -> list[fx.Node]:
     """Have operations in place make tensors of their own where nobody can tell: what they write into was made for them,
-    and who else took it has done with it.
+    and who else took it has done with it. Returns the activations of which that is true, and which are as they were.
     """
     modules = dict(root.named_modules(remove_duplicate=False))
     position = {node: index for index, node in enumerate(graph.nodes)}
@@ -178,8 +181,16 @@ def _leave_memory_alone(graph: fx.Graph, root: nn.Module) -> None:
             node.op == "call_method" and node.target in ("add", "mul", "mean", "sigmoid")
         )
 
+    def is_activation(node: fx.Node) -> bool:
+        if node.op == "call_module":
+            module = modules.get(str(node.target))
+            return module is not None and _modules.activation_of(module) is not None
+        return node.op != "get_attr" and _modules.activation_of_call(node.target, node.kwargs) is not None
+
+    activations = []
     for node in graph.nodes:
-        if node.op != "call_function" or node.target not in _OUT_OF_PLACE:
+        computes = node.op == "call_function" and node.target in _OUT_OF_PLACE
+        if not computes and not is_activation(node):
             continue
         # The tensor under every name that it has here.
         names, others = [node], []
@@ -190,7 +201,11 @@ def _leave_memory_alone(graph: fx.Graph, root: nn.Module) -> None:
             names.append(source)
             others += [user for user in names[-1].users if user is not names[-2]]
         if is_fresh(names[-1]) and all(position[user] < position[node] and is_fresh(user) for user in others):
-            node.target = _OUT_OF_PLACE[node.target]
+            if computes:
+                node.target = _OUT_OF_PLACE[node.target]
+            else:
+                activations.append(node)
+    return activations
 
 
 def takes_one_tensor(module: nn.Module) -> bool:
@@ -230,6 +245,5 @@ def trace(root: nn.Module, excluded: Collection[nn.Module] = ()) -> Trace:
                     raise CannotTrace(reason) from error
                 whole.append(tracer.stack[-1])
                 continue
-            _leave_memory_alone(graph, root)
-            return Trace(graph, tracer.inside, tracer.output_spec)
+            return Trace(graph, tracer.inside, tracer.output_spec, _leave_memory_alone(graph, root))
     raise CannotTrace("none of its parts can be read")

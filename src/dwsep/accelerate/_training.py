@@ -181,10 +181,10 @@ def _normalised(stage: Stage, x: Pending) -> Pending:
     geometry = _modules.geometry_of(conv)
     if _modules.is_pointwise(conv):
         return _stages.conv_norm(x, conv, norm, (), x.raw.shape[2:])
-    if _modules.is_depthwise(conv) or _modules.has_dense_stage(conv):
+    if _modules.has_stage(conv):
         spatial = x.raw.shape[2:]
         pads = [side for pair in geometry.pads(spatial) for side in pair]
         sizes = geometry.stride, pads, geometry.dilation
         return _stages.conv_norm(x, conv, norm, sizes, geometry.output_size(spatial))
-    y = _stages.dense(x.tensor(), conv, geometry)
+    y = _stages.convolved(x.tensor(), conv, geometry)
     return Pending(y) if norm is None else _stages.norm_only(y, norm)
