@@ -13,10 +13,10 @@ from torch.nn.modules import module as torch_module
 from torch.utils.hooks import RemovableHandle
 
 from dwsep import _functorch, functional
-from dwsep.accelerate import _inference, _modules, _segments, _tracing, _training
+from dwsep.accelerate import _inference, _modules, _permuted, _segments, _tracing, _training
 from dwsep.accelerate._matching import match
 from dwsep.accelerate._native_segment import WholeProgram
-from dwsep.accelerate._program import Program
+from dwsep.accelerate._program import Call, Program, inputs_of
 from dwsep.geometry import ConvGeometry
 from dwsep.kernels.triton import support
 
@@ -97,6 +97,7 @@ class Reading:
         first = [stage.convs for stage in self.program.stages() if stage.convs and stage.input == 0]
         self.channels = {sum(conv.in_channels for conv in convs) for convs in first}
         self.gains = gains(self.program)
+        self.infers = self.gains or gains_in_inference(self.program)
         self.autocast_dtypes = _inference.dtypes_under_autocast(self.program)
         self.plan: _inference.Plan | None = None
         self.autocast_plan: _inference.Plan | None = None
@@ -116,7 +117,7 @@ class Reading:
 
     def trains_on_gpu(self, x: Tensor) -> bool:
         """Whether a step with this input, which is on a GPU, runs on stages: in autocast's dtype, or in float32."""
-        if not (self.channels <= {x.shape[1]} and (self.wants_gradient(x) or self.is_training())):
+        if not (self.gains and self.channels <= {x.shape[1]} and (self.wants_gradient(x) or self.is_training())):
             return False
         floats = x.dtype is torch.float32 or torch.is_autocast_enabled("cuda")
         return floats and _training.admits(self.program, cuda=True)
@@ -201,7 +202,7 @@ class AcceleratedForward(_InstanceForward):
             if reading is not None and reading.channels <= {x.shape[1]}:
                 if reading.wants_gradient(x) or reading.is_training():
                     taken = reading.trains_under_autocast(x) if autocast else x.dtype is torch.float32
-                    if taken and _training.is_available() and _training.admits(reading.program):
+                    if reading.gains and taken and _training.is_available() and _training.admits(reading.program):
                         return self._train(reading, x, autocast)
                 else:
                     plan = reading.inference(autocast)
@@ -257,7 +258,7 @@ class AcceleratedForward(_InstanceForward):
                 if index:
                     readings.insert(0, readings.pop(index))
                     reading.plan = reading.autocast_plan = None
-                return reading if reading.gains else None
+                return reading if reading.infers else None
         if self.count >= _MOST_READINGS:
             return None
         self.count += 1
@@ -265,7 +266,7 @@ class AcceleratedForward(_InstanceForward):
             reading = self.read()
         except _tracing.CannotTrace:
             return None
-        return reading if reading.gains else None
+        return reading if reading.infers else None
 
     def read(self) -> Reading:
         """Read the module's forward anew."""
@@ -328,6 +329,17 @@ def gains(program: Program) -> bool:
         elif _modules.is_pointwise(stage.convs[0]) and not alone and stage.output in ends:
             return True
     return False
+
+
+def gains_in_inference(program: Program) -> bool:
+    """Alike, with products over the last axis as the 1x1 convolutions which they are in inference, and where a layer
+    norm follows a depthwise convolution.
+    """
+    images = _permuted.straightened(program)
+    made = {s.output for s in images.stages() if s.convs and _modules.is_depthwise(s.convs[0])}
+    norms = [step for step in images.steps if isinstance(step, Call) and step.layer_norm is not None]
+    linear = any(stage.stands_for for stage in images.stages())
+    return gains(images) or linear or any(not made.isdisjoint(inputs_of(norm)) for norm in norms)
 
 
 def _admits(x: Any, channels: Collection[int] | None = None) -> bool:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from dwsep import functional
-from dwsep.accelerate import _branches, _folding, _modules, _scales
+from dwsep.accelerate import _branches, _folding, _modules, _permuted, _scales
 from dwsep.accelerate import _inference_steps as _steps
 from dwsep.accelerate._inference_steps import (
     Channels,
@@ -55,8 +55,10 @@ def _separable_ends(program: Program) -> dict[int, Stage]:
         alone = users[producer.output] == 1 and _modules.is_depthwise(producer.conv)
         # What a call between them wrote into would be read too late.
         alone = alone and not any(isinstance(between, Call) for between in program.steps[index + 1 : position])
+        # As a part of a larger value it is written by pointwise steps alone.
+        joined = any(isinstance(s, Call) and step.output in s.joins for s in program.steps[position:])
         foldable = _folding.folds(producer.norm) and _folding.folds(step.norm)
-        if alone and foldable and functional.packs(producer.conv.weight, torch.float32):
+        if alone and not joined and foldable and functional.packs(producer.conv.weight, torch.float32):
             pairs[index] = step
     return pairs
 
@@ -70,6 +72,14 @@ def _product(program: Program, index: int, product: Product) -> Multiplication:
     lookers = {value for s in program.steps if isinstance(s, Call) and not s.looks for value in inputs_of(s)}
     own = product.left in fresh & last and product.left not in lookers and product.left != product.right
     return Multiplication(product, own)
+
+
+def _called(call: Call, native: bool, bfloat16: bool) -> Step:
+    if call.joins:
+        return Joined(call.joins)
+    if call.cuts is not None:
+        return Channels(int(call.args[0]), call.cuts)
+    return Other(call, native, bfloat16)
 
 
 def _single(stage: Stage, native: bool, bfloat16: bool) -> Step:
@@ -97,13 +107,14 @@ class Plan:
         modules: list[Any] = [m for stage in program.stages() for m in (*stage.convs, stage.norm) if m is not None]
         calls = [step for step in program.steps if isinstance(step, Call)]
         modules += [call.linear for call in calls if call.linear is not None]
+        calls = [step for step in _permuted.straightened(program).steps if isinstance(step, Call)]
         modules += [call.layer_norm for call in calls if _steps.is_float_norm(call.layer_norm)]
         if not all(tensor.is_cpu for m in modules for tensor in (*m.parameters(False), *m.buffers(False))):
             raise NotImplementedError("a parameter is not on the CPU")
         self.result_dtypes = dtypes_under_autocast(program) if autocast else {}
         convs = [conv for stage in program.stages() for conv in stage.convs]
         self.channels_last = any(is_channels_last(conv.weight) for conv in convs)
-        program = _scales.absorbed(_branches.merged(program))
+        program = _scales.absorbed(_branches.merged(_permuted.straightened(program)))
         scales = [stage.scale for stage in program.stages() if stage.scale is not None]
         self.sources = _folding.Sources(modules, scales)
         self.norms = self.sources.norms
@@ -251,7 +262,7 @@ def _planned(program: Program, native: bool, bfloat16: bool) -> tuple[list[Plann
     count = program.values
     for index, step in enumerate(program.steps):
         if isinstance(step, Call):
-            run = Other(step, native, bfloat16)
+            run = _called(step, native, bfloat16)
             steps.append(Planned(run, step.output, inputs_of(step), modules=modules_of(step)))
         elif isinstance(step, Product):
             steps.append(Planned(_product(program, index, step), step.output, inputs_of(step)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import operator
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from dwsep.accelerate import _folding, _modules
-from dwsep.accelerate._program import Call, Product, Stage, Value, run_call, values_in
+from dwsep.accelerate._program import Call, Product, Stage, Value, modules_of, run_call, summands, values_in
 from dwsep.kernels.activations import FORWARD
 from dwsep.ops.inference_program import Kind
 
@@ -300,19 +301,27 @@ class Unfolded(Step):
 
 
 class Channels(Step):
-    """Some of the channels of a value."""
+    """Some consecutive channels of a value."""
 
     def __init__(self, x: int, channels: slice) -> None:
         self.x, self.channels = x, channels
+
+    def bounds(self, channels: int) -> tuple[int, int]:
+        """The first channel, and how many, of a value which has so many."""
+        first, end, _ = self.channels.indices(channels)
+        return first, end - first
 
     def __call__(self, values: list[Any]) -> Tensor:
         return values[self.x][:, self.channels]
 
 
-class Joined(Step):
-    """Values one behind the other along the channels, and what the stage they belong to does with them."""
+_NOTHING = Stage("", -1)
 
-    def __init__(self, parts: Sequence[int], rest: Stage) -> None:
+
+class Joined(Step):
+    """Values one behind the other along the channels, and what the stage they belong to, if any, does with them."""
+
+    def __init__(self, parts: Sequence[int], rest: Stage = _NOTHING) -> None:
         self.parts, self.residual = parts, rest.residual
         self.norm, self.activation = rest.norm, rest.activation
 
@@ -327,8 +336,11 @@ class Other(Step):
 
     def __init__(self, call: Call, native: bool, bfloat16: bool = False) -> None:
         self.call = call
-        self.rounds = bfloat16 and isinstance(call.target, nn.Module) and _holds_bfloat16(call.target)
+        self.rounds = bfloat16 and call.kind != "attribute" and any(map(_holds_bfloat16, modules_of(call)))
         self.x = int(call.args[0]) if call.args and isinstance(call.args[0], Value) else -1
+        sides = None if call.target is operator.iadd else summands(call)
+        both = sides is not None and all(isinstance(side, Value) for side in sides)
+        self.sides = tuple(map(int, sides)) if both and sides is not None else None
         self.linear = call.linear if native else None
         if self.linear is not None:
             weight, bias = self.linear.weight, self.linear.bias
@@ -359,6 +371,8 @@ class Other(Step):
             return Native(Kind.POINTWISE, self.x, (shape[0], self.linear.out_features), weights=self.place)
         if self.norm is not None and len(shape) == 4 and (shape[1],) == self.norm.normalized_shape:
             return Native(Kind.LAYER_NORM, self.x, shape, weights=self.place, in_place=True)
+        if self.sides is not None and len(shape) == 4 and all(shapes[side] == shape for side in self.sides):
+            return Native(Kind.ACTIVATION, self.x, shape, self.sides[1], in_place=True)
         if self.call.pools is not None and len(shape) == 4:
             return Native(Kind.POOL, self.x, (*shape[:2], 1, 1) if self.call.pools == "kept" else shape[:2])
         return None

@@ -64,7 +64,8 @@ class Lowering:
         # Channels which no step of the segment takes are no value of a program.
         while segment.planned and isinstance(segment.planned[-1].run, Channels):
             behind.insert(0, segment.planned.pop())
-            segment.parts.pop(behind[0].output)
+            segment.parts.pop(behind[0].output, None)
+            segment.aliases.pop(behind[0].output, None)
         if len(segment.steps) < 2 or self.weights is None:
             behind = segment.planned + behind
         else:
@@ -104,12 +105,7 @@ class Lowering:
         if isinstance(run, Other):
             flat = run.flat_shape(shapes)
             if flat is not None:
-                root = segment.root(run.x)
-                if not segment.makes(root):
-                    return False
-                segment.aliases[step.output] = root
-                shapes[step.output] = flat
-                return True
+                return self._name(run.x, step.output, flat)
             if self._gated(run, step.output):
                 return True
         native = run.native(shapes)
@@ -119,6 +115,15 @@ class Lowering:
         fused = self._expanded, self._input_gated, self._means
         if not any(fuse(native, step.output) for fuse in fused):
             segment.steps.append((native, step.output))
+        return True
+
+    def _name(self, value: int, name: int, shape: tuple[int, ...]) -> bool:
+        """Have all of a value that the segment makes under another name, too."""
+        root = self.segment.root(value)
+        if not self.segment.makes(root):
+            return False
+        self.segment.aliases[name] = root
+        self.shapes[name] = shape
         return True
 
     def _part(self, value: int, first: int, channels: int, number: int | None = None) -> int:
@@ -134,8 +139,12 @@ class Lowering:
         """Name some of a value's channels; those of a product are taken with their gates by those who take them."""
         shape = self.shapes[run.x]
         assert shape is not None
-        first, channels = run.channels.start, run.channels.stop - run.channels.start
-        if len(shape) != 4 or not 0 <= first < first + channels <= shape[1]:
+        if len(shape) != 4:
+            return False
+        first, channels = run.bounds(shape[1])
+        if channels == shape[1]:
+            return self._name(run.x, output, shape)
+        if channels < 1:
             return False
         last = self.segment.steps[-1] if self.segment.steps else None
         if last is not None and last[1] == run.x and last[0].kind == Kind.GATE and self._all_take_gates(run.x):
@@ -143,8 +152,7 @@ class Lowering:
             gate = last[0].operand
             assert gate is not None
             for other in self.takers[run.x]:
-                cut = other.run.channels
-                sizes = cut.start, cut.stop - cut.start
+                sizes = other.run.bounds(shape[1])
                 self.gated[other.output] = self._part(last[0].input, *sizes), self._part(gate, *sizes)
         self._part(run.x, first, channels, output)
         return True
@@ -170,9 +178,12 @@ class Lowering:
 
     def _takes_parts(self, step: Native) -> bool:
         """Whether what a step takes are whole values, or it takes parts of others, too."""
-        if not any(self.segment.root(value) in self.segment.parts for value in step.taken()):
-            return True
-        return step.kind == Kind.POINTWISE or self._is_single(step)
+        parts = [value for value in step.taken() if self.segment.root(value) in self.segment.parts]
+        return not parts or self._reads_parts(step, parts)
+
+    def _reads_parts(self, step: Native, parts: Sequence[int]) -> bool:
+        """Whether some of what a step takes may be parts of other values."""
+        return (step.kind == Kind.POINTWISE and step.operand not in parts) or self._is_single(step)
 
     def _is_single(self, step: Native) -> bool:
         """Whether it is a depthwise step with an output for each channel, to which nothing is added."""
@@ -186,11 +197,15 @@ class Lowering:
         if run.norm is not None or run.activation != "none" or len(set(run.parts)) != len(run.parts):
             return False
         made = {value: number for number, (_, value) in enumerate(segment.steps)}
-        if any(part not in made or self.uses[part] != 1 or part in segment.parts for part in run.parts):
+        if any(part not in made or part in segment.parts for part in run.parts):
             return False
         steps = [segment.steps[made[part]][0] for part in run.parts]
-        if not all(step.kind == Kind.POINTWISE or self._is_single(step) for step in steps):
+        if not all((step.kind == Kind.POINTWISE and step.operand is None) or self._is_single(step) for step in steps):
             return False
+        for step, _ in segment.steps:
+            taken = [value for value in step.taken() if segment.root(value) in run.parts]
+            if taken and not self._reads_parts(step, taken):
+                return False
         shape, *others = (step.shape for step in steps)
         if any((other[0], *other[2:]) != (shape[0], *shape[2:]) for other in others):
             return False
@@ -199,8 +214,9 @@ class Lowering:
             # Every part adds its own: what is added has to be there before the first.
             first = min(made[part] for part in run.parts)
             late = {value for each, at in segment.steps[first:] for value in map(segment.whole, each.makes(at))}
-            adds = all(step.kind == Kind.POINTWISE and step.operand is None for step in steps)
-            if not adds or shapes[run.residual] != shape or segment.whole(run.residual) in late:
+            adds = all(step.kind == Kind.POINTWISE for step in steps)
+            apart = all(self.uses[part] == 1 for part in run.parts)
+            if not adds or not apart or shapes[run.residual] != shape or segment.whole(run.residual) in late:
                 return False
         shapes[output] = shape
         channel = 0
@@ -209,6 +225,7 @@ class Lowering:
             if run.residual is not None:
                 segment.steps[made[part]] = step._replace(operand=self._part(run.residual, channel, size)), part
             self._part(output, channel, size, part)
+            segment.joined.add(part)
             channel += size
         return True
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from dwsep.accelerate import _modules, _resizing
+from dwsep.accelerate import _modules, _permuted, _resizing
 from dwsep.accelerate._program import ADDITIONS, Call, Product, Program, Stage, Step, Value, inputs_of, values_in
 from dwsep.accelerate._tracing import IN_PLACE, Trace
 from dwsep.nn import DepthwiseConv2d
@@ -89,6 +89,10 @@ class _Matcher:
             if _modules.is_conv(module) or _modules.is_norm(module):
                 self._stage(node, source)
                 return
+        dropped = _modules.undropped(node.target, node.args, node.kwargs)
+        if dropped is not None:
+            self.values[node] = self.values[dropped]
+            return
         if source is not None and self._activation(node) is not None:
             stage = Stage(str(node.target), self.values[source], activation=self._activation(node) or "none")
             self._finish(stage, node, None)
@@ -294,12 +298,19 @@ class _Matcher:
                 return
             if _modules.is_linear(module) and len(node.args) == 1 and not node.kwargs:
                 step.linear = module  # type: ignore[assignment]
+            if _modules.is_last_norm(module) and len(node.args) == 1 and not node.kwargs:
+                step.last_norm = module  # type: ignore[assignment]
             if _modules.is_layer_norm(module) and len(node.args) == 1 and not node.kwargs:
                 step.layer_norm = module  # type: ignore[assignment]
+        step.permutes = _permuted.dims_of(step.target, node.args, node.kwargs)
         step.gate = _modules.gate_of(step.target, node.args, node.kwargs)
         step.flattens = _modules.flattens(step.target, node.args, node.kwargs)
         step.resizes = _resizing.resizes(step.target)
-        norm = step.layer_norm is not None
+        parts = _joined(node)
+        if parts is not None and all(isinstance(part, fx.Node) for part in parts):
+            step.joins = tuple(self.values[part] for part in parts)
+        step.cuts = _modules.cuts(step.target, node.args, node.kwargs)
+        norm = step.layer_norm is not None or step.last_norm is not None or step.permutes is not None
         named = norm or step.linear is not None or step.gate is not None or step.pools is not None
         if module is not None and (named or step.flattens or step.resizes):
             self.parts.append(module)  # a hook on it must be seen

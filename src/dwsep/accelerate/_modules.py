@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from dwsep.accelerate import _layers
@@ -59,6 +59,8 @@ _FOREIGN_GATES = {
     ("timm.layers.activations", "Sigmoid"): "sigmoid",
     ("timm.layers.activations", "HardSigmoid"): "hardsigmoid",
 }
+# Behind a depthwise convolution and a permutation they are its 1x1 convolutions.
+_FOREIGN_PERCEPTRONS = {("timm.layers.mlp", "Mlp"), ("timm.layers.mlp", "GlobalResponseNormMlp")}
 PRODUCTS = (operator.mul, torch.mul, "mul")
 # With more, a dense convolution is a matter of products alone, which torch does as well.
 _MOST_DENSE_OPERANDS = 512
@@ -181,6 +183,15 @@ def drops(target: Any) -> bool:
     return isinstance(target, nn.Module) and (type(target) in _DROPS or foreign_name(target) in _FOREIGN_DROPS)
 
 
+def undropped(target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> fx.Node | None:
+    """What a dropout which is switched off returns, where a call is one."""
+    if target is not F.dropout:
+        return None
+    named = dict(zip(("input", "p", "training", "inplace"), args, strict=False)) | kwargs
+    off = named.get("training", True) is False or named.get("p", 0.5) == 0
+    return named["input"] if off and isinstance(named["input"], fx.Node) else None
+
+
 def looks(target: Any) -> bool:
     """Whether a module, function or method computes means of its input, and nothing else with it."""
     if isinstance(target, nn.Module):
@@ -225,6 +236,18 @@ def flattens(target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool
     return named.get("start_dim", 0) == 1 and named.get("end_dim", -1) == -1
 
 
+def cuts(target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> slice | None:
+    """The consecutive channels of its argument which a call returns, where it returns those of all pixels."""
+    if target is not operator.getitem or kwargs or len(args) != 2 or not isinstance(args[1], tuple):
+        return None
+    everything = slice(None)
+    first, channels, *others = (*args[1], everything, everything)[: max(2, len(args[1]))]
+    if first != everything or any(other != everything for other in others) or len(others) > 2:
+        return None
+    sides = (channels.start, channels.stop) if isinstance(channels, slice) and channels.step in (None, 1) else ("",)
+    return channels if all(side is None or (type(side) is int and side >= 0) for side in sides) else None
+
+
 def is_linear(module: nn.Module) -> bool:
     """Whether a module is torch's own product with a weight, its parameters where torch keeps them."""
     known = type(module) is nn.Linear or foreign_name(module) == ("timm.layers.linear", "Linear")
@@ -238,6 +261,14 @@ def is_layer_norm(module: nn.Module) -> bool:
     if not isinstance(module, nn.LayerNorm) or not {"weight", "bias"} <= module._parameters.keys():
         return False
     return len(module.normalized_shape) == 1
+
+
+def is_last_norm(module: nn.Module) -> bool:
+    """Whether a module is a layer norm over the last axis of its input: torch's own or timm's."""
+    known = type(module) is nn.LayerNorm or foreign_name(module) == ("timm.layers.norm", "LayerNorm")
+    if not known or getattr(module, "_fast_norm", False) or not {"weight", "bias"} <= module._parameters.keys():
+        return False
+    return len(module.normalized_shape) == 1  # type: ignore[arg-type]
 
 
 def is_transparent(module: nn.Module) -> bool:
@@ -255,6 +286,8 @@ def has_work(module: nn.Module) -> bool:
     """
     inside = list(module.modules())
     if any(isinstance(inner, (_BatchNorm, nn.Conv2d)) or _layers.is_depthwise(inner) for inner in inside):
+        return True
+    if any(foreign_name(inner) in _FOREIGN_PERCEPTRONS for inner in inside):
         return True
     pools = any(type(inner) is nn.AdaptiveAvgPool2d or _is_global_pool(inner) for inner in inside)
     return pools and any(map(is_linear, inside))

@@ -43,6 +43,7 @@ class Segment:
     planned: list[Planned] = field(default_factory=list)
     aliases: dict[int, int] = field(default_factory=dict)
     parts: dict[int, tuple[int, int]] = field(default_factory=dict)  # by value, whose part it is, from which channel on
+    joined: set[int] = field(default_factory=set)  # parts whose values are copied into the whole as far as anyone knows
 
     def root(self, value: int) -> int:
         """The value under its own name."""
@@ -54,6 +55,23 @@ class Segment:
         while value in self.parts:
             value = self.root(self.parts[value][0])
         return value
+
+    def is_copy(self, value: int) -> bool:
+        """Whether a change of the whole must not be seen in the value, nor one of the value in the whole."""
+        value = self.root(value)
+        while value in self.parts:
+            if value in self.joined:
+                return True
+            value = self.root(self.parts[value][0])
+        return False
+
+    def place(self, value: int) -> tuple[int, int]:
+        """The value whose memory it is in, and from which of its channels on."""
+        first, value = 0, self.root(value)
+        while value in self.parts:
+            value, channel = self.parts[value]
+            first, value = first + channel, self.root(value)
+        return value, first
 
     def made(self) -> Iterator[int]:
         """The values that the steps write, parts as such."""
@@ -74,9 +92,14 @@ class NativeSegment:
         made = {segment.whole(value) for value in segment.made()}
         taken = [value for step, _ in segment.steps for value in step.taken()]
         self.inputs = [value for value in dict.fromkeys(map(segment.whole, taken)) if value not in made]
-        self.wanted = [(value, segment.root(value)) for value in wanted]
-        outputs = list(dict.fromkeys(root for _, root in self.wanted))
-        self.positions = [outputs.index(root) for _, root in self.wanted]
+        self.wanted = list(wanted)
+        places = [segment.place(value) for value in wanted]
+        outputs = list(dict.fromkeys(whole for whole, _ in places if whole in made))
+        # By value: what it lies in, an output's number or an input; from which channel on; whether that is a copy's.
+        self.places = [
+            (outputs.index(whole) if whole in made else -1, whole, first, segment.is_copy(value))
+            for value, (whole, first) in zip(wanted, places)
+        ]
         layout = _Layout(segment, shapes, self.inputs, outputs)
         records = [_record(step, output, layout) for step, output in segment.steps]
         rounds = [int(bfloat16 and step.bfloat16) for step, _ in segment.steps]
@@ -100,8 +123,11 @@ class NativeSegment:
         outputs = torch.ops.dwsep.inference_program(
             inputs, self.weights, self.values, self.steps, self.output_sizes, self.workspace
         )
-        for (value, _), position in zip(self.wanted, self.positions):
-            out, shape = outputs[position], self.shapes[value]
+        for value, (position, whole, first, is_copy) in zip(self.wanted, self.places):
+            shape, out = self.shapes[value], values[whole] if position < 0 else outputs[position]
+            if shape is not None and shape[1] != out.shape[1]:
+                out = out[:, first : first + shape[1]]
+                out = out.clone(memory_format=torch.channels_last) if is_copy else out
             values[value] = out if shape is None or len(shape) == 4 else out.flatten(1)
 
     def _run_steps(self, values: list[Any]) -> None:
@@ -123,7 +149,7 @@ class WholeProgram:
         segment = steps[0] if len(steps) == 1 else None
         if not isinstance(segment, NativeSegment) or segment.inputs != [0] or len(segment.shapes[0] or ()) != 4:
             return None
-        wanted = [value for value, _ in segment.wanted]
+        wanted = segment.wanted
         flat = wanted == list(outputs) and len(wanted) == 1 and len(segment.shapes[wanted[0]] or ()) == 2
         return WholeProgram(segment) if flat else None
 

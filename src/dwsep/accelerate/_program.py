@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from dwsep.accelerate import _resizing
 
+CHANNELS_LAST, CHANNELS_FIRST = (0, 2, 3, 1), (0, 3, 1, 2)
 ADDITIONS = (operator.add, operator.iadd, torch.add)
 
 
@@ -54,6 +56,17 @@ class Value(int):
     """The number of a value, where the arguments of a call hold one."""
 
 
+class OnImages:
+    """A module for images (N, H, W, C), of those (N, C, H, W)."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """What it makes of an image, as it made of the permuted one."""
+        return self.module(x.permute(CHANNELS_LAST)).permute(CHANNELS_FIRST)
+
+
 @dataclass
 class Call:
     """A step which runs as the forward had it: a module, a function, a method's name, or an attribute's owner."""
@@ -71,12 +84,20 @@ class Call:
     linear: nn.Linear | None = None
     # A module which is a layer norm over the channels of its only tensor (N, C, H, W).
     layer_norm: nn.LayerNorm | None = None
+    # A module which is a layer norm over the last axis of its only tensor.
+    last_norm: nn.LayerNorm | None = None
+    # The axes of its only tensor (4 of them) in the order in which it puts them.
+    permutes: tuple[int, ...] | None = None
     # Whether it joins all axes of its only tensor behind the first.
     flattens: bool = False
     # "sigmoid" or "hardsigmoid" where it is that of its only tensor.
     gate: str | None = None
     # Whether it is torch's interpolation.
     resizes: bool = False
+    # The values which it puts one behind the other along the channels, where that is all it does.
+    joins: tuple[int, ...] = ()
+    # Which channels of its only tensor it returns, all pixels and images of them, where that is all it does.
+    cuts: slice | None = None
 
 
 Step = Stage | Call | Product
@@ -173,18 +194,35 @@ def inputs_of(step: Step) -> list[int]:
     return values_in(step.args) + values_in(step.kwargs)
 
 
+def renamed(argument: Any, names: dict[int, int]) -> Any:
+    """A step, or the arguments of a call, with other values in the place of some."""
+    if isinstance(argument, Stage):
+        residual = None if argument.residual is None else names.get(argument.residual, argument.residual)
+        return replace(argument, input=names.get(argument.input, argument.input), residual=residual)
+    if isinstance(argument, Product):
+        left, right = (names.get(value, value) for value in (argument.left, argument.right))
+        return Product(left, right, argument.output)
+    if isinstance(argument, Call):
+        joins = tuple(names.get(value, value) for value in argument.joins)
+        args, kwargs = renamed(argument.args, names), renamed(argument.kwargs, names)
+        return replace(argument, args=args, kwargs=kwargs, joins=joins)
+    values = {value: Value(names.get(value, value)) for value in values_in(argument)}
+    return substitute(argument, values)
+
+
 def modules_of(step: Step) -> list[nn.Module]:
     """The modules whose work a step does, as far as they can be told."""
     if isinstance(step, Stage):
         return list(step.stands_for) or [module for module in (*step.convs, step.norm) if module is not None]
     if isinstance(step, Call):
-        module = step.target if isinstance(step.target, nn.Module) else step.linear
+        target = step.target.module if isinstance(step.target, OnImages) else step.target
+        module = target if isinstance(target, nn.Module) else step.linear
         return [] if module is None else [module]
     return []
 
 
-def substitute(argument: Any, values: list[Any]) -> Any:
-    """A call's arguments with its values in place."""
+def substitute(argument: Any, values: Sequence[Any] | Mapping[int, Any]) -> Any:
+    """A call's arguments with others in the place of its values."""
     if isinstance(argument, Value):
         return values[argument]
     if isinstance(argument, tuple):

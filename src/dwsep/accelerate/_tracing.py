@@ -161,7 +161,9 @@ def _leave_memory_alone(graph: fx.Graph, root: nn.Module) -> list[fx.Node]:
     modules = dict(root.named_modules(remove_duplicate=False))
     position = {node: index for index, node in enumerate(graph.nodes)}
 
-    def returns_its_input(node: fx.Node) -> bool:
+    def returns_its_input(node: fx.Node) -> bool:  # or some of its channels
+        if node.op == "call_function" and _modules.cuts(node.target, node.args, node.kwargs) is not None:
+            return True
         module = modules.get(str(node.target)) if node.op == "call_module" else None
         if module is None or _modules.is_replaced(module):
             return False

@@ -121,7 +121,7 @@ def taken_apart(module: nn.Module, training: bool) -> Inference | Training | Non
     if reading is None:
         return None
     if training:
-        runs = _training.is_available() and _training.admits(reading.program)
+        runs = reading.gains and _training.is_available() and _training.admits(reading.program)
         return Training(reading.program, reading.training()) if runs else None
     plan = reading.inference()
     return None if plan is None else Inference(plan)
@@ -202,13 +202,15 @@ class _Recorder(Lowering):
             single = native_segment.Segment(list(steps), group, parts=dict(segment.parts))
             wanted = list(dict.fromkeys(map(segment.whole, single.made())))
             # What another step made is taken by the name it has here: under its first one it may be gone.
-            single.aliases = {alias: root for alias, root in segment.aliases.items() if root in wanted}
-            run = NativeSegment(single, self.shapes, weights, [*wanted, *single.aliases], self.bfloat16)
+            names = {alias: root for alias, root in segment.aliases.items() if root in wanted}
+            of_parts = {alias: root for alias, root in segment.aliases.items() if root in segment.parts}
+            single.aliases = names | of_parts
+            run = NativeSegment(single, self.shapes, weights, [*wanted, *names], self.bfloat16)
             run.natives = [native for native, _ in steps]  # type: ignore[attr-defined]
             runs.append(run)
             self.fine.append((run, group))
         for value in dict.fromkeys(value for planned in segment.planned for value in planned.release):
-            having = [run for run in runs if value in run.inputs or value in [each for each, _ in run.wanted]]
+            having = [run for run in runs if value in run.inputs or value in run.wanted]
             (having or runs)[-1].release += (value,)
         super()._run_native(segment, weights, values)
 
