@@ -1,6 +1,7 @@
 import json
 
 import pytest
+import torch
 
 from dwsep.analysis import ceilings as module
 from dwsep.analysis.ceilings import Ceilings, measure_ceilings
@@ -22,6 +23,18 @@ def test_measure_ceilings_measures_all_of_them():
     if native_status().loaded:
         assert measured.fma_peak is not None
         assert measured.fma_peak > 1e8
+
+
+def test_a_product_is_small_where_large_ones_take_long(monkeypatch):
+    sizes = []
+
+    def slow(call, _seconds):
+        sizes.append(len(call.args[0]))
+        return len(call.args[0]) ** 3 * 1e-9
+
+    monkeypatch.setattr(module, "_best", slow)
+    assert module._matmul(torch.float32, 0.3) == pytest.approx(2e9)
+    assert sizes == [256, 512]
 
 
 def test_peak_is_the_best_that_was_seen():

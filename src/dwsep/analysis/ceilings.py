@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import json
 import os
 import time
@@ -19,6 +20,7 @@ from dwsep.analysis.machine import describe_machine
 from dwsep.ops import native_status
 
 PEAKS = ("float32", "bfloat16")  # dtypes whose peak is measured
+_LARGEST_PRODUCT = 2048  # rows
 _WORKING_SETS = tuple(2**20 * size for size in (1, 2, 4, 8, 16, 32, 64, 512))  # bytes, source and target together
 
 
@@ -125,10 +127,21 @@ def _fma_peak(seconds: float) -> float | None:
     return function(seconds)
 
 
-def _matmul(dtype: torch.dtype, seconds: float, size: int = 2048) -> float:
-    left, right = (torch.rand(size, size).to(dtype) for _ in range(2))
-    out = torch.empty(size, size, dtype=dtype)
-    return 2 * size**3 / _best(lambda: torch.mm(left, right, out=out), seconds)
+def _matmul(dtype: torch.dtype, seconds: float) -> float:
+    """The rate of the largest product that takes no more than a second.
+
+    Where a processor has no instructions for a dtype, torch's product of two matrices of 2048 rows takes a minute.
+    """
+    size, rate = 256, 0.0
+    while True:
+        left, right = (torch.rand(size, size).to(dtype) for _ in range(2))
+        out = torch.empty(size, size, dtype=dtype)
+        last = size == _LARGEST_PRODUCT
+        best = _best(functools.partial(torch.mm, left, right, out=out), seconds if last else 0)
+        rate = max(rate, 2 * size**3 / best)
+        if last or 8 * best > 1:
+            return rate
+        size *= 2
 
 
 def _copy(working_set: int, seconds: float) -> float:
