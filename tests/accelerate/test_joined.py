@@ -193,7 +193,7 @@ def test_ghost_networks_of_bfloat16(autocast):
     check_bfloat16(network(Bottleneck(12, 44, 12, gate=True)), torch.randn(2, 3, 24, 20), autocast)
 
 
-@pytest.mark.parametrize("name", ["taken again", "added behind", "means of a part", "cut", "cut of a part", "outside"])
+@pytest.mark.parametrize("name", DOES)
 def test_steps_one_by_one(name):
     net = network(Bottleneck(12, 44, 12, gate=True), Two(DOES[name]))
     dwsep.accelerate_(net)

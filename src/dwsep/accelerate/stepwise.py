@@ -195,6 +195,10 @@ class _Recorder(Lowering):
 
     def _run_native(self, segment: native_segment.Segment, weights: Tensor, values: list[Any]) -> None:
         runs: list[NativeSegment] = []
+        # Parts that are taken outside come from whoever has the whole first.
+        outside = [
+            value for value in native_segment.wanted_values(segment, self.uses) if segment.root(value) in segment.parts
+        ]
         pairs = list(zip(segment.steps, self.groups, strict=True))
         for begin, end in _together(segment):
             steps, of_each = zip(*pairs[begin:end])
@@ -204,8 +208,11 @@ class _Recorder(Lowering):
             # What another step made is taken by the name it has here: under its first one it may be gone.
             names = {alias: root for alias, root in segment.aliases.items() if root in wanted}
             of_parts = {alias: root for alias, root in segment.aliases.items() if root in segment.parts}
-            single.aliases = names | of_parts
-            run = NativeSegment(single, self.shapes, weights, [*wanted, *names], self.bfloat16)
+            single.aliases, single.joined = names | of_parts, segment.joined
+            taken = {segment.whole(value) for step, _ in steps for value in step.taken()}
+            parts = [value for value in outside if segment.whole(value) in taken.union(wanted)]
+            outside = [value for value in outside if value not in parts]
+            run = NativeSegment(single, self.shapes, weights, [*wanted, *names, *parts], self.bfloat16)
             run.natives = [native for native, _ in steps]  # type: ignore[attr-defined]
             runs.append(run)
             self.fine.append((run, group))
