@@ -1,4 +1,4 @@
-"""ConvNeXt's norms and products over the last axis, between two permutations: one native program in inference."""
+"""ConvNeXt's norms and products over the last axis, between two permutations: a native program, and stages."""
 
 from __future__ import annotations
 
@@ -199,10 +199,17 @@ def test_hooks_on_what_is_fused_are_called():
     assert {type(module) for module in seen} == {LayerNorm, nn.Linear, nn.GELU}
 
 
-def test_a_network_trains_as_it_did():
-    net = network()
+@pytest.mark.parametrize("segments", [True, False])
+@pytest.mark.parametrize("options", [{}, {"timm_mlp": True}, {"block": lambda **options: _Modules(**options)}], ids=str)
+def test_a_training_step_matches_eager(options, segments, monkeypatch):
+    monkeypatch.setattr(_training, "SEGMENTS", segments)
+    runs = []
+    plain = _training.run
+    monkeypatch.setattr(_training, "run", lambda *args: runs.append(args) or plain(*args))
+    net = network(**options).train()
     dwsep.accelerate_(net)
-    check_step(net.train(), torch.randn(2, 3, 32, 40))
+    check_step(net, torch.randn(2, 3, 32, 40))
+    assert runs
     check_inference(net.eval(), torch.randn(2, 3, 32, 40))
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from dwsep.accelerate import _layers, _modules, _permuted, _tracing
+from dwsep.accelerate import _layers, _modules, _tracing
 from dwsep.accelerate._forward import AcceleratedForward, DepthwiseForward, gains, gains_in_inference, is_ours
 from dwsep.accelerate._program import Call, Program, Stage
 from dwsep.accelerate._report import AccelerationReport, Line
@@ -147,10 +147,9 @@ def _install(
             except _tracing.CannotTrace as error:
                 lines.append(Line(name, kind, "left alone", f"itself, not its parts: {error}"))
             else:
-                trains = gains(program)
-                if trains or gains_in_inference(program):
+                if gains_in_inference(program):
                     module.__dict__["forward"] = forward
-                    lines.extend(_lines(program if trains else _permuted.straightened(program), names))
+                    lines.extend(_lines(program, names))
                     covered |= {id(part) for part in (*program.inside, *program.parts)}
     for child in module.children():
         _install(child, names, excluded, frozen, lines, covered)
@@ -165,20 +164,20 @@ def _has_depthwise(module: nn.Module) -> bool:
 
 def _lines(program: Program, names: dict[int, str]) -> list[Line]:
     lines = []
+    reason = "" if gains(program) else "in inference"
     for step in program.steps:
         if isinstance(step, Stage):
             first = (*step.stands_for, *step.convs, step.norm)[0]
             alone = step.norm is None and step.activation == "none" and step.residual is None
             depthwise = bool(step.convs) and _modules.is_depthwise(step.convs[0])
             if first is not None and (depthwise or not alone):
-                reason = "in inference" if step.stands_for else ""
                 lines.append(Line(names[id(first)], describe(step), "fused", reason))
         elif isinstance(step, Call) and step.layer_norm is not None:
             lines.append(Line(names[id(step.layer_norm)], "layer norm", "fused", "in inference"))
         elif isinstance(step, Call) and step.kind == "module":
-            reason = _reason(step.target)
-            if reason is not None:
-                lines.append(Line(names[id(step.target)], type(step.target).__name__, "left alone", reason))
+            why = _reason(step.target)
+            if why is not None:
+                lines.append(Line(names[id(step.target)], type(step.target).__name__, "left alone", why))
     return lines
 
 

@@ -32,14 +32,14 @@ class _State:
     def __init__(self, root: nn.Module, program: Program) -> None:
         self.places: list[dict[str, Any]] = []
         self.keys: list[str] = []
-        for module in program.inside:
+        followed = [module for module in program.inside if module is not root]
+        for module in (root, *followed):
             self._watch(module.__dict__, [k for k, v in module.__dict__.items() if _steers(k, v)])
-        for module in (*program.inside, *program.parts):
+        for module in (root, *followed, *program.parts):
             self._watch(module._modules, list(module._modules))
         for module in program.skipped:
             self._watch(module.__dict__, [key for key in ("training", "p") if key in module.__dict__])
         self.values = [place[key] for place, key in zip(self.places, self.keys, strict=True)]
-        followed = [module for module in program.inside if module is not root]
         self.modules = [*followed, *program.parts, *program.skipped]
         self.hooks = [hooks for module in self.modules for hooks in _modules.hooks_of(module)]
         self.handles = -1
@@ -90,7 +90,7 @@ class Reading:
     """A module's program in one state, with what was prepared from it."""
 
     def __init__(self, root: nn.Module, excluded: Collection[nn.Module]) -> None:
-        self.program = match(root, _tracing.trace(root, excluded))
+        self.program = _permuted.straightened(match(root, _tracing.trace(root, excluded)))
         self.state = _State(root, self.program)
         self.parameters = list(root.parameters())
         self.norms = [stage.norm for stage in self.program.stages() if stage.norm is not None]
@@ -117,7 +117,10 @@ class Reading:
 
     def trains_on_gpu(self, x: Tensor) -> bool:
         """Whether a step with this input, which is on a GPU, runs on stages: in autocast's dtype, or in float32."""
-        if not (self.gains and self.channels <= {x.shape[1]} and (self.wants_gradient(x) or self.is_training())):
+        linear = any(stage.stands_for for stage in self.program.stages())  # as a stage tried on the CPU alone
+        if linear or not (
+            self.gains and self.channels <= {x.shape[1]} and (self.wants_gradient(x) or self.is_training())
+        ):
             return False
         floats = x.dtype is torch.float32 or torch.is_autocast_enabled("cuda")
         return floats and _training.admits(self.program, cuda=True)
@@ -332,14 +335,10 @@ def gains(program: Program) -> bool:
 
 
 def gains_in_inference(program: Program) -> bool:
-    """Alike, with products over the last axis as the 1x1 convolutions which they are in inference, and where a layer
-    norm follows a depthwise convolution.
-    """
-    images = _permuted.straightened(program)
-    made = {s.output for s in images.stages() if s.convs and _modules.is_depthwise(s.convs[0])}
-    norms = [step for step in images.steps if isinstance(step, Call) and step.layer_norm is not None]
-    linear = any(stage.stands_for for stage in images.stages())
-    return gains(images) or linear or any(not made.isdisjoint(inputs_of(norm)) for norm in norms)
+    """Alike for inference alone, where a layer norm behind a depthwise convolution is a step, too."""
+    made = {s.output for s in program.stages() if s.convs and _modules.is_depthwise(s.convs[0])}
+    norms = [step for step in program.steps if isinstance(step, Call) and step.layer_norm is not None]
+    return gains(program) or any(not made.isdisjoint(inputs_of(norm)) for norm in norms)
 
 
 def _admits(x: Any, channels: Collection[int] | None = None) -> bool:

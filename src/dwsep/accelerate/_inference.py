@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from dwsep import functional
-from dwsep.accelerate import _branches, _folding, _modules, _permuted, _scales
+from dwsep.accelerate import _branches, _folding, _modules, _scales
 from dwsep.accelerate import _inference_steps as _steps
 from dwsep.accelerate._inference_steps import (
     Channels,
@@ -78,7 +78,7 @@ def _called(call: Call, native: bool, bfloat16: bool) -> Step:
     if call.joins:
         return Joined(call.joins)
     if call.cuts is not None:
-        return Channels(int(call.args[0]), call.cuts)
+        return Channels(int(call.args[0]), call.cuts, call.args[1])
     return Other(call, native, bfloat16)
 
 
@@ -104,17 +104,16 @@ class Plan:
     """
 
     def __init__(self, program: Program, autocast: bool = False) -> None:
-        modules: list[Any] = [m for stage in program.stages() for m in (*stage.convs, stage.norm) if m is not None]
+        modules: list[Any] = [module for stage in program.stages() for module in modules_of(stage)]
         calls = [step for step in program.steps if isinstance(step, Call)]
         modules += [call.linear for call in calls if call.linear is not None]
-        calls = [step for step in _permuted.straightened(program).steps if isinstance(step, Call)]
         modules += [call.layer_norm for call in calls if _steps.is_float_norm(call.layer_norm)]
         if not all(tensor.is_cpu for m in modules for tensor in (*m.parameters(False), *m.buffers(False))):
             raise NotImplementedError("a parameter is not on the CPU")
         self.result_dtypes = dtypes_under_autocast(program) if autocast else {}
         convs = [conv for stage in program.stages() for conv in stage.convs]
         self.channels_last = any(is_channels_last(conv.weight) for conv in convs)
-        program = _scales.absorbed(_branches.merged(_permuted.straightened(program)))
+        program = _scales.absorbed(_branches.merged(program))
         scales = [stage.scale for stage in program.stages() if stage.scale is not None]
         self.sources = _folding.Sources(modules, scales)
         self.norms = self.sources.norms

@@ -108,11 +108,14 @@ class Pointwise(Step):
         )
         weight, bias = _folding.fold(stage)
         weight, bias = weight[channels], None if bias is None else bias[channels]
-        self.channels, self.bfloat16 = weight.shape[0], bfloat16
+        (self.channels, self.in_channels), self.bfloat16 = weight.shape[:2], bfloat16
         self.packed = torch.ops.dwsep.pack_pointwise_weights(_rounded(weight, bfloat16), bias, bfloat16)
 
     def __call__(self, values: list[Any]) -> Tensor:
         x = values[self.x]
+        if x.dim() != 4 or x.shape[1] != self.in_channels:
+            got = tuple(x.shape)
+            raise RuntimeError(f"a 1x1 convolution expects {self.in_channels} channels, got an input of shape {got}")
         residual = None if self.residual is None else values[self.residual]
         # What broadcasts is left to torch.
         fits = residual is None or residual.shape == (x.shape[0], self.channels, *x.shape[2:])
@@ -123,7 +126,7 @@ class Pointwise(Step):
 
     def native(self, shapes: Shapes) -> Native | None:
         x = shapes[self.x]
-        if x is None or len(x) != 4:
+        if x is None or len(x) != 4 or x[1] != self.in_channels:
             return None
         step = Native(Kind.POINTWISE, self.x, (x[0], self.channels, *x[2:]), weights=self.place)
         return _with_sum(step, self.residual, self.activation, shapes)
@@ -140,7 +143,7 @@ class Dense(Step):
         weight, self.bias = _folding.fold(stage)
         self.weight = weight.contiguous(memory_format=torch.channels_last)
         self.geometry = _modules.geometry_of(conv)
-        self.groups = conv.groups
+        self.in_channels, self.groups = conv.in_channels, conv.groups
         padding = self.geometry.padding
         symmetric = padding is not None and all(low == high for low, high in padding)
         self.padding = [low for low, _ in padding] if symmetric and padding is not None else None
@@ -183,7 +186,7 @@ class Depthwise(Step):
             stage.output,
         )
         self.weight, self.bias = _folding.fold(stage)
-        self.geometry = _modules.geometry_of(stage.conv)
+        self.geometry, self.in_channels = _modules.geometry_of(stage.conv), stage.conv.in_channels
         self.pads = None if self.geometry.padding is None else _pads(self.geometry, ())
         if native:
             self.packed = torch.ops.dwsep.pack_depthwise_weights(self.weight, self.bias)
@@ -212,7 +215,7 @@ class Separable(Step):
         multiplier = depthwise.conv.out_channels // depthwise.conv.in_channels
         self.packed = torch.ops.dwsep.pack_separable_weights(*weights, first[1], second[1], multiplier, bfloat16)
         self.channels, self.bfloat16 = (first[0].shape[0], second[0].shape[0]), bfloat16
-        self.geometry = _modules.geometry_of(depthwise.conv)
+        self.geometry, self.in_channels = _modules.geometry_of(depthwise.conv), depthwise.conv.in_channels
         self.pads = None if self.geometry.padding is None else _pads(self.geometry, ())
         own_input = pointwise.residual == depthwise.input and self.channels[1] == depthwise.conv.in_channels
         self.own_input = own_input and set(self.geometry.stride) == {1}
@@ -238,7 +241,7 @@ def _convolution(
 ) -> Native | None:
     """A convolution's step for the input's size."""
     x, g = shapes[owner.x], owner.geometry
-    if x is None or len(x) != 4:
+    if x is None or len(x) != 4 or x[1] != owner.in_channels:
         return None
     try:
         shape = (x[0], channels, *g.output_size(x[2:]))
@@ -301,10 +304,10 @@ class Unfolded(Step):
 
 
 class Channels(Step):
-    """Some consecutive channels of a value."""
+    """Some consecutive channels of a value: ``index`` is what a call takes them by, None within a mixed stage."""
 
-    def __init__(self, x: int, channels: slice) -> None:
-        self.x, self.channels = x, channels
+    def __init__(self, x: int, channels: slice, index: tuple[Any, ...] | None = None) -> None:
+        self.x, self.channels, self.index = x, channels, index
 
     def bounds(self, channels: int) -> tuple[int, int]:
         """The first channel, and how many, of a value which has so many."""
@@ -312,7 +315,7 @@ class Channels(Step):
         return first, end - first
 
     def __call__(self, values: list[Any]) -> Tensor:
-        return values[self.x][:, self.channels]
+        return values[self.x][self.index or (slice(None), self.channels)]
 
 
 _NOTHING = Stage("", -1)

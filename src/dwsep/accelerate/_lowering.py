@@ -147,7 +147,8 @@ class Lowering:
         if channels < 1:
             return False
         last = self.segment.steps[-1] if self.segment.steps else None
-        if last is not None and last[1] == run.x and last[0].kind == Kind.GATE and self._all_take_gates(run.x):
+        gated = last is not None and last[1] == run.x and last[0].kind == Kind.GATE
+        if last is not None and gated and self._all_take_gates(run.x):
             self.segment.steps.pop()
             gate = last[0].operand
             assert gate is not None
@@ -160,7 +161,8 @@ class Lowering:
     def _all_take_gates(self, product: int) -> bool:
         """Whether a product is taken by the pointwise steps of one mixed stage alone, which all run together."""
         takers = self.takers[product]
-        if len(takers) != self.uses[product] or not all(isinstance(taker.run, Channels) for taker in takers):
+        mixed = all(isinstance(taker.run, Channels) and taker.run.index is None for taker in takers)
+        if len(takers) != self.uses[product] or not mixed:
             return False
         behind = [self._only_taker(taker) for taker in takers]
         if not all(

@@ -11,7 +11,7 @@ from torch import fx, nn
 
 from dwsep.accelerate import _modules, _permuted, _resizing
 from dwsep.accelerate._program import ADDITIONS, Call, Product, Program, Stage, Step, Value, inputs_of, values_in
-from dwsep.accelerate._tracing import IN_PLACE, Trace
+from dwsep.accelerate._tracing import Trace
 from dwsep.nn import DepthwiseConv2d
 
 
@@ -95,6 +95,8 @@ class _Matcher:
             return
         if source is not None and self._activation(node) is not None:
             stage = Stage(str(node.target), self.values[source], activation=self._activation(node) or "none")
+            if module is not None:
+                self.parts.append(module)
             self._finish(stage, node, None)
             return
         self._call(node)
@@ -112,13 +114,10 @@ class _Matcher:
             in_place = getattr(module, "inplace", False)
         elif node.op in ("call_function", "call_method"):
             name = _modules.activation_of_call(node.target, node.kwargs)
-            in_place = _writes(node, None)
+            in_place = _modules.writes(node, None)
         else:
             return None
-        source = self._source(node)
-        if name is not None and in_place and source is not None and len(source.users) > 1:
-            return name if node in self.unseen else None  # what else takes the tensor may see the change
-        return name
+        return name if node in self.unseen or not in_place else None  # what else has the tensor may see the change
 
     def _next(self, tail: fx.Node) -> fx.Node | None:
         """The only user of a value, where it applies something to that value alone."""
@@ -253,7 +252,7 @@ class _Matcher:
         left, right = user.args
         if not isinstance(left, fx.Node) or not isinstance(right, fx.Node) or left is right:
             return None
-        if left is not tail and _writes(user, None):
+        if left is not tail and _modules.writes(user, None):
             return None  # the sum is written into the shortcut, which others may see
         return right if left is tail else left
 
@@ -263,7 +262,7 @@ class _Matcher:
         """
         between = self.nodes[self.position[first] + 1 : self.position[last]]
         between = [node for node in between if node not in self.done and node not in but]
-        return any(_writes(node, self.modules.get(node)) for node in between)
+        return any(_modules.writes(node, self.modules.get(node)) for node in between)
 
     def _call(self, node: fx.Node) -> None:
         if node.op != "call_module" and node.target in _modules.PRODUCTS and not node.kwargs and len(node.args) == 2:
@@ -286,7 +285,7 @@ class _Matcher:
             step.looks = _modules.looks(step.target)
             step.pools = _modules.pools(step.target, node.args, node.kwargs)
             self._describe(step, node)
-        if node.op != "get_attr" and _writes(node, self.modules.get(node)):
+        if node.op != "get_attr" and _modules.writes(node, self.modules.get(node)):
             self.written.update(inputs_of(step))
         self.steps.append(step)
 
@@ -316,9 +315,6 @@ class _Matcher:
             self.parts.append(module)  # a hook on it must be seen
 
 
-_IN_PLACE = frozenset(function.__name__ for function in IN_PLACE.values())
-
-
 def _split_sizes(node: fx.Node) -> list[Any] | None:
     """The channels of each part where a node is a split along the channels into parts of given sizes."""
     if node.op not in ("call_function", "call_method") or node.target not in (torch.split, "split"):
@@ -337,18 +333,6 @@ def _joined(node: fx.Node) -> list[Any] | None:
     named = dict(zip(("tensors", "dim"), node.args, strict=False)) | dict(node.kwargs)
     tensors = named.pop("tensors", None)
     return list(tensors) if named == {"dim": 1} and isinstance(tensors, (list, tuple)) else None
-
-
-def _writes(node: fx.Node, module: nn.Module | None) -> bool:
-    """Whether a node may write into what it takes."""
-    if module is not None:
-        return any(getattr(inner, "inplace", False) for inner in module.modules())
-    if node.kwargs.get("inplace"):
-        return True
-    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
-    if node.op == "call_function" and getattr(node.target, "__module__", "") == "_operator":
-        return name in _IN_PLACE or name == "setitem"
-    return name.endswith("_") and not name.endswith("__")
 
 
 def match(root: nn.Module, traced: Trace) -> Program:

@@ -61,6 +61,12 @@ _FOREIGN_GATES = {
 }
 # Behind a depthwise convolution and a permutation they are its 1x1 convolutions.
 _FOREIGN_PERCEPTRONS = {("timm.layers.mlp", "Mlp"), ("timm.layers.mlp", "GlobalResponseNormMlp")}
+# What Python makes of `x += y` and the like. fx reads the first as x + y, though whoever else has x sees it change.
+IN_PLACE = {
+    f"__i{name}__": getattr(operator, f"i{name}")
+    for name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "and", "or", "xor", "lshift", "rshift")
+}
+_IN_PLACE_NAMES = frozenset(function.__name__ for function in IN_PLACE.values())
 PRODUCTS = (operator.mul, torch.mul, "mul")
 # With more, a dense convolution is a matter of products alone, which torch does as well.
 _MOST_DENSE_OPERANDS = 512
@@ -190,6 +196,18 @@ def undropped(target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> fx.
     named = dict(zip(("input", "p", "training", "inplace"), args, strict=False)) | kwargs
     off = named.get("training", True) is False or named.get("p", 0.5) == 0
     return named["input"] if off and isinstance(named["input"], fx.Node) else None
+
+
+def writes(node: fx.Node, module: nn.Module | None) -> bool:
+    """Whether a node may write into what it takes."""
+    if module is not None:
+        return any(getattr(inner, "inplace", False) for inner in module.modules())
+    if node.kwargs.get("inplace"):
+        return True
+    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+    if node.op == "call_function" and getattr(node.target, "__module__", "") == "_operator":
+        return name in _IN_PLACE_NAMES or name == "setitem"
+    return name.endswith("_") and not name.endswith("__")
 
 
 def looks(target: Any) -> bool:

@@ -7,7 +7,7 @@ import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -33,6 +33,19 @@ class Planned:
         values[self.output] = self.run(values)
 
 
+class Place(NamedTuple):
+    """Where a value lies: in which whole value's memory, and from which of its channels on.
+
+    What belongs to a joined value's part is taken of a copy, since a change of the whole must not be seen in the part,
+    nor one of the part in the whole: ``copied`` is that part and its first channel in the whole, and ``first`` counts
+    from there.
+    """
+
+    whole: int
+    first: int
+    copied: tuple[int, int] | None
+
+
 @dataclass
 class Segment:
     """Consecutive steps which run natively: (step, output), and values which are others under another name or some of
@@ -56,22 +69,18 @@ class Segment:
             value = self.root(self.parts[value][0])
         return value
 
-    def is_copy(self, value: int) -> bool:
-        """Whether a change of the whole must not be seen in the value, nor one of the value in the whole."""
+    def place(self, value: int) -> Place:
+        """Where it lies."""
         value = self.root(value)
+        first, copied = 0, None
         while value in self.parts:
+            source, channel = self.parts[value]
             if value in self.joined:
-                return True
-            value = self.root(self.parts[value][0])
-        return False
-
-    def place(self, value: int) -> tuple[int, int]:
-        """The value whose memory it is in, and from which of its channels on."""
-        first, value = 0, self.root(value)
-        while value in self.parts:
-            value, channel = self.parts[value]
-            first, value = first + channel, self.root(value)
-        return value, first
+                copied = value, channel
+            else:
+                first += channel
+            value = self.root(source)
+        return Place(value, first, copied)
 
     def made(self) -> Iterator[int]:
         """The values that the steps write, parts as such."""
@@ -93,13 +102,10 @@ class NativeSegment:
         taken = [value for step, _ in segment.steps for value in step.taken()]
         self.inputs = [value for value in dict.fromkeys(map(segment.whole, taken)) if value not in made]
         self.wanted = list(wanted)
-        places = [segment.place(value) for value in wanted]
-        outputs = list(dict.fromkeys(whole for whole, _ in places if whole in made))
-        # By value: what it lies in, an output's number or an input; from which channel on; whether that is a copy's.
-        self.places = [
-            (outputs.index(whole) if whole in made else -1, whole, first, segment.is_copy(value))
-            for value, (whole, first) in zip(wanted, places)
-        ]
+        self.places = [segment.place(value) for value in wanted]
+        outputs = list(dict.fromkeys(place.whole for place in self.places if place.whole in made))
+        # Of each wanted value the number of the output that it lies in; -1 for one that lies in an input.
+        self.positions = [outputs.index(place.whole) if place.whole in made else -1 for place in self.places]
         layout = _Layout(segment, shapes, self.inputs, outputs)
         records = [_record(step, output, layout) for step, output in segment.steps]
         rounds = [int(bfloat16 and step.bfloat16) for step, _ in segment.steps]
@@ -123,12 +129,20 @@ class NativeSegment:
         outputs = torch.ops.dwsep.inference_program(
             inputs, self.weights, self.values, self.steps, self.output_sizes, self.workspace
         )
-        for value, (position, whole, first, is_copy) in zip(self.wanted, self.places):
-            shape, out = self.shapes[value], values[whole] if position < 0 else outputs[position]
-            if shape is not None and shape[1] != out.shape[1]:
-                out = out[:, first : first + shape[1]]
-                out = out.clone(memory_format=torch.channels_last) if is_copy else out
-            values[value] = out if shape is None or len(shape) == 4 else out.flatten(1)
+        copies: dict[int, Tensor] = {}
+        for value, place, position in zip(self.wanted, self.places, self.positions):
+            shape, out = self.shapes[value], values[place.whole] if position < 0 else outputs[position]
+            assert shape is not None
+            if place.copied is not None:
+                part, first = place.copied
+                if part not in copies:
+                    of_part = self.shapes[part]
+                    assert of_part is not None
+                    copies[part] = out[:, first : first + of_part[1]].clone(memory_format=torch.channels_last)
+                out = copies[part]
+            if shape[1] != out.shape[1]:
+                out = out[:, place.first : place.first + shape[1]]
+            values[value] = out if len(shape) == 4 else out.flatten(1)
 
     def _run_steps(self, values: list[Any]) -> None:
         """What a call made of the same input has another shape today."""
@@ -151,6 +165,7 @@ class WholeProgram:
             return None
         wanted = segment.wanted
         flat = wanted == list(outputs) and len(wanted) == 1 and len(segment.shapes[wanted[0]] or ()) == 2
+        flat = flat and segment.shapes[segment.places[0].whole][:2] == segment.shapes[wanted[0]]  # type: ignore[index]
         return WholeProgram(segment) if flat else None
 
     def run(self, x: Tensor) -> Tensor:

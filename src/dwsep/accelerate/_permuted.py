@@ -1,5 +1,5 @@
 """Layer norms and products over the last axis between two permutations, as ConvNeXt's, read as norms and 1x1
-convolutions over the channels: for inference alone.
+convolutions over the channels.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from dwsep.accelerate import _modules
 from dwsep.accelerate._program import (
@@ -36,10 +36,40 @@ def straightened(program: Program) -> Program:
     return _Straightener(program).result()
 
 
+class LinearConv:
+    """The 1x1 convolution that computes at every pixel what a layer does with the last axis, as far as stages look.
+
+    Its weight is a view of the layer's, so that gradients reach that.
+    """
+
+    kernel_size = stride = dilation = (1, 1)
+    padding = (0, 0)
+    padding_mode = "zeros"
+    groups = 1
+
+    def __init__(self, linear: nn.Linear) -> None:
+        self.linear = linear
+        self.in_channels, self.out_channels = linear.in_features, linear.out_features
+        self._buffers: dict[str, Tensor] = {}
+
+    @property
+    def weight(self) -> Tensor:
+        """The layer's weight, (K, C, 1, 1)."""
+        return self.linear.weight[:, :, None, None]
+
+    @property
+    def bias(self) -> Tensor | None:
+        """The layer's bias, (K,)."""
+        return self.linear.bias
+
+    @property
+    def _parameters(self) -> dict[str, Tensor | None]:
+        return {"weight": self.weight, "bias": self.bias}
+
+
 class _Straightener:
     def __init__(self, program: Program) -> None:
         self.program = program
-        self.users = program.users()
         self.steps: list[Step] = []
         self.count = program.values
         self.images: dict[int, int] = {}  # by value (N, H, W, C), the one which is the same permuted to (N, C, H, W)
@@ -54,7 +84,7 @@ class _Straightener:
                 self.steps.append(step)
         outputs = [renamed(output, self.names) for output in self.program.outputs]
         self._ask_for(values_in(outputs))
-        return sequence_of(replace(self.program, outputs=outputs, values=self.count), self.steps)
+        return _together(sequence_of(replace(self.program, outputs=outputs, values=self.count), self.steps))
 
     def _new(self) -> int:
         self.count += 1
@@ -71,7 +101,7 @@ class _Straightener:
     def _straighten(self, step: Step) -> bool:
         """Replace a step, if it has another form."""
         if isinstance(step, Stage):
-            return not step.convs and step.norm is None and self._elementwise(step)
+            return _is_activation(step) and self._elementwise(step)
         if not isinstance(step, Call) or not step.args or not isinstance(step.args[0], Value):
             return False
         source = int(step.args[0])
@@ -89,7 +119,8 @@ class _Straightener:
             self.images[step.output] = norm.output
             self.steps.append(norm)
         elif step.linear is not None:
-            stage = Stage("", image, self._new(), conv=_convolution(step.linear), stands_for=(step.linear,))
+            conv: Any = LinearConv(step.linear)
+            stage = Stage("", image, self._new(), conv=conv, stands_for=(step.linear,))
             self.images[step.output] = stage.output
             self.steps.append(stage)
         else:
@@ -102,29 +133,42 @@ class _Straightener:
             return False
         image, *others = (self.images[value] for value in taken)
         self.images[step.output] = self._new()
-        last = self.steps[-1]
-        alone = self.users[step.input] == 1 and not others
-        if alone and isinstance(last, Stage) and last.output == image and last.convs and last.activation == "none":
-            self.steps[-1] = replace(last, activation=step.activation, output=self.images[step.output])
-            return True
         residual = others[0] if others else None
         self.steps.append(replace(step, input=image, residual=residual, output=self.images[step.output]))
         return True
 
 
+def _together(program: Program) -> Program:
+    """The program with an activation as the end of the convolution right before it that it alone takes."""
+    users = program.users()
+    steps: list[Step] = []
+    for step in program.steps:
+        last = steps[-1] if steps else None
+        if (
+            isinstance(step, Stage)
+            and isinstance(last, Stage)
+            and last.output == step.input
+            and users[step.input] == 1
+            and _is_activation(step)
+            and _has_no_end(last)
+        ):
+            steps[-1] = replace(last, activation=step.activation, residual=step.residual, output=step.output)
+        else:
+            steps.append(step)
+    return sequence_of(program, steps)
+
+
+def _is_activation(stage: Stage) -> bool:
+    return not stage.convs and stage.norm is None
+
+
+def _has_no_end(stage: Stage) -> bool:
+    return bool(stage.stands_for) and stage.activation == "none" and stage.residual is None
+
+
 def _normalises_responses(step: Call) -> bool:
     known = _modules.foreign_name(step.target) == ("timm.layers.grn", "GlobalResponseNorm")
     return known and step.kind == "module" and step.target.channel_dim == -1 and len(step.args) == 1
-
-
-def _convolution(linear: nn.Linear) -> nn.Conv2d:
-    """The 1x1 convolution that computes at every pixel what a layer does with the last axis; it has its parameters."""
-    conv = nn.Conv2d(linear.in_features, linear.out_features, 1, bias=linear.bias is not None, device="meta")
-    weight = linear.weight.detach()[:, :, None, None]
-    conv.weight = nn.Parameter(weight, requires_grad=False)
-    if linear.bias is not None:
-        conv.bias = nn.Parameter(linear.bias.detach(), requires_grad=False)
-    return conv
 
 
 def dims_of(target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[int, ...] | None:

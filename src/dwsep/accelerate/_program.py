@@ -34,7 +34,7 @@ class Stage:
     norm_channels: tuple[int, int] | None = None
     # Of inference alone: a module and the name of its parameter with a factor for each channel, behind the norm.
     scale: tuple[nn.Module, str] | None = None
-    # Alike: the modules in whose place a convolution was made.
+    # The modules in whose place a convolution was made.
     stands_for: tuple[nn.Module, ...] = ()
 
     @property

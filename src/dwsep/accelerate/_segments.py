@@ -35,12 +35,13 @@ def _has_stage(step: Stage) -> bool:
     return step.conv is None or _modules.has_stage(step.conv)
 
 
-class _Pooled:
-    """Which values are means over images or made of such: (N, C, 1, 1), or, flat, (N, C)."""
+class _Values:
+    """Which values are means over images or made of such, (N, C, 1, 1), or, flat, (N, C)."""
 
     def __init__(self) -> None:
         self.pixels: set[int] = set()
         self.flat: set[int] = set()
+        self.attributes: set[int] = set()  # and those made of attributes, which gate nothing
 
     def may_run(self, step: Step) -> bool:
         """Whether a step may run natively; the steps of a program have to be asked about in their order."""
@@ -49,8 +50,11 @@ class _Pooled:
                 self.pixels.add(step.output)
             return _has_stage(step)
         if isinstance(step, Product):
-            return True
+            return self.attributes.isdisjoint(inputs_of(step))
         taken = inputs_of(step)
+        if step.kind == "attribute" or (step.kind == "method" and not self.attributes.isdisjoint(taken)):
+            self.attributes.add(step.output)
+            return False
         if step.pools is not None:
             (self.pixels if step.pools == "kept" else self.flat).add(step.output)
         elif step.gate is not None:
@@ -109,9 +113,9 @@ def plan(program: Program, *, together: bool = True) -> Plan:
     """
     items: list[Step | Segment] = []
     run: list[Step] = []
-    steps, pooled = expand(program), _Pooled()
+    steps, values = expand(program), _Values()
     for step in [*steps, None]:
-        if step is not None and together and pooled.may_run(step):
+        if step is not None and together and values.may_run(step):
             run.append(step)
             continue
         if run:

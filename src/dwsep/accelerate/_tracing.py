@@ -24,11 +24,6 @@ _lock = threading.RLock()
 _CHECKPOINT_FILE = torch.utils.checkpoint.__file__
 
 
-# What Python makes of `x += y` and the like. fx reads the first as x + y, though whoever else has x sees it change.
-IN_PLACE = {
-    f"__i{name}__": getattr(operator, f"i{name}")
-    for name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "and", "or", "xor", "lshift", "rshift")
-}
 _OUT_OF_PLACE = {operator.iadd: operator.add, operator.isub: operator.sub, operator.imul: operator.mul}
 # Functions, and modules below, which leave what they take as it is and return memory of its own.
 _FRESH = {
@@ -48,6 +43,8 @@ _FRESH = {
 _FRESH_MODULES = (
     nn.Conv2d,
     nn.modules.batchnorm._BatchNorm,
+    nn.GroupNorm,
+    nn.LayerNorm,
     nn.Linear,
     nn.AdaptiveAvgPool2d,
     nn.AvgPool2d,
@@ -61,7 +58,7 @@ class CannotTrace(Exception):
 
 class Trace(NamedTuple):
     """A module's forward as a graph: what it called, the modules looked into, the structure of what it returns; and
-    the activations in place which might as well make tensors of their own.
+    the activations which, in place or not, might as well make tensors of their own.
     """
 
     graph: fx.Graph
@@ -81,7 +78,7 @@ def _in_place(function: Callable[..., Any]) -> Callable[..., Any]:
     return method
 
 
-for _name, _function in IN_PLACE.items():
+for _name, _function in _modules.IN_PLACE.items():
     setattr(_Proxy, _name, _in_place(_function))
 
 
@@ -156,14 +153,20 @@ def _foreign_functions() -> tuple[Callable[..., Any], ...]:
 
 def _leave_memory_alone(graph: fx.Graph, root: nn.Module) -> list[fx.Node]:
     """Have operations in place make tensors of their own where nobody can tell: what they write into was made for them,
-    and who else took it has done with it. Returns the activations of which that is true, and which are as they were.
+    and who else took it has done with it. Returns the activations of which that is true, in place or not, unchanged.
     """
     modules = dict(root.named_modules(remove_duplicate=False))
     position = {node: index for index, node in enumerate(graph.nodes)}
 
     def returns_its_input(node: fx.Node) -> bool:  # or some of its channels
-        if node.op == "call_function" and _modules.cuts(node.target, node.args, node.kwargs) is not None:
+        if node.op == "call_function" and (
+            _modules.cuts(node.target, node.args, node.kwargs) is not None
+            or _modules.undropped(node.target, node.args, node.kwargs) is not None
+        ):
             return True
+        if is_activation(node):
+            module = modules.get(str(node.target)) if node.op == "call_module" else None
+            return _modules.writes(node, module) and (module is None or not _modules.is_replaced(module))
         module = modules.get(str(node.target)) if node.op == "call_module" else None
         if module is None or _modules.is_replaced(module):
             return False
@@ -177,10 +180,14 @@ def _leave_memory_alone(graph: fx.Graph, root: nn.Module) -> list[fx.Node]:
                 return False
             if _modules.drops(module):
                 return not returns_its_input(node)
-            return isinstance(module, _FRESH_MODULES) or _modules.activation_of(module) is not None
-        inplace = node.kwargs.get("inplace", False)
-        return (node.op == "call_function" and node.target in _FRESH and not inplace) or (
-            node.op == "call_method" and node.target in ("add", "mul", "mean", "sigmoid")
+            computes = _modules.is_conv(module) or _modules.activation_of(module) is not None
+            return computes or isinstance(module, _FRESH_MODULES)
+        if _modules.writes(node, None):
+            return False
+        return (
+            is_activation(node)
+            or (node.op == "call_function" and node.target in _FRESH)
+            or (node.op == "call_method" and node.target in ("add", "mul", "mean", "sigmoid"))
         )
 
     def is_activation(node: fx.Node) -> bool:
