@@ -147,8 +147,15 @@ def _means(x):
         lambda net, y: net.gate(_means(y)).sigmoid() * net.activation(y) + net.end(y),
         lambda net, y: (y + 1, net.end(net.activation(y))),
         lambda net, y: (y.flatten(2), net.end(net.activation(y))),
+        lambda net, y: (net.activation(y[:, :5]), net.end(y)),
+        lambda net, y: (net.activation(nn.functional.dropout(y, 0.5, False)), net.end(y)),
+        lambda net, y: (net.activation(nn.Identity()(y)), net.end(y)),
+        lambda net, y: (net.activation(y.flatten(2)), net.end(y)),
     ],
-    ids=["means", "means and itself", "gate", "gated", "sum", "view"],
+    ids=[
+        *("means", "means and itself", "gate", "gated", "sum", "view", "of channels", "of a dropout"),
+        *("of what passes on", "of a view"),
+    ],
 )
 @pytest.mark.parametrize("norm", [True, False])
 @pytest.mark.parametrize("depthwise", [True, False])

@@ -366,3 +366,30 @@ def test_a_forward_replaced_later_is_called(net, x):
             plain = copy.deepcopy(net)
             dwsep.revert_(plain)
             assert distance(net(x), plain(x)) < 1e-5
+
+
+def test_the_roots_own_state_is_seen(x):
+    class Root(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body, self.end = nn.Sequential(*conv_norm(3, 3, 3, groups=3)), nn.Conv2d(3, 4, 1)
+            self.flag, self.p = False, 0.5
+
+        def forward(self, x):
+            x = self.end(self.body(x))
+            x = nn.functional.dropout(x, self.p, self.training)
+            return -x if self.flag else x
+
+    net = randomise(Root()).eval()
+    dwsep.accelerate_(net)
+    _check(net, _reverted(net), x)
+    net.end = nn.Conv2d(3, 5, 1)
+    _check(net, _reverted(net), x)
+    net.flag = True
+    _check(net, _reverted(net), x)
+    net.train()
+    assert 0.3 < (net(x) == 0).float().mean() < 0.7
+    net.p = 0.0
+    assert (net(x) == 0).float().mean() < 0.1
+    net.eval()
+    _check(net, _reverted(net), x)

@@ -95,6 +95,7 @@ class Two(nn.Module):
         self.does = does
         self.a, self.b = nn.Sequential(*conv_norm(12, 20)), nn.Sequential(*conv_norm(20, 8, activation=nn.SiLU()))
         self.c, self.wide = nn.Conv2d(20, 20, 3, padding=1, groups=20), nn.Conv2d(28, 12, 1)
+        self.gate = nn.Conv2d(20, 20, 1)
         self.end, self.narrow = nn.Conv2d(20, 12, 1), nn.Conv2d(8, 12, 1)
 
     def forward(self, x):
@@ -127,7 +128,49 @@ def _input_cut_changed(net, a, _, x):
     return net.end(a) + z + net.a(x)[:, :12]
 
 
+def _changed_alone(net, a, b, _):
+    y = torch.cat([a], 1)
+    z = net.c(y)
+    y *= 2
+    return net.end(y) + net.end(a) + net.end(z)
+
+
+def _cut_of_a_part_changed(net, a, b, _):
+    c = a[:, 2:10]
+    y = torch.cat([a, b], 1)
+    w = net.narrow(c)
+    c *= 2
+    return net.end(a) + net.wide(y) + w
+
+
+def _gated(net, a):
+    y = net.c(torch.relu(a))
+    return y * torch.sigmoid(net.gate(y.mean((2, 3), keepdim=True)))
+
+
+def _cuts_of_a_gated(net, a, b, x):
+    y = _gated(net, a)
+    first, moved = net.narrow(y[:, :8]), a.roll(1, 2)
+    return first + net.narrow(y[:, 12:]) + net.end(moved)
+
+
+def _cuts_of_a_gated_first(net, a, b, x):
+    y = _gated(net, a)
+    first, second = y[:, :8], y[:, 12:]
+    return net.end(a.roll(1, 2)) + net.narrow(first) + net.narrow(second)
+
+
+def _cuts_and_all_of_a_gated(net, a, b, x):
+    y = _gated(net, a)
+    return net.wide(torch.cat([y[:, :8], net.end(y[:, :99]), b], 1))
+
+
 DOES = {
+    "gated cut": _cuts_of_a_gated,
+    "gated cut first": _cuts_of_a_gated_first,
+    "gated cut whole": _cuts_and_all_of_a_gated,
+    "one changed": _changed_alone,
+    "part's cut changed": _cut_of_a_part_changed,
     "taken again": lambda net, a, b, x: net.wide(torch.cat([a, b], 1)) + net.end(a),
     "taken before": lambda net, a, b, x: net.end(a) + net.wide(torch.cat([a, b], 1)),
     "added before": lambda net, a, b, x: net.end(a + net.c(a)) + net.wide(torch.cat([a, b], 1)),
@@ -170,7 +213,7 @@ def test_parts_in_every_position(does, training, monkeypatch):
     dwsep.accelerate_(net)
     x = torch.randn(2, 3, 14, 18)
     if training:
-        if does in (_changed, _input_cut_changed):
+        if does in (_changed, _input_cut_changed, _changed_alone, _cut_of_a_part_changed):
             with pytest.raises(RuntimeError, match="modified by an inplace operation"):
                 plain(x).sum().backward()
             return
@@ -210,3 +253,32 @@ def test_steps_one_by_one(name):
 
         assert distance(apart.run_steps(x, watch), expected) < 1e-6
     assert seen == list(range(len(apart.steps(x))))
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_a_part_that_is_all_that_is_wanted(frozen):
+    class Heads(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body = nn.Sequential(*conv_norm(3, 20, 3), *conv_norm(20, 20, 3, groups=20, activation=nn.ReLU()))
+            self.a, self.b, self.both = nn.Linear(20, 8), nn.Linear(20, 12), nn.Linear(20, 5)
+
+        def forward(self, x):
+            x = self.body(x).mean((2, 3))
+            a, b = self.a(x), self.b(x)
+            self.both(torch.cat([a, b], 1))
+            return b
+
+    net = randomise(Heads()).eval()
+    dwsep.accelerate_(net, frozen=frozen)
+    check_inference(net, torch.randn(2, 3, 9, 11))
+
+
+@pytest.mark.parametrize("convolution", ["narrow", "end"])
+@pytest.mark.parametrize("channels", [7, 9, 12])
+def test_other_channels_are_refused(convolution, channels):
+    net = network(Two(lambda net, a, b, x: getattr(net, convolution)(a[:, :channels])))
+    dwsep.accelerate_(net)
+    for _ in range(2):
+        with torch.no_grad(), pytest.raises(RuntimeError, match=r"channels|shape"):
+            net(torch.randn(2, 3, 14, 18))
