@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from dwsep.accelerate import _layers, _modules, _tracing
-from dwsep.accelerate._forward import AcceleratedForward, DepthwiseForward, gains, gains_in_inference, is_ours
-from dwsep.accelerate._program import Call, Program, Stage
+from dwsep.accelerate._forward import AcceleratedForward, DepthwiseForward, Reading, is_ours
+from dwsep.accelerate._program import Call, Stage
 from dwsep.accelerate._report import AccelerationReport, Line
 
 Filter = Callable[[str, nn.Module], bool]
@@ -143,14 +143,14 @@ def _install(
             module.__dict__["forward"] = forward
         else:
             try:
-                program = forward.read().program
+                reading = forward.read()
             except _tracing.CannotTrace as error:
                 lines.append(Line(name, kind, "left alone", f"itself, not its parts: {error}"))
             else:
-                if gains_in_inference(program):
+                if reading.infers:
                     module.__dict__["forward"] = forward
-                    lines.extend(_lines(program, names))
-                    covered |= {id(part) for part in (*program.inside, *program.parts)}
+                    lines.extend(_lines(reading, names))
+                    covered |= {id(part) for part in (*reading.program.inside, *reading.program.parts)}
     for child in module.children():
         _install(child, names, excluded, frozen, lines, covered)
 
@@ -162,10 +162,10 @@ def _has_depthwise(module: nn.Module) -> bool:
     )
 
 
-def _lines(program: Program, names: dict[int, str]) -> list[Line]:
+def _lines(reading: Reading, names: dict[int, str]) -> list[Line]:
     lines = []
-    reason = "" if gains(program) else "in inference"
-    for step in program.steps:
+    reason = "" if reading.gains else "in inference"
+    for step in reading.program.steps:
         if isinstance(step, Stage):
             first = (*step.stands_for, *step.convs, step.norm)[0]
             alone = step.norm is None and step.activation == "none" and step.residual is None

@@ -66,7 +66,7 @@ def merged(program: Program) -> Program:
         after = None if behind is None or behind != last + 1 or residual is not None else steps[behind]
         if after is not None and behind is not None:
             stage.residual = added_value(after, stage.output)
-            if isinstance(after, Stage) and not after.convs and after.norm is None and after.residual is None:
+            if isinstance(after, Stage) and after.is_elementwise and after.residual is None:
                 stage.activation = after.activation
             if stage.activation != "none" or stage.residual is not None:
                 stage.output = after.output

@@ -32,15 +32,14 @@ class _State:
     def __init__(self, root: nn.Module, program: Program) -> None:
         self.places: list[dict[str, Any]] = []
         self.keys: list[str] = []
-        followed = [module for module in program.inside if module is not root]
-        for module in (root, *followed):
+        for module in (root, *program.inside):
             self._watch(module.__dict__, [k for k, v in module.__dict__.items() if _steers(k, v)])
-        for module in (root, *followed, *program.parts):
+        for module in (root, *program.inside, *program.parts):
             self._watch(module._modules, list(module._modules))
         for module in program.skipped:
             self._watch(module.__dict__, [key for key in ("training", "p") if key in module.__dict__])
         self.values = [place[key] for place, key in zip(self.places, self.keys, strict=True)]
-        self.modules = [*followed, *program.parts, *program.skipped]
+        self.modules = [*program.inside, *program.parts, *program.skipped]
         self.hooks = [hooks for module in self.modules for hooks in _modules.hooks_of(module)]
         self.handles = -1
         self.dicts = [module.__dict__ for module in (root, *self.modules)]
@@ -97,7 +96,9 @@ class Reading:
         first = [stage.convs for stage in self.program.stages() if stage.convs and stage.input == 0]
         self.channels = {sum(conv.in_channels for conv in convs) for convs in first}
         self.gains = gains(self.program)
-        self.infers = self.gains or gains_in_inference(self.program)
+        self.infers = self.gains or normalises(self.program)
+        # A layer as a convolution was never tried on a GPU.
+        self.for_cpu = any(stage.stands_for for stage in self.program.stages())
         self.autocast_dtypes = _inference.dtypes_under_autocast(self.program)
         self.plan: _inference.Plan | None = None
         self.autocast_plan: _inference.Plan | None = None
@@ -117,10 +118,9 @@ class Reading:
 
     def trains_on_gpu(self, x: Tensor) -> bool:
         """Whether a step with this input, which is on a GPU, runs on stages: in autocast's dtype, or in float32."""
-        linear = any(stage.stands_for for stage in self.program.stages())  # as a stage tried on the CPU alone
-        if linear or not (
-            self.gains and self.channels <= {x.shape[1]} and (self.wants_gradient(x) or self.is_training())
-        ):
+        if not self.gains or self.for_cpu or not self.channels <= {x.shape[1]}:
+            return False
+        if not (self.wants_gradient(x) or self.is_training()):
             return False
         floats = x.dtype is torch.float32 or torch.is_autocast_enabled("cuda")
         return floats and _training.admits(self.program, cuda=True)
@@ -334,11 +334,11 @@ def gains(program: Program) -> bool:
     return False
 
 
-def gains_in_inference(program: Program) -> bool:
-    """Alike for inference alone, where a layer norm behind a depthwise convolution is a step, too."""
+def normalises(program: Program) -> bool:
+    """Whether a layer norm follows a depthwise convolution: in inference they run together."""
     made = {s.output for s in program.stages() if s.convs and _modules.is_depthwise(s.convs[0])}
     norms = [step for step in program.steps if isinstance(step, Call) and step.layer_norm is not None]
-    return gains(program) or any(not made.isdisjoint(inputs_of(norm)) for norm in norms)
+    return any(not made.isdisjoint(inputs_of(norm)) for norm in norms)
 
 
 def _admits(x: Any, channels: Collection[int] | None = None) -> bool:

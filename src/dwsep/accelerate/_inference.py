@@ -45,6 +45,8 @@ def _separable_ends(program: Program) -> dict[int, Stage]:
     """By position, the depthwise stages that run together with the pointwise stage which alone takes their output."""
     users = program.users()
     producers = {step.output: (index, step) for index, step in enumerate(program.steps)}
+    # Parts of larger values, which no separable step writes.
+    joined = {value for step in program.steps if isinstance(step, Call) for value in step.joins}
     pairs: dict[int, Stage] = {}
     for position, step in enumerate(program.steps):
         if not isinstance(step, Stage) or step.conv is None or not _modules.is_pointwise(step.conv):
@@ -55,10 +57,8 @@ def _separable_ends(program: Program) -> dict[int, Stage]:
         alone = users[producer.output] == 1 and _modules.is_depthwise(producer.conv)
         # What a call between them wrote into would be read too late.
         alone = alone and not any(isinstance(between, Call) for between in program.steps[index + 1 : position])
-        # As a part of a larger value it is written by pointwise steps alone.
-        joined = any(isinstance(s, Call) and step.output in s.joins for s in program.steps[position:])
         foldable = _folding.folds(producer.norm) and _folding.folds(step.norm)
-        if alone and not joined and foldable and functional.packs(producer.conv.weight, torch.float32):
+        if alone and step.output not in joined and foldable and functional.packs(producer.conv.weight, torch.float32):
             pairs[index] = step
     return pairs
 

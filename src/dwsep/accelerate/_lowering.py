@@ -147,8 +147,7 @@ class Lowering:
         if channels < 1:
             return False
         last = self.segment.steps[-1] if self.segment.steps else None
-        gated = last is not None and last[1] == run.x and last[0].kind == Kind.GATE
-        if last is not None and gated and self._all_take_gates(run.x):
+        if last is not None and last[1] == run.x and last[0].kind == Kind.GATE and self._all_take_gates(run.x):
             self.segment.steps.pop()
             gate = last[0].operand
             assert gate is not None

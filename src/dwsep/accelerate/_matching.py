@@ -19,7 +19,6 @@ class _Matcher:
     def __init__(self, root: nn.Module, traced: Trace) -> None:
         self.root = root
         self.traced = traced
-        self.unseen = set(traced.unseen)
         self.nodes = list(traced.graph.nodes)
         self.position = {node: index for index, node in enumerate(self.nodes)}
         self.modules = {n: root.get_submodule(str(n.target)) for n in self.nodes if n.op == "call_module"}
@@ -117,7 +116,9 @@ class _Matcher:
             in_place = _modules.writes(node, None)
         else:
             return None
-        return name if node in self.unseen or not in_place else None  # what else has the tensor may see the change
+        return (
+            name if node in self.traced.unseen or not in_place else None
+        )  # what else has the tensor may see the change
 
     def _next(self, tail: fx.Node) -> fx.Node | None:
         """The only user of a value, where it applies something to that value alone."""

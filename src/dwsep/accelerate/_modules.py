@@ -274,19 +274,20 @@ def is_linear(module: nn.Module) -> bool:
 
 def is_layer_norm(module: nn.Module) -> bool:
     """Whether a module is a layer norm over the channels of images (N, C, H, W), as timm and torchvision have it."""
-    if foreign_name(module) not in _CHANNEL_NORMS or getattr(module, "_fast_norm", False):
-        return False
-    if not isinstance(module, nn.LayerNorm) or not {"weight", "bias"} <= module._parameters.keys():
-        return False
-    return len(module.normalized_shape) == 1
+    return foreign_name(module) in _CHANNEL_NORMS and _normalises_one_axis(module)
 
 
 def is_last_norm(module: nn.Module) -> bool:
     """Whether a module is a layer norm over the last axis of its input: torch's own or timm's."""
     known = type(module) is nn.LayerNorm or foreign_name(module) == ("timm.layers.norm", "LayerNorm")
-    if not known or getattr(module, "_fast_norm", False) or not {"weight", "bias"} <= module._parameters.keys():
+    return known and _normalises_one_axis(module)
+
+
+def _normalises_one_axis(module: nn.Module) -> bool:
+    """Whether a layer norm is one of a single axis, its parameters where torch keeps them, with torch's arithmetic."""
+    if not isinstance(module, nn.LayerNorm) or not {"weight", "bias"} <= module._parameters.keys():
         return False
-    return len(module.normalized_shape) == 1  # type: ignore[arg-type]
+    return len(module.normalized_shape) == 1 and not getattr(module, "_fast_norm", False)
 
 
 def is_transparent(module: nn.Module) -> bool:

@@ -64,10 +64,7 @@ class Segment:
 
     def whole(self, value: int) -> int:
         """The value whose memory it is in."""
-        value = self.root(value)
-        while value in self.parts:
-            value = self.root(self.parts[value][0])
-        return value
+        return self.place(value).whole
 
     def place(self, value: int) -> Place:
         """Where it lies."""

@@ -101,7 +101,7 @@ class _Straightener:
     def _straighten(self, step: Step) -> bool:
         """Replace a step, if it has another form."""
         if isinstance(step, Stage):
-            return _is_activation(step) and self._elementwise(step)
+            return step.is_elementwise and self._elementwise(step)
         if not isinstance(step, Call) or not step.args or not isinstance(step.args[0], Value):
             return False
         source = int(step.args[0])
@@ -149,21 +149,14 @@ def _together(program: Program) -> Program:
             and isinstance(last, Stage)
             and last.output == step.input
             and users[step.input] == 1
-            and _is_activation(step)
-            and _has_no_end(last)
+            and step.is_elementwise
+            and last.stands_for
+            and last.is_open
         ):
             steps[-1] = replace(last, activation=step.activation, residual=step.residual, output=step.output)
         else:
             steps.append(step)
     return sequence_of(program, steps)
-
-
-def _is_activation(stage: Stage) -> bool:
-    return not stage.convs and stage.norm is None
-
-
-def _has_no_end(stage: Stage) -> bool:
-    return bool(stage.stands_for) and stage.activation == "none" and stage.residual is None
 
 
 def _normalises_responses(step: Call) -> bool:

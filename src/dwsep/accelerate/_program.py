@@ -38,6 +38,16 @@ class Stage:
     stands_for: tuple[nn.Module, ...] = ()
 
     @property
+    def is_elementwise(self) -> bool:
+        """Whether it is an activation and a sum, or one of them, alone."""
+        return not self.convs and self.norm is None
+
+    @property
+    def is_open(self) -> bool:
+        """Whether nothing follows its convolution and norm."""
+        return self.activation == "none" and self.residual is None and self.scale is None
+
+    @property
     def convs(self) -> tuple[nn.Conv2d, ...]:
         """The convolutions: none, one, or several side by side."""
         return self.mixed if self.conv is None else (self.conv,)
@@ -119,7 +129,7 @@ class Program:
 
     def stages(self) -> list[Stage]:
         """The fused steps with a convolution or a norm in them."""
-        return [step for step in self.steps if isinstance(step, Stage) and (step.convs or step.norm)]
+        return [step for step in self.steps if isinstance(step, Stage) and not step.is_elementwise]
 
     @cached_property
     def stage_modules(self) -> list[nn.Module]:

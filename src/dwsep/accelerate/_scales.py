@@ -46,8 +46,7 @@ def absorbed(program: Program) -> Program:
 
 
 def _takes_a_factor(stage: Stage) -> bool:
-    plain = stage.activation == "none" and stage.residual is None and stage.scale is None
-    return stage.conv is not None and plain and _folding.folds(stage.norm)
+    return stage.conv is not None and stage.is_open and _folding.folds(stage.norm)
 
 
 def _factor(

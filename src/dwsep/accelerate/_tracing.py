@@ -64,7 +64,7 @@ class Trace(NamedTuple):
     graph: fx.Graph
     inside: list[nn.Module]
     output_spec: Any
-    unseen: Collection[fx.Node]
+    unseen: set[fx.Node]
 
 
 class _Proxy(fx.Proxy):
@@ -151,12 +151,15 @@ def _foreign_functions() -> tuple[Callable[..., Any], ...]:
     return tuple(registry.get_notrace_functions()) if registry is not None else ()
 
 
-def _leave_memory_alone(graph: fx.Graph, root: nn.Module) -> list[fx.Node]:
+def _leave_memory_alone(graph: fx.Graph, root: nn.Module) -> set[fx.Node]:
     """Have operations in place make tensors of their own where nobody can tell: what they write into was made for them,
     and who else took it has done with it. Returns the activations of which that is true, in place or not, unchanged.
     """
     modules = dict(root.named_modules(remove_duplicate=False))
     position = {node: index for index, node in enumerate(graph.nodes)}
+
+    def module_of(node: fx.Node) -> nn.Module | None:
+        return modules.get(str(node.target)) if node.op == "call_module" else None
 
     def returns_its_input(node: fx.Node) -> bool:  # or some of its channels
         if node.op == "call_function" and (
@@ -164,18 +167,19 @@ def _leave_memory_alone(graph: fx.Graph, root: nn.Module) -> list[fx.Node]:
             or _modules.undropped(node.target, node.args, node.kwargs) is not None
         ):
             return True
+        module = module_of(node)
+        if module is not None and _modules.is_replaced(module):
+            return False
         if is_activation(node):
-            module = modules.get(str(node.target)) if node.op == "call_module" else None
-            return _modules.writes(node, module) and (module is None or not _modules.is_replaced(module))
-        module = modules.get(str(node.target)) if node.op == "call_module" else None
-        if module is None or _modules.is_replaced(module):
+            return _modules.writes(node, module)
+        if module is None:
             return False
         never = _modules.drops(module) and getattr(module, "drop_prob", getattr(module, "p", 1)) == 0
         return never or _modules.passes_through(module)
 
     def is_fresh(node: fx.Node) -> bool:
         if node.op == "call_module":
-            module = modules.get(str(node.target))
+            module = module_of(node)
             if module is None or _modules.is_replaced(module) or getattr(module, "inplace", False):
                 return False
             if _modules.drops(module):
@@ -192,11 +196,11 @@ def _leave_memory_alone(graph: fx.Graph, root: nn.Module) -> list[fx.Node]:
 
     def is_activation(node: fx.Node) -> bool:
         if node.op == "call_module":
-            module = modules.get(str(node.target))
+            module = module_of(node)
             return module is not None and _modules.activation_of(module) is not None
         return node.op != "get_attr" and _modules.activation_of_call(node.target, node.kwargs) is not None
 
-    activations = []
+    activations: set[fx.Node] = set()
     for node in graph.nodes:
         computes = node.op == "call_function" and node.target in _OUT_OF_PLACE
         if not computes and not is_activation(node):
@@ -213,7 +217,7 @@ def _leave_memory_alone(graph: fx.Graph, root: nn.Module) -> list[fx.Node]:
             if computes:
                 node.target = _OUT_OF_PLACE[node.target]
             else:
-                activations.append(node)
+                activations.add(node)
     return activations
 
 

@@ -268,6 +268,6 @@ def _described(
 
 
 def _label(step: Step) -> str:
-    if isinstance(step, Stage) and not step.convs and step.norm is None:
+    if isinstance(step, Stage) and step.is_elementwise:
         return "activation"
     return "gate" if isinstance(step, Product) else ""

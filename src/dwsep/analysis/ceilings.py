@@ -20,7 +20,7 @@ from dwsep.analysis.machine import describe_machine
 from dwsep.ops import native_status
 
 PEAKS = ("float32", "bfloat16")  # dtypes whose peak is measured
-_LARGEST_PRODUCT = 2048  # rows
+_PRODUCTS = (256, 512, 1024, 2048)  # rows
 _WORKING_SETS = tuple(2**20 * size for size in (1, 2, 4, 8, 16, 32, 64, 512))  # bytes, source and target together
 
 
@@ -128,20 +128,19 @@ def _fma_peak(seconds: float) -> float | None:
 
 
 def _matmul(dtype: torch.dtype, seconds: float) -> float:
-    """The rate of the largest product that takes no more than a second.
+    """The best rate of products of more and more rows, as long as one can be expected to take no more than a second.
 
     Where a processor has no instructions for a dtype, torch's product of two matrices of 2048 rows takes a minute.
     """
-    size, rate = 256, 0.0
-    while True:
+    rate = 0.0
+    for size in _PRODUCTS:
         left, right = (torch.rand(size, size).to(dtype) for _ in range(2))
         out = torch.empty(size, size, dtype=dtype)
-        last = size == _LARGEST_PRODUCT
-        best = _best(functools.partial(torch.mm, left, right, out=out), seconds if last else 0)
+        best = _best(functools.partial(torch.mm, left, right, out=out), seconds if size == _PRODUCTS[-1] else 0)
         rate = max(rate, 2 * size**3 / best)
-        if last or 8 * best > 1:
-            return rate
-        size *= 2
+        if 8 * best > 1:
+            break
+    return rate
 
 
 def _copy(working_set: int, seconds: float) -> float:
