@@ -116,9 +116,8 @@ class _Matcher:
             in_place = _modules.writes(node, None)
         else:
             return None
-        return (
-            name if node in self.traced.unseen or not in_place else None
-        )  # what else has the tensor may see the change
+        # What else has the tensor may see the change.
+        return name if node in self.traced.unseen or not in_place else None
 
     def _next(self, tail: fx.Node) -> fx.Node | None:
         """The only user of a value, where it applies something to that value alone."""
