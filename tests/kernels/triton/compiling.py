@@ -71,7 +71,7 @@ def tensor_types(what: str, dtype: torch.dtype) -> list[str]:
 
 
 def compile_call(call: Call, types: list[str], arch: int):
-    """The kernel of a call as its first launch on such a GPU would compile it."""
+    """The kernel of a call as its first launch on such a GPU would compile it, and what it uses."""
     names = call.kernel.arg_names
     values = dict(zip(names[len(types) :], call.arguments, strict=True))
     signature: dict[str, str] = {}
@@ -87,7 +87,13 @@ def compile_call(call: Call, types: list[str], arch: int):
             signature[parameter.name] = "fp32" if isinstance(values[parameter.name], float) else "i32"
     source = ASTSource(call.kernel, signature, constants, attributes)
     options = {"num_warps": call.warps, "num_stages": call.stages}
-    return triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
+    target = GPUTarget("cuda", arch, 32)
+    compiled = triton.compile(source, target=target, options=options)
+    found = usage(compiled.asm["cubin"])
+    if found["STACK"] + found["LOCAL"]:  # as Call does
+        compiled = triton.compile(source, target=target, options={**options, "maxnreg": found["REG"]})
+        found = usage(compiled.asm["cubin"])
+    return compiled, found
 
 
 def usage(cubin: bytes) -> dict[str, int]:
@@ -113,8 +119,7 @@ def main() -> None:
             dtype = getattr(torch, name)
             for what, call, _ in calls(GEOMETRIES[position], dtype.itemsize):
                 for arch in arguments.arch:
-                    compiled = compile_call(call, tensor_types(what, dtype), arch)
-                    found = usage(compiled.asm["cubin"])
+                    compiled, found = compile_call(call, tensor_types(what, dtype), arch)
                     record = {
                         "geometry": GEOMETRIES[position],
                         "kernel": what,

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
-from compiling import TYPES, compile_call, usage
+from compiling import TYPES, compile_call
 
 from dwsep.kernels.triton import depthwise_stage_configs as tables
 from dwsep.kernels.triton import depthwise_stage_launch as launch
@@ -90,8 +90,7 @@ def main() -> None:
         for what, call, types in calls(LAYERS[position], dtype):
             if what == "separable" and arguments.arch < 80:
                 continue  # it does not run there
-            compiled = compile_call(call, types, arguments.arch)
-            found = usage(compiled.asm["cubin"])
+            compiled, found = compile_call(call, types, arguments.arch)
             record = {
                 "geometry": LAYERS[position],
                 "kernel": what,

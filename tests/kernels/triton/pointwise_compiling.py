@@ -13,7 +13,7 @@ from dwsep.kernels.triton import stage_launch
 from dwsep.kernels.triton.launch import Call
 from dwsep.kernels.triton.pointwise_launch import PointwiseProblem
 from dwsep.kernels.triton.stage_launch import TensorProblem
-from tests.kernels.triton.compiling import TYPES, compile_call, usage
+from tests.kernels.triton.compiling import TYPES, compile_call
 
 # Channels, outputs, size of the image and activation of the input, at batch 128.
 SHAPES = (
@@ -98,8 +98,7 @@ def main() -> None:
                 shape = SHAPES[position]
                 of_products = calls(shape, dtype, arch, arguments.precision)
                 for what, call, types in tensor_calls(shape, dtype) if arguments.tensors else of_products:
-                    compiled = compile_call(call, types, arch)
-                    found = usage(compiled.asm["cubin"])
+                    compiled, found = compile_call(call, types, arch)
                     record = {
                         "geometry": shape,
                         "kernel": what,

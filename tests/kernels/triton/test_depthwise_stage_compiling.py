@@ -1,4 +1,4 @@
-"""The kernels of the stages and of the separable convolution compile for GPUs that are not here, and hardly spill."""
+"""The kernels of the stages and of the separable convolution compile for GPUs that are not here, and spill nothing."""
 
 from __future__ import annotations
 
@@ -13,16 +13,12 @@ import pytest
 pytest.importorskip("triton", reason="Triton is for Linux")
 
 
-# A register or two that the assembler stores before a kernel's loop and loads behind it, for room for one more program.
-AROUND_THE_LOOP = 16
-
-
-def check(records: list[dict], most_spills: int = 0) -> None:
-    """Every kernel has PTX and a cubin which spills no more than those bytes; what it uses is printed."""
+def check(records: list[dict]) -> None:
+    """Every kernel has PTX and a cubin without spills; what it uses is printed."""
     for record in records:
         print(*(record[key] for key in ("geometry", "kernel", "dtype", "arch", "registers", "shared", "spills")))
     assert all(record["ptx"] and 0 < record["registers"] <= 255 for record in records)
-    assert [record for record in records if record["spills"] > most_spills] == []
+    assert [record for record in records if record["spills"]] == []
 
 
 def compile_all(tmp_path: Path, *options: str) -> list[dict]:
@@ -51,4 +47,4 @@ def test_stages_compile(arch, dtype, layer, tmp_path):
 def test_all_stages_compile(arch, dtype, tmp_path):
     records = compile_all(tmp_path, "--arch", arch, "--dtype", dtype)
     assert len(records) > 50
-    check(records, AROUND_THE_LOOP)
+    check(records)
