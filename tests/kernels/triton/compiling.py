@@ -90,9 +90,10 @@ def compile_call(call: Call, types: list[str], arch: int):
     target = GPUTarget("cuda", arch, 32)
     compiled = triton.compile(source, target=target, options=options)
     found = usage(compiled.asm["cubin"])
-    if found["STACK"] + found["LOCAL"]:  # as Call does
-        compiled = triton.compile(source, target=target, options={**options, "maxnreg": found["REG"]})
-        found = usage(compiled.asm["cubin"])
+    for registers in (found["REG"], launch.MOST_REGISTERS):  # as Call does
+        if found["STACK"] + found["LOCAL"]:
+            compiled = triton.compile(source, target=target, options={**options, "maxnreg": registers})
+            found = usage(compiled.asm["cubin"])
     return compiled, found
 
 

@@ -26,12 +26,12 @@ class Compiled:
 
 
 class Kernel:
-    """A kernel whose compiler gives ``first``, and ``limited`` where it is told how many registers there are."""
+    """A kernel of which the compiler makes ``first``, and ``limited`` for so many registers."""
 
     arg_names = ("x", "n")
 
-    def __init__(self, first: Compiled, limited: Compiled) -> None:
-        self.first, self.limited, self.limits = first, limited, []
+    def __init__(self, first: Compiled, limited: dict[int, Compiled]) -> None:
+        self.first, self.limited, self.warmups = first, limited, []
 
     def __getitem__(self, grid):
         def launch(*arguments, num_warps, num_stages):
@@ -41,24 +41,28 @@ class Kernel:
         return launch
 
     def warmup(self, *arguments, grid, num_warps, num_stages, maxnreg):
-        self.limits.append((arguments[1:], grid, num_warps, num_stages, maxnreg))
-        return self.limited
+        self.warmups.append((arguments[1:], grid, num_warps, num_stages))
+        return self.limited[maxnreg]
 
 
 @pytest.mark.parametrize(
-    "spills, spills_when_limited, limits, later",
+    "spills, of_limited, warmups, later",
     [
-        (0, 0, [], "first"),
-        (2, 0, [((7,), (3, 1, 1), 8, 2, 96)], "limited"),
-        (2, 2, [((7,), (3, 1, 1), 8, 2, 96)], "first"),
+        (0, {}, 0, None),
+        (2, {96: 0}, 1, 96),
+        (2, {96: 2, 255: 0}, 2, 255),
+        (2, {96: 1, 255: 0}, 2, 255),
+        (2, {96: 3, 255: 3}, 2, None),
     ],
 )
-def test_a_kernel_that_spills_is_compiled_for_the_registers_it_has(spills, spills_when_limited, limits, later):
-    first, limited = Compiled(96, spills), Compiled(96, spills_when_limited)
+def test_a_kernel_that_spills_is_compiled_for_the_registers_it_has_then_for_all(spills, of_limited, warmups, later):
+    first = Compiled(96, spills)
+    limited = {registers: Compiled(registers, left) for registers, left in of_limited.items()}
     kernel = Kernel(first, limited)
     call = Call(kernel, (3,), 8, {"n": 7}, stages=2)
     for _ in range(3):
         call(torch.zeros(4))
-    assert kernel.limits == limits
-    assert limited.loaded == bool(limits)
-    assert (first.launched, limited.launched) == ((3, 0) if later == "first" else (1, 2))
+    assert kernel.warmups == [((7,), (3, 1, 1), 8, 2)] * warmups
+    assert all(compiled.loaded for compiled in limited.values())
+    launched = {None: first.launched, **{registers: compiled.launched for registers, compiled in limited.items()}}
+    assert launched == {None: 1, **dict.fromkeys(limited, 0), later: 2 if later else 3}

@@ -15,6 +15,8 @@ from dwsep.kernels.triton.shapes import Shape
 # Programs of the weight gradient's first stage: several for each multiprocessor of a large GPU, by the shape alone.
 _PROGRAMS = 1024
 _CACHED = 4096
+# That a thread can have.
+MOST_REGISTERS = 255
 
 
 class Call:
@@ -52,17 +54,20 @@ class Call:
     def _without_spills(self, compiled: Any, tensors: tuple[Tensor, ...]) -> Any:
         """The kernel that later calls launch.
 
-        Left to itself, the assembler at times stores a register or two around a loop for room for one more program.
-        Told to keep to the registers that it took, it finds room for them all.
+        Left to itself, the assembler at times stores registers around a loop for room for one more program. Told to
+        keep to those that it took, it mostly finds room in them, and else in as many as a thread can have.
         """
-        if not compiled.n_spills:
-            return compiled
-        limited = self.kernel.warmup(
-            *tensors, *self.arguments, grid=self.grid,
-            num_warps=self.warps, num_stages=self.stages, maxnreg=compiled.n_regs,
-        )  # fmt: skip
-        limited[self.grid]  # loads it, which counts
-        return limited if limited.n_spills < compiled.n_spills else compiled
+        for registers in (compiled.n_regs, MOST_REGISTERS):
+            if not compiled.n_spills:
+                break
+            limited = self.kernel.warmup(
+                *tensors, *self.arguments, grid=self.grid,
+                num_warps=self.warps, num_stages=self.stages, maxnreg=registers,
+            )  # fmt: skip
+            limited[self.grid]  # loads it, which counts
+            if limited.n_spills < compiled.n_spills:
+                compiled = limited
+        return compiled
 
 
 def _ceil(n: int, step: int) -> int:
