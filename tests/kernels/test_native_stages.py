@@ -158,6 +158,11 @@ def test_large_problems_exact_on_integers():
         pad = (kernel - 1) * dilation // 2
         geometry = ([stride] * 2, [pad] * 4, [dilation] * 2)
         check("depthwise_stage", x, integers(96, 1, kernel, kernel, top=1), geometry, "relu", **options)
+    # Narrow images of whole cache lines, whose rows' sums go on over the next.
+    for images, channels, size in ((512, 64, 3), (512, 48, 4), (200, 80, 7)):
+        x = last(integers(images, channels, size, size))
+        geometry = ([1, 1], [1] * 4, [1, 1])
+        check("depthwise_stage", x, integers(channels, 1, 3, 3, top=1), geometry, "relu", **options)
     # Rows of one block of channels alone outgrow the cache.
     wide = last(integers(1, 20, 9, 9000))
     check("depthwise_stage", wide, integers(20, 1, 9, 3, top=1), ([1, 1], [4, 4, 1, 1], [1, 1]), "relu", **options)
