@@ -12,6 +12,7 @@ import subprocess
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 import triton
@@ -70,8 +71,8 @@ def tensor_types(what: str, dtype: torch.dtype) -> list[str]:
     return [element, "fp32" if what.startswith("last") else element, element, element, element]
 
 
-def compile_call(call: Call, types: list[str], arch: int):
-    """The kernel of a call as its first launch on such a GPU would compile it, and what it uses."""
+def compile_call(call: Call, types: list[str], arch: int) -> dict[str, Any]:
+    """What the kernel of a call uses, compiled as for its launches on such a GPU."""
     names = call.kernel.arg_names
     values = dict(zip(names[len(types) :], call.arguments, strict=True))
     signature: dict[str, str] = {}
@@ -94,7 +95,13 @@ def compile_call(call: Call, types: list[str], arch: int):
         if found["STACK"] + found["LOCAL"]:
             compiled = triton.compile(source, target=target, options={**options, "maxnreg": registers})
             found = usage(compiled.asm["cubin"])
-    return compiled, found
+    return {
+        "arch": arch,
+        "registers": found["REG"],
+        "shared": compiled.metadata.shared,
+        "spills": found["STACK"] + found["LOCAL"],
+        "ptx": ".target sm_" in compiled.asm["ptx"],
+    }
 
 
 def usage(cubin: bytes) -> dict[str, int]:
@@ -120,17 +127,8 @@ def main() -> None:
             dtype = getattr(torch, name)
             for what, call, _ in calls(GEOMETRIES[position], dtype.itemsize):
                 for arch in arguments.arch:
-                    compiled, found = compile_call(call, tensor_types(what, dtype), arch)
-                    record = {
-                        "geometry": GEOMETRIES[position],
-                        "kernel": what,
-                        "dtype": name,
-                        "arch": arch,
-                        "registers": found["REG"],
-                        "shared": compiled.metadata.shared,
-                        "spills": found["STACK"] + found["LOCAL"],
-                        "ptx": ".target sm_" in compiled.asm["ptx"],
-                    }
+                    record = {"geometry": GEOMETRIES[position], "kernel": what, "dtype": name}
+                    record |= compile_call(call, tensor_types(what, dtype), arch)
                     print(json.dumps(record), flush=True)
 
 

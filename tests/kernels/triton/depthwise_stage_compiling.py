@@ -90,17 +90,8 @@ def main() -> None:
         for what, call, types in calls(LAYERS[position], dtype):
             if what == "separable" and arguments.arch < 80:
                 continue  # it does not run there
-            compiled, found = compile_call(call, types, arguments.arch)
-            record = {
-                "geometry": LAYERS[position],
-                "kernel": what,
-                "dtype": arguments.dtype,
-                "arch": arguments.arch,
-                "registers": found["REG"],
-                "shared": compiled.metadata.shared,
-                "spills": found["STACK"] + found["LOCAL"],
-                "ptx": ".target sm_" in compiled.asm["ptx"],
-            }
+            record = {"geometry": LAYERS[position], "kernel": what, "dtype": arguments.dtype}
+            record |= compile_call(call, types, arguments.arch)
             print(json.dumps(record), flush=True)
 
 

@@ -98,18 +98,9 @@ def main() -> None:
                 shape = SHAPES[position]
                 of_products = calls(shape, dtype, arch, arguments.precision)
                 for what, call, types in tensor_calls(shape, dtype) if arguments.tensors else of_products:
-                    compiled, found = compile_call(call, types, arch)
-                    record = {
-                        "geometry": shape,
-                        "kernel": what,
-                        "dtype": name,
-                        "arch": arch,
-                        "registers": found["REG"],
-                        "shared": compiled.metadata.shared,
-                        "spills": found["STACK"] + found["LOCAL"],
-                        "ptx": ".target sm_" in compiled.asm["ptx"],
-                        "blocks": [call.grid[0], call.warps, *call.arguments[-3:]],
-                    }
+                    record = {"geometry": shape, "kernel": what, "dtype": name}
+                    record |= compile_call(call, types, arch)
+                    record["blocks"] = [call.grid[0], call.warps, *call.arguments[-3:]]
                     print(json.dumps(record), flush=True)
 
 

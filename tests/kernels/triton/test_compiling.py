@@ -2,34 +2,11 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 
 pytest.importorskip("triton", reason="Triton is for Linux")
 
-
-def compile_all(tmp_path: Path, *options: str, program: str = "compiling.py") -> list[dict]:
-    """What a program beside this file reports, run without the interpreter and with an empty cache."""
-    root = Path(__file__).parents[3]
-    path = os.pathsep.join([str(root), *filter(None, [os.environ.get("PYTHONPATH")])])
-    environment = {**os.environ, "TRITON_CACHE_DIR": str(tmp_path), "TRITON_INTERPRET": "0", "PYTHONPATH": path}
-    command = [sys.executable, str(Path(__file__).with_name(program)), *options]
-    result = subprocess.run(command, env=environment, cwd=root, capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr[-3000:]
-    return [json.loads(line) for line in result.stdout.splitlines()]
-
-
-def check(records: list[dict]) -> None:
-    """Every kernel has PTX and a cubin without spills; what it uses is printed."""
-    for record in records:
-        print(*(record[key] for key in ("geometry", "kernel", "dtype", "arch", "registers", "shared", "spills")))
-    assert all(record["ptx"] and 0 < record["registers"] <= 255 for record in records)
-    assert [record for record in records if record["spills"]] == []
+from tests.kernels.triton.compiled import check, compile_all
 
 
 def test_kernels_compile(tmp_path):
