@@ -23,7 +23,9 @@ struct Batch {
     const int64_t columns = plan.width.input;
     const int64_t near = l1_cache_bytes() / 2 / (planes * plan.lanes * kFloatBytes);
     rows = std::clamp<int64_t>(near / (columns * kMostBlocks), 1, std::min(kMostRows, plan.height.input));
-    blocks = std::clamp<int64_t>(near / (columns * rows), 1, kMostBlocks);
+    // Whole cache lines, which are read and written at once.
+    const int64_t of_line = std::max<int64_t>(1, kLineFloats / plan.lanes);
+    blocks = std::clamp<int64_t>(near / (columns * rows) / of_line * of_line, of_line, kMostBlocks);
     taken = rows;
     if (taker == nullptr) return;
     constexpr int64_t kTakenOutputs = 4;

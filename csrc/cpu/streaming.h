@@ -17,10 +17,11 @@ constexpr int64_t kForwardStreamBytes = int64_t{4} << 20;
 // Measured where each complex of cores has 32 MB of it: the system's own answer is of the whole machine's caches.
 constexpr int64_t kCachedBytes = int64_t{24} << 20;
 
+constexpr int64_t kLineFloats = 16;  // of a cache line
+
 // Whether to store channels of a channels-last tensor that way, whose pixels have `pixel_stride` of them. They must be
 // whole cache lines.
 inline bool streams(const float* tensor, int64_t pixels, int64_t channels, int64_t pixel_stride, int64_t least_bytes) {
-  constexpr int64_t kLineFloats = 16;
   const auto size = static_cast<int64_t>(sizeof(float));
   return pixels * pixel_stride * size >= least_bytes && channels % kLineFloats == 0 &&
          pixel_stride % kLineFloats == 0 &&
@@ -40,7 +41,6 @@ inline bool streams_from_planes(ElementType type, const void* tensor, const Stri
                                 int64_t channels, int64_t least_bytes) {
   if (tensor == nullptr || type != ElementType::kFloat32) return false;
   if (strides.channel == 1) return streams(type, tensor, pixels, channels, strides.axis[2], least_bytes);
-  constexpr int64_t kLineFloats = 16;
   const bool lines = strides.axis[1] % kLineFloats == 0 && strides.channel % kLineFloats == 0 &&
                      reinterpret_cast<std::uintptr_t>(tensor) % (kLineFloats * sizeof(float)) == 0;
   return lines && pixels * channels * static_cast<int64_t>(sizeof(float)) >= least_bytes;
