@@ -30,6 +30,8 @@ for line in sys.stdin:
             os.environ.update(request["environment"])
             exec(compile(request["script"], "<script>", "exec"), {"__name__": "__main__"})
             code = 0
+        except SystemExit as end:
+            code = end.code if isinstance(end.code, int) else int(end.code is not None)
         except BaseException:
             traceback.print_exc()
         finally:

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import pytest
+
 import dwsep
 from tests import forks
 
 SUPPORTED = dwsep.ops.native_status().supported_isas
+# The paths that CPUs of today take, where what a test compares with takes longest; the sweep has the portable one too.
+_PORTABLE = [pytest.mark.sweep] if len(SUPPORTED) > 1 else []
+USUAL = [pytest.param(isa, marks=_PORTABLE if isa == "portable" else []) for isa in SUPPORTED]
 # Those that multiply operands rounded to bfloat16 where a network's are.
 BFLOAT16 = ("avx512_bf16", "amx", "amx_fp32")
 

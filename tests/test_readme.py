@@ -6,7 +6,6 @@ import os
 import re
 import shlex
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -48,8 +47,8 @@ def test_dwsep_commands_run(session, tmp_path):
             words[3:3] = ["mobilenetv2_100"] * words[3].startswith("--")
             words += ["--quick", "--size", "32", "--peers", "nchw"]
         if words[0] == "dwsep":
-            arguments = [sys.executable, "-m", "dwsep.cli", *words[1:]]
-            result = subprocess.run(arguments, capture_output=True, text=True, cwd=tmp_path)
+            script = f"import os, sys\nos.chdir({str(tmp_path)!r})\nsys.argv = {words!r}\n"
+            result = forks.run(script + "from dwsep.cli import main\nmain.main()")
             assert result.returncode == 0, command + result.stdout + result.stderr
 
 

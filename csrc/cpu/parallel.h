@@ -1,9 +1,6 @@
-// ATen's thread pool; a plain loop in builds without torch, which test kernels on emulated CPUs.
+// ATen's thread pool; a plain loop in builds without torch, which test kernels on emulated CPUs. torch's headers, which
+// take longer to read than a kernel takes to compile, are seen by parallel.cpp only.
 #pragma once
-
-#ifndef DWSEP_WITHOUT_TORCH
-#include <torch/csrc/stable/ops.h>
-#endif
 
 #include <algorithm>
 #include <array>
@@ -13,6 +10,12 @@
 
 namespace dwsep {
 
+// task(context, begin, end) over [0, count) in parts of at least `grain`, by the threads of the pool.
+void run_in_parallel(int64_t count, int64_t grain, void (*task)(const void* context, int64_t begin, int64_t end),
+                     const void* context);
+
+int64_t thread_count();
+
 // f(begin, end) over [0, count) in parts of at least `grain`.
 template <class F>
 void parallel_for(int64_t count, int64_t grain, const F& f) {
@@ -20,19 +23,10 @@ void parallel_for(int64_t count, int64_t grain, const F& f) {
     if (count > 0) f(int64_t{0}, count);
     return;
   }
-#ifdef DWSEP_WITHOUT_TORCH
-  f(int64_t{0}, count);
-#else
-  torch::stable::parallel_for(0, count, grain, f);
-#endif
-}
-
-inline int64_t thread_count() {
-#ifdef DWSEP_WITHOUT_TORCH
-  return 2;
-#else
-  return static_cast<int64_t>(torch::stable::get_num_threads());
-#endif
+  const auto task = [](const void* context, int64_t begin, int64_t end) {
+    (*static_cast<const F*>(context))(begin, end);
+  };
+  run_in_parallel(count, grain, task, &f);
 }
 
 // Parts which threads may take from each other.

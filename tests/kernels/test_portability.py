@@ -9,13 +9,9 @@ from pathlib import Path
 
 import pytest
 
-import dwsep
-
 ROOT = Path(__file__).parents[2]
 CPU_SOURCES = sorted(path.stem for path in (ROOT / "csrc" / "cpu").glob("*.cpp"))
 FLAGS = ["-std=c++20", "-ffp-contract=fast", "-Wall", "-Wextra", "-pedantic", "-Werror", "-DDWSEP_WITHOUT_TORCH"]
-# Whose own tests all go through the instructions themselves: six minutes of a core would show nothing more.
-HAS_AVX512 = "avx512" in dwsep.ops.native_status().supported_isas
 
 
 def _build(compiler: str, tmp_path: Path, isas: dict[str, list[str]], *extra: str) -> Path:
@@ -39,7 +35,7 @@ def _build(compiler: str, tmp_path: Path, isas: dict[str, list[str]], *extra: st
     return program
 
 
-@(pytest.mark.sweep if HAS_AVX512 else pytest.mark.first)
+@pytest.mark.sweep
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="builds for x86-64")
 @pytest.mark.skipif(shutil.which("g++") is None, reason="no g++ here")
 def test_wide_vectors_exact_without_avx512(tmp_path):

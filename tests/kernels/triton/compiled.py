@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
+
+from tests import forks
+
+_PATH = os.pathsep.join([str(Path(__file__).parents[3]), *filter(None, [os.environ.get("PYTHONPATH")])])
 
 
 def compile_all(tmp_path: Path, *options: str, program: str = "compiling.py") -> list[dict]:
     """What a program beside this file reports, run without the interpreter and with an empty cache."""
-    root = Path(__file__).parents[3]
-    path = os.pathsep.join([str(root), *filter(None, [os.environ.get("PYTHONPATH")])])
-    environment = {**os.environ, "TRITON_CACHE_DIR": str(tmp_path), "TRITON_INTERPRET": "0", "PYTHONPATH": path}
-    command = [sys.executable, str(Path(__file__).with_name(program)), *options]
-    result = subprocess.run(command, env=environment, cwd=root, capture_output=True, text=True)
+    path = Path(__file__).with_name(program)
+    script = (
+        f"import runpy, sys\nsys.argv = {[program, *options]!r}\nrunpy.run_path({str(path)!r}, run_name='__main__')"
+    )
+    result = forks.run(script, {"TRITON_CACHE_DIR": str(tmp_path), "TRITON_INTERPRET": "0"}, {"PYTHONPATH": _PATH})
     assert result.returncode == 0, result.stderr[-3000:]
     return [json.loads(line) for line in result.stdout.splitlines()]
 

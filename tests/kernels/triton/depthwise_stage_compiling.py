@@ -8,13 +8,13 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
-from compiling import TYPES, compile_call
 
 from dwsep.kernels.triton import depthwise_stage_configs as tables
 from dwsep.kernels.triton import depthwise_stage_launch as launch
 from dwsep.kernels.triton import separable_launch
 from dwsep.kernels.triton.launch import Call
 from dwsep.kernels.triton.shapes import shape_of
+from tests.kernels.triton.compiling import TYPES, compile_call
 
 
 class Layer(NamedTuple):
