@@ -34,8 +34,6 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    # What takes minutes would leave the other workers idle if it came last.
-    items.sort(key=lambda item: "first" not in item.keywords)
     if config.getoption("--sweep"):
         return
     skip = pytest.mark.skip(reason="a long sweep: run by make test-all")

@@ -31,7 +31,10 @@ for line in sys.stdin:
             exec(compile(request["script"], "<script>", "exec"), {"__name__": "__main__"})
             code = 0
         except SystemExit as end:
-            code = end.code if isinstance(end.code, int) else int(end.code is not None)
+            code = end.code or 0
+            if not isinstance(code, int):  # a message, as the interpreter itself takes it
+                print(code, file=sys.stderr)
+                code = 1
         except BaseException:
             traceback.print_exc()
         finally:

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 
 from tests import forks
-
-_PATH = os.pathsep.join([str(Path(__file__).parents[3]), *filter(None, [os.environ.get("PYTHONPATH")])])
 
 
 def compile_all(tmp_path: Path, *options: str, program: str = "compiling.py") -> list[dict]:
@@ -17,7 +14,7 @@ def compile_all(tmp_path: Path, *options: str, program: str = "compiling.py") ->
     script = (
         f"import runpy, sys\nsys.argv = {[program, *options]!r}\nrunpy.run_path({str(path)!r}, run_name='__main__')"
     )
-    result = forks.run(script, {"TRITON_CACHE_DIR": str(tmp_path), "TRITON_INTERPRET": "0"}, {"PYTHONPATH": _PATH})
+    result = forks.run(script, {"TRITON_CACHE_DIR": str(tmp_path), "TRITON_INTERPRET": "0"})
     assert result.returncode == 0, result.stderr[-3000:]
     return [json.loads(line) for line in result.stdout.splitlines()]
 
