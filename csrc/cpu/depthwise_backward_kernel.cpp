@@ -97,12 +97,13 @@ void depthwise_conv_backward(const ConvProblem& problem, const WeightSources& we
     return;
   }
   if (activation == Activation::kNone && is_channels_last(tensors, problem)) {
-    if (direct_backward_pays(kernels(), problem, tensors)) {
+    RowsPlan rows(kernels(), problem, true);
+    const bool rows_pay = rows.pays(true);
+    if (!(rows_pay && rows.crowds_sets()) && direct_backward_pays(kernels(), problem, tensors)) {
       depthwise_direct_backward(problem, weights, tensors);
       return;
     }
-    RowsPlan rows(kernels(), problem, true);
-    if (rows.pays(true)) {
+    if (rows_pay) {
       depthwise_rows_backward(rows, weights, {}, tensors);
       return;
     }

@@ -55,10 +55,7 @@ RowsPlan::RowsPlan(const KernelTable& kernels, const ConvProblem& of, bool backw
 bool RowsPlan::pays(bool backward) const {
   if (group == 0 || height.input == 1) return false;
   if (problem.element_type == ElementType::kBFloat16) return half_pays();
-  if (!backward && has_short_vectors()) {
-    // Planes need several images to be as fast.
-    return !short_vectors_leave() && height.stride == 1 && width.stride == 1 && problem.batch == 1;
-  }
+  if (!backward && has_short_vectors()) return !short_vectors_leave() && height.stride == 1 && width.stride == 1;
   if (!backward && is_beside_direct()) return pays_beside_direct();
   // Short rows are few sums at a time for the direct kernel, and a tile of planes has a whole image of them.
   const bool neighbours = height.dilation == 1 && width.dilation == 1;
@@ -77,18 +74,24 @@ bool RowsPlan::leaves_to_direct() const {
   return is_beside_direct() && !pays_beside_direct();
 }
 
-// Of a forward on vectors of half a cache line: a block of channels, which planes and rows are made of, has only one
+// On vectors of half a cache line: a block of channels, which planes and rows are made of, has only one
 // half of each line it touches, so that both halves are moved one by one.
 bool RowsPlan::has_short_vectors() const {
   return lanes == 8 && has_two_axes(problem) && problem.element_type == ElementType::kFloat32;
 }
 
-// As measured on a Zen 3: what many taps read again and again is nearer in planes, and in short rows sooner.
+// As measured on a Zen 3.
+bool RowsPlan::crowds_sets() const {
+  constexpr int64_t kCrowded = 2048, kManyTaps = 5;
+  return has_short_vectors() && width.kernel >= kManyTaps &&
+         problem.channels * static_cast<int64_t>(sizeof(float)) % kCrowded == 0;
+}
+
+// As measured on a Zen 3: what many taps read again and again is nearer in rows, and in short ones sooner.
 bool RowsPlan::short_vectors_leave() const {
-  constexpr int64_t kShort = 8, kMedium = 16;
+  constexpr int64_t kShort = 8;
   const int64_t taps = width.kernel;
-  if (taps < 5) return true;
-  return taps <= 7 && width.output > (taps == 5 ? kShort : kMedium);
+  return taps < 5 || (taps == 5 && width.output > kShort);
 }
 
 // Of a forward: whether rows and the direct kernel are the ways to choose from, and planes the slowest, as measured on

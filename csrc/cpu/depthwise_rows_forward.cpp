@@ -105,7 +105,10 @@ void depthwise_rows_forward(RowsPlan& plan, const WeightSources& weights, const 
   plan.pack(weights, memory + packed_at);
   auto* part_sums = reinterpret_cast<double*>(memory + sums_at);
   const int64_t pixels = problem.batch * problem.output[1] * problem.output[2];
-  const bool stream = streams(problem.element_type, y, pixels, problem.channels, plan.pixel_stride,
+  // Of a forward alone, what stays in the last cache is stored there.
+  const int64_t elements = (problem.batch * problem.input[1] * problem.input[2] + pixels) * problem.channels;
+  const bool stream = (sums != nullptr || elements * element_bytes(problem.element_type) > kCachedBytes) &&
+                      streams(problem.element_type, y, pixels, problem.channels, plan.pixel_stride,
                               sums != nullptr ? kTrainingStreamBytes : kForwardStreamBytes);
   run_parts(plan, ForwardRows::floats(plan), [&](int64_t part, int64_t first_block, float* panel) {
     return ForwardRows(plan, first_block, load, activation, x, y, stream,
