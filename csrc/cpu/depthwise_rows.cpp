@@ -74,8 +74,8 @@ bool RowsPlan::leaves_to_direct() const {
   return is_beside_direct() && !pays_beside_direct();
 }
 
-// On vectors of half a cache line: a block of channels, which planes and rows are made of, has only one
-// half of each line it touches, so that both halves are moved one by one.
+// On vectors of half a cache line: a block of channels, which planes and rows are made of, has only one half
+// of each line it touches, so that both halves are moved one by one.
 bool RowsPlan::has_short_vectors() const {
   return lanes == 8 && has_two_axes(problem) && problem.element_type == ElementType::kFloat32;
 }
