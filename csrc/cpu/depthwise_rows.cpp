@@ -80,13 +80,6 @@ bool RowsPlan::has_short_vectors() const {
   return lanes == 8 && has_two_axes(problem) && problem.element_type == ElementType::kFloat32;
 }
 
-// As measured on a Zen 3.
-bool RowsPlan::crowds_sets() const {
-  constexpr int64_t kCrowded = 2048, kManyTaps = 5;
-  return has_short_vectors() && width.kernel >= kManyTaps &&
-         problem.channels * static_cast<int64_t>(sizeof(float)) % kCrowded == 0;
-}
-
 // As measured on a Zen 3: what many taps read again and again is nearer in rows, and in short ones sooner.
 bool RowsPlan::short_vectors_leave() const {
   constexpr int64_t kShort = 8;

@@ -51,9 +51,6 @@ struct RowsPlan : BandPlan {
   bool pays(bool backward) const;
   // Of a forward whose rows do not pay: whether the direct kernel does, where planes would be another way.
   bool leaves_to_direct() const;
-  // Of a way back: whether pixels lie so far apart that they share a few sets of the first cache, so that the direct
-  // kernel finds what its taps read again no longer there.
-  bool crowds_sets() const;
 
  private:
   bool half_pays() const;

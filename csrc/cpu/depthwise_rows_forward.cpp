@@ -3,6 +3,7 @@
 #include "cpu/depthwise_rows.h"
 #include "cpu/layout.h"
 #include "cpu/moments.h"
+#include "cpu/repeated_channels.h"
 #include "cpu/streaming.h"
 
 namespace dwsep {
@@ -106,7 +107,7 @@ void depthwise_rows_forward(RowsPlan& plan, const WeightSources& weights, const 
   auto* part_sums = reinterpret_cast<double*>(memory + sums_at);
   const int64_t pixels = problem.batch * problem.output[1] * problem.output[2];
   // Of a forward alone, what stays in the last cache is stored there.
-  const int64_t elements = (problem.batch * problem.input[1] * problem.input[2] + pixels) * problem.channels;
+  const int64_t elements = input_elements(problem) + pixels * problem.channels;
   const bool stream = (sums != nullptr || elements * element_bytes(problem.element_type) > kCachedBytes) &&
                       streams(problem.element_type, y, pixels, problem.channels, plan.pixel_stride,
                               sums != nullptr ? kTrainingStreamBytes : kForwardStreamBytes);
